@@ -1,0 +1,46 @@
+"""``python -m benchmarks COMMAND``: finds the command's module and hands it the rest of the line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+# name -> (module, one line of help). A module is imported only when its command runs; it offers
+# ``main(argv: list[str]) -> int``.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("benchmarks.train", "train a network on real images, without derivatives or with them"),
+    "paper": ("benchmarks.paper.cli", "re-run a table or a figure of the paper"),
+    "performance": ("benchmarks.performance.cli", "speed and memory of the step, beside other libraries"),
+    "scaling": ("benchmarks.scaling.cli", "strong and weak scaling over devices, measured and predicted"),
+    "edf": ("benchmarks.edf.cli", "exponentially decaying flows against first-order methods"),
+    "forward-budget": ("benchmarks.forward_budget", "test accuracy for a given number of forward passes"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command named by the first argument."""
+    arguments = sys.argv[1:] if argv is None else argv
+    available = {name: entry for name, entry in COMMANDS.items() if _exists(entry[0])}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, available))
+        print("usage: python -m benchmarks COMMAND [--help]\n\ncommands:")
+        for name, (_, summary) in available.items():
+            print(f"  {name:{width}}  {summary}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in available:
+        print(f"benchmarks: no command {name!r}; there are: {', '.join(available)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(available[name][0]).main(rest)
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

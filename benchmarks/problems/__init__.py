@@ -1,0 +1,1 @@
+"""What is solved: data, model and loss."""

@@ -1,0 +1,66 @@
+"""What every run leaves behind: one JSON object with its numbers and where they came from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and processor count: what a reader needs to judge a number."""
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform}: {device.device_kind}",
+        "device_count": jax.device_count(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def save_result(path: Path | str, payload: dict[str, Any]) -> Path:
+    """Write ``payload`` with its environment to ``path`` (JSON); returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plain({**payload, "environment": environment()}), indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def print_result(payload: dict[str, Any]) -> None:
+    """Print ``payload`` as one line of JSON: the last line of a run on standard output."""
+    print(json.dumps(plain(payload)), flush=True)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: arrays as lists, numbers that are not finite as ``None``."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | jax.Array | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
