@@ -1,0 +1,22 @@
+"""Flax models for ensembles: adapters for both of flax's APIs, and the networks of the EKI literature.
+
+Importing this package needs the extra ``flax``; nothing else in ``eki_jax`` imports it.
+"""
+
+from __future__ import annotations
+
+from eki_jax.flax._linen import linen_forward as linen_forward
+from eki_jax.flax._nnx import nnx_forward as nnx_forward
+from eki_jax.flax.convolutional import ConvolutionalNetwork as ConvolutionalNetwork
+from eki_jax.flax.convolutional import Stage as Stage
+from eki_jax.flax.convolutional import cnn1 as cnn1
+from eki_jax.flax.convolutional import cnn2 as cnn2
+from eki_jax.flax.convolutional import cnn3 as cnn3
+from eki_jax.flax.convolutional import cnn_mnist as cnn_mnist
+from eki_jax.flax.dense import DenseNetwork as DenseNetwork
+from eki_jax.flax.dense import dense_network as dense_network
+from eki_jax.flax.dense import dnn1 as dnn1
+from eki_jax.flax.dense import dnn2 as dnn2
+from eki_jax.flax.dense import dnn3 as dnn3
+from eki_jax.flax.dense import dnn4 as dnn4
+from eki_jax.flax.recurrent import TanhRNN as TanhRNN
