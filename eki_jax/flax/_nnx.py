@@ -34,8 +34,8 @@ def nnx_forward(module: nnx.Module, *, method: str = "__call__") -> tuple[Callab
         >>> template["kernel"].shape
         (2, 3)
     """
-    graph, state, rest = nnx.split(module, nnx.Param, ...)
-    params = nnx.to_pure_dict(state)
+    graph, *states = nnx.split(module, nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(states[0]), states[1]
     if not jax.tree.leaves(params):
         raise ValueError(f"module: {type(module).__name__} has no nnx.Param, so there is nothing to train")
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)

@@ -1,0 +1,340 @@
+"""The data files: formats, hashes and errors, on small files written here."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+
+import numpy as np
+import pytest
+import scipy.io
+
+from benchmarks.problems import data, files, registry, tables
+from benchmarks.problems.files import MissingFile, Source
+from benchmarks.problems.idx import DamagedFile, parse_idx, read_bytes
+
+RNG = np.random.default_rng(0)
+
+
+def idx(array):
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(folder, labels=(3, 9, 0, 1, 1), packed=True):
+    """Five training and three test images of 28x28 in MNIST's files."""
+    folder.mkdir(parents=True)
+    train, test = RNG.integers(0, 256, (5, 28, 28)), RNG.integers(0, 256, (3, 28, 28))
+    for source, array in zip(data.MNIST, (train, np.array(labels), test, np.array([7, 8, 9])), strict=True):
+        if packed:
+            (folder / source.name).write_bytes(gzip.compress(idx(array)))
+        else:
+            (folder / source.name.removesuffix(".gz")).write_bytes(idx(array))
+    return train, test
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_is_standardised_by_one_mean_and_deviation(tmp_path, packed):
+    train, test = write_mnist(tmp_path / "mnist", packed=packed)
+    dataset = data.mnist(tmp_path, verify=False)
+    mean, deviation = (train / 255).mean(), (train / 255).std()
+    np.testing.assert_allclose(dataset.train_x[..., 0], (train / 255 - mean) / deviation, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dataset.test_x[..., 0], (test / 255 - mean) / deviation, rtol=1e-4, atol=1e-5)
+    assert (dataset.train_x.dtype, dataset.train_y.dtype) == (np.float32, np.int32)
+    assert dataset.train_y.tolist() == [3, 9, 0, 1, 1]
+    assert dataset.test_y.tolist() == [7, 8, 9]
+    assert dataset.classes == 10
+
+
+def test_fashion_mnist_is_read_from_its_own_folder(tmp_path):
+    train, _ = write_mnist(tmp_path / "fashion_mnist")
+    dataset = data.fashion_mnist(tmp_path, verify=False)
+    assert dataset.train_x.shape == (*train.shape, 1)
+    with pytest.raises(DamagedFile, match=r"fashion_mnist/train-images.*MD5 .*wanted 8d4fb7e6"):
+        data.fashion_mnist(tmp_path)
+
+
+def test_folder_comes_from_the_argument_then_the_environment(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "here" / "mnist", labels=(1, 1, 1, 1, 1))
+    write_mnist(tmp_path / "there" / "mnist", labels=(2, 2, 2, 2, 2))
+    monkeypatch.setenv(files.ENVIRONMENT_VARIABLE, str(tmp_path / "there"))
+    assert data.mnist(verify=False).train_y[0] == 2
+    assert data.mnist(tmp_path / "here", verify=False).train_y[0] == 1
+
+
+def test_wrong_hash_names_file_and_both_hashes(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    content = gzip.decompress((tmp_path / "mnist" / data.MNIST[0].name).read_bytes())
+    found = hashlib.md5(content).hexdigest()
+    with pytest.raises(DamagedFile, match=rf"train-images.*MD5 {found}; wanted 6bbc9ace898e44ae57da46a324031adb"):
+        data.mnist(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "svhn", "cifar10"])
+def test_missing_file_is_named_with_its_address(tmp_path, name):
+    with pytest.raises(MissingFile, match=rf"{name}/\w.* is missing; it is published at http"):
+        getattr(data, name)(tmp_path)
+
+
+def test_one_missing_file_of_four_is_named(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(MissingFile, match=r"t10k-labels-idx1-ubyte\.gz is missing"):
+        data.mnist(tmp_path, verify=False)
+
+
+def test_idx_round_trip():
+    array = RNG.integers(0, 256, (4, 3, 2)).astype(np.uint8)
+    assert np.array_equal(parse_idx(idx(array), "images", 3), array)
+
+
+@pytest.mark.parametrize(
+    ("content", "ndim", "message"),
+    [
+        (b"\0\0\x08", 1, r"labels: 3 bytes; wanted a header of 8 bytes"),
+        (b"\0\0\x08\x03" + bytes(12), 1, r"labels: magic number 0x00000803; wanted 0x00000801"),
+        (b"\0\0\x0d\x01" + bytes(4), 1, r"labels: magic number 0x00000d01; wanted 0x00000801"),
+        (idx(np.arange(5))[:-1], 1, r"labels: 4 values; its header wants 5"),
+        (idx(np.arange(5)) + b"x", 1, r"labels: 6 values; its header wants 5"),
+        (idx(np.zeros((2, 3, 4)))[:-5], 3, r"labels: 19 values; its header wants 24, the shape \(2, 3, 4\)"),
+    ],
+)
+def test_damaged_idx_says_what_it_was_and_what_was_wanted(content, ndim, message):
+    with pytest.raises(DamagedFile, match=message):
+        parse_idx(content, "labels", ndim)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda packed: packed[:-12], lambda packed: b"not gzip", lambda packed: b"\x1f\x8b"]
+)
+def test_damaged_gzip_is_named(tmp_path, damage):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(gzip.compress(idx(RNG.integers(0, 256, 100)))))
+    with pytest.raises(DamagedFile, match=r"train-images-idx3-ubyte.gz: \d+ bytes that are not a whole gzip stream"):
+        read_bytes(path)
+
+
+def test_labels_must_match_the_images_and_be_digits(tmp_path):
+    write_mnist(tmp_path / "few" / "mnist", labels=(1, 2, 3))
+    with pytest.raises(DamagedFile, match=r"train-labels.*: 3 labels; wanted 5"):
+        data.mnist(tmp_path / "few", verify=False)
+    write_mnist(tmp_path / "large" / "mnist", labels=(1, 2, 3, 4, 10))
+    with pytest.raises(DamagedFile, match=r"train-labels.*: the label 10; wanted 0 to 9"):
+        data.mnist(tmp_path / "large", verify=False)
+
+
+def test_images_that_cannot_be_standardised_are_named():
+    flat, labels = np.full((2, 4, 4, 1), 7, np.uint8), np.zeros(2)
+    with pytest.raises(ValueError, match=r"train_x: deviation \[0.0\] per channel"):
+        data.standardised(flat, labels, flat, labels)
+    with pytest.raises(ValueError, match="train_x: no images"):
+        data.standardised(flat[:0], labels[:0], flat, labels)
+
+
+def write_cifar(path, images, labels):
+    """Records of one label and the red, green and blue planes."""
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(np.hstack([np.asarray(labels)[:, None], planes]).astype(np.uint8).tobytes())
+
+
+def test_cifar10_is_standardised_per_channel_and_takes_what_is_there(tmp_path):
+    images = RNG.integers(0, 256, (4, 32, 32, 3))
+    images[..., 2] //= 4
+    write_cifar(tmp_path / "cifar10" / "data_batch_1.bin", images[:2], [1, 2])
+    write_cifar(tmp_path / "cifar10" / "data_batch_2.bin", images[2:], [3, 4])
+    write_cifar(tmp_path / "cifar10" / "test_batch_first1000.bin", images[:1], [9])
+    dataset = data.cifar10(tmp_path, verify=False)
+    mean, deviation = (images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))
+    np.testing.assert_allclose(dataset.train_x, (images / 255 - mean) / deviation, rtol=1e-4, atol=1e-5)
+    assert dataset.train_y.tolist() == [1, 2, 3, 4]
+    assert (dataset.test_x.shape, dataset.test_y.tolist()) == ((1, 32, 32, 3), [9])
+    with pytest.raises(DamagedFile, match=r"data_batch_1.bin: MD5 .*wanted 5dd7e06a"):
+        data.cifar10(tmp_path)
+    write_cifar(tmp_path / "cifar10" / "test_batch.bin", images, [0, 1, 2, 3])
+    assert len(data.cifar10(tmp_path, verify=False).test_y) == 4
+
+
+def test_truncated_cifar10_is_named(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        (tmp_path / "cifar10" / name).write_bytes(bytes(3073 + 100))
+    with pytest.raises(DamagedFile, match=r"data_batch_1.bin: 3173 bytes; wanted a positive multiple of 3073"):
+        data.cifar10(tmp_path, verify=False)
+
+
+def write_svhn(path, images, labels):
+    path.parent.mkdir(exist_ok=True)
+    content = {"X": images.transpose(1, 2, 3, 0).astype(np.uint8), "y": np.asarray(labels, np.uint8)[:, None]}
+    scipy.io.savemat(path, content)
+
+
+def test_svhn_reads_matlab_files_and_calls_ten_zero(tmp_path):
+    images = RNG.integers(0, 256, (3, 32, 32, 3))
+    write_svhn(tmp_path / "svhn" / "train_32x32.mat", images, [10, 1, 9])
+    write_svhn(tmp_path / "svhn" / "test_32x32.mat", images[:1], [5])
+    dataset = data.svhn(tmp_path, verify=False)
+    mean, deviation = (images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))
+    np.testing.assert_allclose(dataset.train_x, (images / 255 - mean) / deviation, rtol=1e-4, atol=1e-5)
+    assert dataset.train_y.tolist() == [0, 1, 9]
+    with pytest.raises(DamagedFile, match=r"train_32x32.mat: MD5 .*wanted e26dedcc434d2e4c54c9b2d4a06d8373"):
+        data.svhn(tmp_path)
+
+
+def test_damaged_svhn_is_named(tmp_path):
+    write_svhn(tmp_path / "svhn" / "train_32x32.mat", RNG.integers(0, 256, (3, 32, 32, 3)), [1, 2, 3])
+    (tmp_path / "svhn" / "test_32x32.mat").write_bytes(b"nothing of the kind")
+    with pytest.raises(DamagedFile, match=r"test_32x32.mat: not a MATLAB file with X and y"):
+        data.svhn(tmp_path, verify=False)
+    write_svhn(tmp_path / "svhn" / "test_32x32.mat", RNG.integers(0, 256, (3, 16, 16, 3)), [1, 2, 3])
+    with pytest.raises(DamagedFile, match=r"test_32x32.mat: images of shape \(16, 16, 3\); wanted \(32, 32, 3\)"):
+        data.svhn(tmp_path, verify=False)
+
+
+def test_digits_split_keeps_the_classes_and_depends_on_the_seed():
+    first, again, other = data.digits(), data.digits(), data.digits(seed=1)
+    assert (len(first.train_y), len(first.test_y)) == (1437, 360)
+    assert np.array_equal(first.test_x, again.test_x)
+    assert not np.array_equal(first.test_y, other.test_y)
+    assert set(np.bincount(first.test_y)) <= {34, 35, 36, 37}
+    assert abs(first.train_x.mean()) < 1e-5
+    assert abs(first.train_x.std() - 1) < 1e-4
+
+
+def test_votes_are_plus_minus_one_and_zero(tmp_path):
+    (tmp_path / "votes").mkdir()
+    path = tmp_path / "votes" / "house-votes-84.data"
+    path.write_text("republican," + "n,y,?,y," * 3 + "n,y,?,y\n" + "democrat," + ",".join("y" * 16) + "\n")
+    votes = tables.votes(tmp_path, verify=False)
+    assert votes.labels.tolist() == [-1, 1]
+    assert votes.records[0, :4].tolist() == [-1, 1, 0, 1]
+    assert votes.records.shape == (2, 16)
+    path.write_text("republican,n,y\n")
+    with pytest.raises(DamagedFile, match=r"row 1 is 'republican,n,y'; wanted a party, then 16"):
+        tables.votes(tmp_path, verify=False)
+
+
+def test_series_is_scaled_by_its_training_part_and_paired_one_step_ahead():
+    series = tables.one_step_ahead(np.array([2.0, 4.0, 6.0, 8.0, 1.0, 3.0]), 3)
+    np.testing.assert_allclose(series.train_x[:, 0], [0, 0.5])
+    np.testing.assert_allclose(series.train_y[:, 0], [0.5, 1])
+    np.testing.assert_allclose(series.test_x[:, 0], [1.5, -0.25])
+    np.testing.assert_allclose(series.test_y[:, 0], [-0.25, 0.25])
+    with pytest.raises(ValueError, match="train: 5 of 6 values"):
+        tables.one_step_ahead(np.arange(6.0), 5)
+    with pytest.raises(ValueError, match="constant"):
+        tables.one_step_ahead(np.ones(6), 3)
+
+
+def test_damaged_series_is_named(tmp_path):
+    (tmp_path / "time_series").mkdir()
+    (tmp_path / "time_series" / "monthly-sunspots.csv").write_text('"Month","Sunspots"\n"1749-01",many\n')
+    with pytest.raises(DamagedFile, match=r"monthly-sunspots.csv: a row that is not a date and a number"):
+        tables.sunspots(tmp_path, verify=False)
+
+
+def test_download_goes_through_pooch_with_the_hash(tmp_path, monkeypatch):
+    pooch = pytest.importorskip("pooch")
+    monkeypatch.delenv(files.ENVIRONMENT_VARIABLE, raising=False)
+    calls = []
+
+    def retrieve(url, known_hash, fname, path, processor):
+        calls.append((url, known_hash, fname))
+        (tmp_path / fname).write_bytes(b"content")
+        return str(tmp_path / fname)
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    source = Source("folder", "file.bin", "https://example.org/a/file.bin", hashlib.md5(b"content").hexdigest())
+    assert files.read(source) == b"content"
+    assert calls == [("https://example.org/a/file.bin", f"md5:{source.md5}", "file.bin")]
+
+
+@pytest.mark.parametrize(("error", "kind"), [(OSError("no network"), MissingFile), (ValueError("hash"), DamagedFile)])
+def test_failed_download_names_the_file_and_the_address(monkeypatch, error, kind):
+    pooch = pytest.importorskip("pooch")
+    monkeypatch.delenv(files.ENVIRONMENT_VARIABLE, raising=False)
+
+    def retrieve(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    with pytest.raises(kind, match=r"https://example.org/file.bin"):
+        files.locate(Source("folder", "file.bin", "https://example.org/file.bin", "0" * 32))
+
+
+def test_member_of_an_archive_is_taken_out(tmp_path, monkeypatch):
+    import tarfile
+
+    pooch = pytest.importorskip("pooch")
+    monkeypatch.delenv(files.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
+        for name in ("inside/a.bin", "inside/b.bin"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 12
+            archive.addfile(entry, io.BytesIO(name.encode()))
+    md5 = hashlib.md5((tmp_path / "set.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(pooch, "retrieve", _retrieve_from(pooch.retrieve, tmp_path / "set.tar.gz"))
+    source = Source("folder", "b.bin", "https://example.org/set.tar.gz", md5, member="inside/b.bin")
+    assert files.read(source) == b"inside/b.bin"
+
+
+def _retrieve_from(retrieve, file):
+    """pooch's own ``retrieve``, with a downloader that copies a file."""
+
+    def copy(url, output, pooch):
+        from pathlib import Path
+
+        Path(output).write_bytes(file.read_bytes())
+
+    return lambda url, known_hash, **options: retrieve(url, known_hash, downloader=copy, **options)
+
+
+def test_problem_is_model_loss_and_data():
+    import jax
+
+    problem = registry.get("digits-dnn")
+    assert problem.train[0].shape == (1437, 8, 8, 1)
+    leaves, structure = jax.tree.flatten(problem.template)
+    params = structure.unflatten([np.ones(leaf.shape, leaf.dtype) for leaf in leaves])
+    probabilities = problem.forward(params, problem.test[0][:4])
+    np.testing.assert_allclose(probabilities, 0.1, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(problem.logits(params, problem.test[0][:4])), probabilities, rtol=1e-5)
+    assert float(problem.loss(probabilities, problem.test[1][:4])) > 0
+
+
+def test_rows_of_an_image_are_the_recurrent_network_s_sequence(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "mnist")
+    monkeypatch.setattr(registry.datasets, "mnist", lambda data_: data.standardised(*_raw(tmp_path)))
+    assert registry.get("mnist-rnn", tmp_path).train[0].shape == (5, 28, 28)
+
+
+def _raw(folder):
+    images = RNG.integers(0, 256, (5, 28, 28, 1))
+    return images, np.arange(5), images, np.arange(5)
+
+
+def test_unknown_problem_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"name: 'cifar100'; wanted one of digits-dnn, mnist-dnn1"):
+        registry.get("cifar100")
+    expected = {"digits-dnn", "cnn-mnist", "mnist-rnn", "cifar10-cnn3", "svhn-cnn1", "fashion-dnn2", "mnist-dnn4"}
+    assert expected <= set(registry.names())
+
+
+@pytest.mark.skipif(files.data_folder(None) is None, reason="EKI_JAX_DATA names no folder with the real files")
+@pytest.mark.parametrize(
+    ("load", "train", "test"),
+    [(data.mnist, 60_000, 10_000), (tables.temperatures, 3_000, 648), (tables.sunspots, 2_300, 518)],
+)
+def test_the_published_files_have_the_paper_s_sizes(load, train, test):
+    dataset = load()
+    assert (len(dataset.train_x), len(dataset.train_y)) == (train, train)
+    assert (len(dataset.test_x), len(dataset.test_y)) == (test, test)
+
+
+@pytest.mark.skipif(files.data_folder(None) is None, reason="EKI_JAX_DATA names no folder with the real files")
+def test_the_published_votes_have_435_rows():
+    votes = tables.votes()
+    assert votes.records.shape == (435, 16)
+    assert (votes.labels == 1).sum() == 267
