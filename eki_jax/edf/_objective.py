@@ -1,0 +1,139 @@
+"""A model and its loss as a function of the parameters: gradient, Gauss-Newton and Hessian products, in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Batch, ForwardFn, LossFn, Params
+
+PyTree = Any
+Operator = Callable[[PyTree], PyTree]
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""``L(forward(params, x), targets)`` and its derivatives, for one set of parameters.
+
+    Products with a matrix are taken by ``jax.linearize``, its transpose and forward-over-reverse differentiation; the
+    matrix itself never exists. With ``chunk_size`` a batch of any size is accumulated over slices of that many
+    samples, so that the memory for activations does not grow with the batch; the results are the same to rounding.
+
+    Attributes:
+        forward: ``forward(params, x) -> outputs``, with flax for example
+            ``lambda params, x: model.apply({"params": params}, x)``. In chunks, a sample's outputs must not depend on
+            the other samples (batch normalisation with the batch's own statistics then uses each chunk's).
+        loss: ``loss(outputs, targets) -> scalar``, twice differentiable in the outputs, like
+            ``optax.losses.softmax_cross_entropy_with_integer_labels(...).mean()``. For the Gauss-Newton matrix to be
+            positive semi-definite it has to be convex.
+        chunk_size: samples to a slice; None for the whole batch at once. The last slice may be smaller.
+        reduction: how ``loss`` treats the samples, ``"mean"`` or ``"sum"``; it decides how slices are added up.
+
+    Raises:
+        ValueError: ``chunk_size`` < 1, an unknown ``reduction``, a loss that is not a scalar, a batch whose arrays
+            disagree in length.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> objective = Objective(lambda w, x: x @ w, lambda outputs, y: 0.5 * jnp.mean((outputs - y) ** 2))
+        >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0]))
+        >>> value, gradient = objective.value_and_grad(jnp.zeros(2), batch)
+        >>> gradient
+        Array([-0.5, -2. ], dtype=float32)
+        >>> objective.gauss_newton(jnp.zeros(2), batch)(jnp.ones(2))
+        Array([0.5, 2. ], dtype=float32)
+    """
+
+    forward: ForwardFn
+    loss: LossFn
+    chunk_size: int | None = None
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
+            raise ValueError(f"chunk_size must be None or an integer of at least 1; got {self.chunk_size!r}")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum"; got {self.reduction!r}')
+
+    def value(self, params: Params, batch: Batch) -> jax.Array:
+        """The loss of the batch, a scalar."""
+        return self._accumulate(lambda chunk: self._loss_of(chunk)(params), batch)
+
+    def value_and_grad(self, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+        """The loss of the batch and its gradient, a pytree like ``params``."""
+        return self._accumulate(lambda chunk: jax.value_and_grad(self._loss_of(chunk))(params), batch)
+
+    def gauss_newton(self, params: Params, batch: Batch) -> Operator:
+        """``G = J^T H_L J`` as a function of a pytree like ``params``; ``J`` is the model's Jacobian.
+
+        ``H_L`` is the Hessian of the loss with respect to the outputs (the paper's equations 17 and 29).
+        """
+        return self._operator(self._gauss_newton_of, params, batch)
+
+    def hessian(self, params: Params, batch: Batch) -> Operator:
+        """``H``, the Hessian of the loss with respect to the parameters, as a function of a pytree like ``params``."""
+        return self._operator(self._hessian_of, params, batch)
+
+    def _operator(self, linear: Callable[[Params, Batch], Operator], params: Params, batch: Batch) -> Operator:
+        if self._is_whole(batch):
+            return linear(params, batch)  # linearised once, however many products follow
+        return lambda vector: self._accumulate(lambda chunk: linear(params, chunk)(vector), batch)
+
+    def _gauss_newton_of(self, params: Params, chunk: Batch) -> Operator:
+        x, targets = chunk
+        outputs, pushforward = jax.linearize(lambda p: self.forward(p, x), params)
+        pullback = jax.linear_transpose(pushforward, params)
+        output_gradient = jax.grad(lambda o: self.loss(o, targets))
+        _, output_hessian = jax.linearize(output_gradient, outputs)
+        return lambda vector: pullback(output_hessian(pushforward(vector)))[0]
+
+    def _hessian_of(self, params: Params, chunk: Batch) -> Operator:
+        return jax.linearize(jax.grad(self._loss_of(chunk)), params)[1]
+
+    def _loss_of(self, chunk: Batch) -> Callable[[Params], jax.Array]:
+        def loss_of(params: Params) -> jax.Array:
+            x, targets = chunk
+            value = jnp.asarray(self.loss(self.forward(params, x), targets))
+            if value.ndim:
+                raise ValueError(f"loss: returned shape {value.shape}; wanted a scalar")
+            return value
+
+        return loss_of
+
+    def _is_whole(self, batch: Batch) -> bool:
+        return self.chunk_size is None or self.chunk_size >= _batch_size(batch)
+
+    def _accumulate(self, function: Callable[[Batch], PyTree], batch: Batch) -> PyTree:
+        """``function`` of the batch, from its values on the slices."""
+        if self._is_whole(batch):
+            return function(batch)
+        size, chunk_size = _batch_size(batch), self.chunk_size
+        assert chunk_size is not None
+        count, rest = divmod(size, chunk_size)
+        weight = lambda samples: samples / size if self.reduction == "mean" else 1.0
+        slices = jax.tree.map(
+            lambda leaf: leaf[: count * chunk_size].reshape(count, chunk_size, *leaf.shape[1:]), batch
+        )
+        first = jax.tree.map(lambda leaf: leaf[0], slices)
+        like = jax.eval_shape(function, first)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), like)
+        add = lambda total, part, scale: jax.tree.map(lambda a, b: a + scale * b, total, part)
+
+        def body(total: PyTree, one: Batch) -> tuple[PyTree, None]:
+            return add(total, function(one), weight(chunk_size)), None
+
+        total, _ = jax.lax.scan(body, zero, slices)
+        if rest:
+            total = add(total, function(jax.tree.map(lambda leaf: leaf[count * chunk_size :], batch)), weight(rest))
+        return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), total, like)
+
+
+def _batch_size(batch: Batch) -> int:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"batch: leading axes {sorted(sizes)}; wanted arrays that share one leading axis, the samples")
+    return next(iter(sizes))[0]

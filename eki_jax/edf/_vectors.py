@@ -1,0 +1,46 @@
+"""Pytrees as vectors: the handful of operations that the Krylov iterations need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def dot(left: PyTree, right: PyTree) -> jax.Array:
+    """Inner product over all leaves, accumulated in single precision at least."""
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    products = [jnp.vdot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32)) for a, b in pairs]
+    if not products:
+        raise ValueError("a pytree without leaves is no vector: it needs at least one array")
+    return sum(products[1:], products[0])
+
+
+def norm(vector: PyTree) -> jax.Array:
+    """Euclidean norm over all leaves."""
+    return jnp.sqrt(dot(vector, vector))
+
+
+def combine(*terms: tuple[jax.Array | float, PyTree]) -> PyTree:
+    """``sum(scale * vector)``, computed in single precision at least; leaves keep the first vector's types."""
+    scales = [scale for scale, _ in terms]
+
+    def leaf(*parts: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(parts[0].dtype, jnp.float32)
+        total = sum(scale * part.astype(wide) for scale, part in zip(scales, parts, strict=True))
+        return jnp.asarray(total).astype(parts[0].dtype)
+
+    return jax.tree.map(leaf, *(vector for _, vector in terms))
+
+
+def zeros_like(vector: PyTree) -> PyTree:
+    """The zero vector of the same structure."""
+    return jax.tree.map(jnp.zeros_like, vector)
+
+
+def select(condition: jax.Array, true: PyTree, false: PyTree) -> PyTree:
+    """``true`` where the scalar ``condition`` holds, else ``false``."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), true, false)
