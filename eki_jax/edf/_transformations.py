@@ -28,7 +28,7 @@ class EdfState(NamedTuple):
         velocity: a pytree like the parameters; None without acceleration.
     """
 
-    count: Array  # type: ignore[assignment]  # the name that optax's tools look for
+    count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
     velocity: Any
 
 
@@ -148,7 +148,7 @@ def _edf(
     ) -> tuple[Params, EdfState]:
         del extra_args
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("update() needs params, the point at which the gradient was taken; got None")
         if objective is None or batch is None:
             missing = "objective" if objective is None else "batch"
             raise TypeError(f"update() needs the keyword argument {missing}: the curvature is taken of it")
