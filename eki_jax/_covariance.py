@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eki_jax._communication import Multiply, checked_communication, multiplier
+from eki_jax._costs import Communication, choose_communication
 from eki_jax._tree import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax._types import Array, Ensemble
 
@@ -33,6 +35,7 @@ def direction(
     *,
     axis_name: str | None = None,
     contraction: Contraction | None = None,
+    communication: Communication | None = None,
     precision: Precision = None,
 ) -> Ensemble:
     r"""The ensemble's estimate of the preconditioned loss gradient, ``+ C_uG r_j`` for every particle j.
@@ -47,8 +50,11 @@ def direction(
         outputs: array of shape (J, ...), of any rank, or a pytree of them; G(u_j).
         cotangents: shaped like ``outputs``; r_j, the loss's gradient with respect to the outputs of particle j.
         axis_name: mapped axis over which the particles are spread (vmap, pmap, shard_map). The sums then run over all
-            devices; what is sent is M x P numbers, whatever J is.
+            devices.
         contraction: ``"outputs"`` or ``"particles"`` forces the order of the products; the cheaper one by default.
+        communication: ``"all_reduce"`` (of M x P numbers, whatever J is), ``"reduce_scatter"``, ``"all_to_all"``,
+            ``"gather"`` or ``"ring"`` forces how devices share their particles; the cheapest by default, see
+            :func:`eki_jax.sharding.choose_communication`.
         precision: of the matrix products, as in :func:`jax.numpy.matmul`.
 
     Returns:
@@ -65,7 +71,13 @@ def direction(
            [1., 0.]], dtype=float32)
     """
     products = Products.of(
-        ensemble, outputs, cotangents, axis_name=axis_name, contraction=contraction, precision=precision
+        ensemble,
+        outputs,
+        cotangents,
+        axis_name=axis_name,
+        contraction=contraction,
+        communication=communication,
+        precision=precision,
     )
     (result,), _ = products.map_blocks(lambda d, u: (d.astype(u.dtype),), ensemble)
     return result
@@ -111,6 +123,7 @@ class Products(NamedTuple):
         axis_name: mapped axis over which the particles are spread.
         weights: D^T = R Z^T, shape (J, J on all devices), where the products go through particle space; else None.
         precision: of the matrix products.
+        multiply: the product with R Z^T over devices, where it is more than an order of the products; else None.
     """
 
     anomalies: Array
@@ -120,6 +133,7 @@ class Products(NamedTuple):
     axis_name: str | None = None
     weights: Array | None = None
     precision: Precision = None
+    multiply: Multiply | None = None
 
     @classmethod
     def of(
@@ -131,6 +145,7 @@ class Products(NamedTuple):
         healthy: Array | None = None,
         axis_name: str | None = None,
         contraction: Contraction | None = None,
+        communication: Communication | None = None,
         precision: Precision = None,
     ) -> Products:
         """Check the arguments of :func:`direction` and centre the outputs."""
@@ -146,16 +161,22 @@ class Products(NamedTuple):
             size = jnp.maximum(_sum(healthy.astype(jnp.int32), axis_name), 1)
         z = _centred(local_outputs, healthy, size, axis_name)
         wide = wide_dtype(z.dtype, r.dtype)
-        z, r, weights = z.astype(wide), r.astype(wide), None
-        if contraction is None:
-            parameters = sum(math.prod(jnp.shape(leaf)[1:]) for leaf in jax.tree.leaves(ensemble))
-            # Over devices the sums through output space are M x P numbers, whatever J is.
-            contraction = (
-                "outputs" if axis_name is not None else cheaper_contraction(z.shape[0], z.shape[1], parameters)
-            )
+        z, r, weights, multiply = z.astype(wide), r.astype(wide), None, None
+        communication = checked_communication(communication)
+        parameters = sum(math.prod(jnp.shape(leaf)[1:]) for leaf in jax.tree.leaves(ensemble))
+        if axis_name is not None:
+            if communication is None and contraction is not None:
+                communication = "all_reduce" if contraction == "outputs" else "gather"
+            elif communication is None:
+                devices = lax.axis_size(axis_name)
+                communication = choose_communication(local * devices, z.shape[1], parameters, devices)
+            contraction = "particles" if communication == "gather" else "outputs"
+            multiply = multiplier(communication, z, r, axis_name, precision)
+        elif contraction is None:
+            contraction = cheaper_contraction(z.shape[0], z.shape[1], parameters)
         if contraction == "particles":
             weights = jnp.matmul(r, _gather(z, axis_name).T, precision=precision)
-        return cls(z, r, size, healthy, axis_name, weights, precision)
+        return cls(z, r, size, healthy, axis_name, weights, precision, multiply)
 
     def norm(self) -> Array:
         """The paper's ``||D||_F``; see :func:`drift_norm`."""
@@ -213,9 +234,7 @@ class Products(NamedTuple):
             return (*written, *arrays[len(written) :]), squares + more
 
         _, shape = jax.eval_shape(one_block, leaves)
-        start = jnp.zeros((), shape.dtype)
-        if self.axis_name is not None:  # under shard_map a loop's carry varies over the mesh as its body's result does
-            start = start + jnp.zeros_like(leaves[0][0, 0], shape.dtype) * 0
+        start = jnp.zeros((), shape.dtype)  # summed over devices, so it does not vary over a mesh
         carry = lax.fori_loop(0, count, lambda i, c: at(i * width, width, c), (leaves, start))
         if total % width:
             carry = at(count * width, total % width, carry)
@@ -228,7 +247,9 @@ class Products(NamedTuple):
         # Z sums to zero, so the centring changes nothing but the rounding: an ensemble that has nearly collapsed keeps
         # its digits.
         u = _centred(block.astype(wide), self.healthy, self.size, self.axis_name)
-        if self.weights is not None:
+        if self.multiply is not None:
+            d = self.multiply(u, block.dtype)
+        elif self.weights is not None:
             d = self._matmul(self.weights.astype(wide), _gather(u, self.axis_name))
         else:
             z, r = self.anomalies.astype(wide), self.cotangents.astype(wide)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from eki_jax._costs import Communication
 from eki_jax._covariance import direction
 from eki_jax._forward import evaluate
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
@@ -19,6 +20,7 @@ def value_and_direction(
     *,
     axis_name: str | None = None,
     chunk_size: int | None = None,
+    communication: Communication | None = None,
     precision: Any = None,
 ) -> Callable[[Ensemble, Batch], tuple[Array, Ensemble]]:
     r"""The derivative-free counterpart of :func:`jax.value_and_grad`.
@@ -28,6 +30,7 @@ def value_and_direction(
         loss: ``loss(outputs, targets) -> scalar`` for one particle.
         axis_name: mapped axis over which the particles are spread.
         chunk_size: particles evaluated at a time; from a memory budget by default.
+        communication: how devices share their particles, see :func:`direction`; the cheapest by default.
         precision: of the kernel's matrix products.
 
     Returns:
@@ -53,7 +56,10 @@ def value_and_direction(
         outputs = evaluate(forward, ensemble, x, chunk_size=chunk_size)
         entries, reduced = supported_outputs(loss, outputs, targets)
         losses, cotangents = value_and_cotangents(reduced, entries, targets)
-        return losses, direction(ensemble, entries, cotangents, axis_name=axis_name, precision=precision)
+        d = direction(
+            ensemble, entries, cotangents, axis_name=axis_name, communication=communication, precision=precision
+        )
+        return losses, d
 
     return f
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from eki_jax._costs import Communication
 from eki_jax._covariance import Contraction, Products
 from eki_jax._forward import evaluate
 from eki_jax._tree import ensemble_size, local_size
@@ -96,6 +97,7 @@ def euler(
     targets_axis: int | None = None,
     chunk_size: int | None = None,
     contraction: Contraction | None = None,
+    communication: Communication | None = None,
     precision: Any = None,
 ) -> Solver:
     r"""Forward Euler, ``u <- u - dt C_uG grad L(G(u), y)``: the paper's EKI (arXiv:1808.03620, section 4.3.3).
@@ -109,6 +111,7 @@ def euler(
         targets_axis: 0 where every particle has its own targets (perturbed data), shape (J, ...); else None.
         chunk_size: particles evaluated at a time; from a memory budget by default.
         contraction: order of the kernel's products, see :func:`direction`; the cheaper one by default.
+        communication: how devices share their particles, see :func:`direction`; the cheapest by default.
         precision: of the kernel's matrix products.
 
     Returns:
@@ -127,7 +130,7 @@ def euler(
     >>> bool(jnp.allclose(state.ensemble, 4.0, atol=0.2))
     True
     """
-    options = _Options(loss, step_size, axis_name, failures, targets_axis, contraction, precision)
+    options = _Options(loss, step_size, axis_name, failures, targets_axis, contraction, communication, precision)
 
     def init(ensemble: Ensemble) -> EulerState:
         ensemble_size(ensemble, axis_name=axis_name)
@@ -154,6 +157,7 @@ def nesterov(
     targets_axis: int | None = None,
     chunk_size: int | None = None,
     contraction: Contraction | None = None,
+    communication: Communication | None = None,
     precision: Any = None,
 ) -> Solver:
     r"""Nesterov's steps, the paper's MEKI (arXiv:1808.03620, section 4.3.3).
@@ -171,6 +175,7 @@ def nesterov(
         targets_axis: 0 where every particle has its own targets; else None.
         chunk_size: particles evaluated at a time; from a memory budget by default.
         contraction: order of the kernel's products; the cheaper one by default.
+        communication: how devices share their particles; the cheapest by default.
         precision: of the kernel's matrix products.
 
     Returns:
@@ -189,7 +194,7 @@ def nesterov(
     >>> bool(jnp.allclose(state.position, 4.0, atol=0.2))
     True
     """
-    options = _Options(loss, step_size, axis_name, failures, targets_axis, contraction, precision)
+    options = _Options(loss, step_size, axis_name, failures, targets_axis, contraction, communication, precision)
     schedule = momentum_schedule(momentum)
 
     def init(ensemble: Ensemble) -> NesterovState:
@@ -224,6 +229,7 @@ class _Options(NamedTuple):
     failures: FailurePolicy
     targets_axis: int | None
     contraction: Contraction | None
+    communication: Communication | None
     precision: Any
 
 
@@ -261,6 +267,7 @@ def _advance(
         healthy=healthy,
         axis_name=options.axis_name,
         contraction=options.contraction,
+        communication=options.communication,
         precision=options.precision,
     )
     norm = products.norm()
