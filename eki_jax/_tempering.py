@@ -1,0 +1,99 @@
+"""Step sizes of the Kalman steps that lead from prior to posterior: they sum to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eki_jax._types import Array
+
+
+class TemperingFn(Protocol):
+    """The step size of a Kalman step."""
+
+    def __call__(self, misfits: Array, outputs: int, time: Array, count: Array, /) -> Any:
+        """The step from the particles' misfits, the number of outputs M, the time so far and the count of steps."""
+
+
+def tempered(steps: int | Sequence[float]) -> TemperingFn:
+    """Fixed step sizes that sum to one; after the last of them the step size is zero.
+
+    Step n turns the likelihood's power from h_0 + ... + h_{n-1} to h_0 + ... + h_n, the tempering of sequential Monte
+    Carlo (slides; Iglesias, Law and Stuart, Inverse Problems 29, 2013).
+
+    Args:
+        steps: the number of equal steps, or the step sizes themselves.
+
+    Returns:
+        ``f(misfits, outputs, time, count) -> step size``.
+
+    Raises:
+        ValueError: fewer than one step, a step that is not positive (time does not go backwards), or a sum that differs
+            from 1 by more than 1e-6.
+
+    >>> schedule = tempered([0.1, 0.2, 0.7])
+    >>> [round(float(schedule(None, 1, 0.0, n)), 2) for n in range(4)]
+    [0.1, 0.2, 0.7, 0.0]
+    """
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"steps: {steps}; wanted at least 1")
+        sizes = np.full(steps, 1 / steps)
+    else:
+        sizes = np.asarray(steps, np.float64)
+    if sizes.ndim != 1 or not np.all(sizes > 0):
+        raise ValueError(f"steps: {steps}; wanted a number of steps or a sequence of positive step sizes")
+    if abs(sizes.sum() - 1) > 1e-6:
+        raise ValueError(f"steps: they sum to {sizes.sum()}; wanted 1")
+
+    def schedule(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
+        del misfits, outputs, time
+        return jnp.asarray(sizes).at[count].get(mode="fill", fill_value=0)
+
+    return schedule
+
+
+def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> TemperingFn:
+    r"""Step sizes from the spread of the misfits, clipped so that they sum to one.
+
+    .. math:: h = \max\left(\frac{M}{2\,\mathrm{mean}\,\Phi}, \sqrt{\frac{M}{2\,\mathrm{var}\,\Phi}}\right),
+              \qquad \Phi_j = \tfrac12 \|y - G(u_j)\|_\Gamma^2
+
+    It bounds the change of distribution that one step makes (Iglesias and Yang, Inverse Problems 37, 2021). A step that
+    would end within ``tolerance`` of time 1 ends at 1, so that rounding leaves no sliver of a step behind; after that
+    the step size is zero. Particles whose misfit is NaN are left out.
+
+    Args:
+        ddof: the variance of the J misfits is their squared deviations' sum over J - ddof; 1 (unbiased) or 0.
+        tolerance: of the remaining time, >= 0 and below 1.
+
+    Returns:
+        ``f(misfits, outputs, time, count) -> step size``.
+
+    Raises:
+        ValueError: ``ddof`` other than 0 or 1, or a tolerance out of range.
+
+    >>> import jax.numpy as jnp
+    >>> controller = data_misfit_controller()
+    >>> misfits = jnp.array([10.0, 30.0])  # mean 20, variance 200: h = max(4 / 40, sqrt(4 / 400))
+    >>> round(float(controller(misfits, 4, 0.0, 0)), 4), round(float(controller(misfits, 4, 0.95, 7)), 4)
+    (0.1, 0.05)
+    """
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof: {ddof}; wanted 0 or 1")
+    if not isinstance(tolerance, jax.core.Tracer) and not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance: {tolerance}; wanted a number in [0, 1)")
+
+    def controller(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
+        del count
+        mean, variance = jnp.nanmean(misfits), jnp.nanvar(misfits, ddof=ddof)
+        wanted = jnp.maximum(outputs / (2 * mean), jnp.sqrt(outputs / (2 * variance)))
+        remaining = jnp.maximum(1 - time, 0)
+        step = jnp.where(wanted >= remaining - tolerance, remaining, wanted)
+        return jnp.where(remaining <= tolerance, 0, step)
+
+    return controller

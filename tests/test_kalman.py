@@ -1,0 +1,370 @@
+"""The discrete Kalman step: against double loops, in both spaces, and its limit of short steps."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eki_jax
+from eki_jax.kalman import LowRank, cheaper_space, data_misfit_controller, enkf, tempered
+
+J, M = 6, 4
+TARGETS = jnp.array([0.5, -0.3, 0.2, 1.0])
+FACTOR = np.array([[1.0, 0.2], [0.3, -0.4], [0.0, 0.8], [0.5, 0.5]])
+COVARIANCES = {
+    "scalar": 0.7,
+    "diagonal": np.array([0.5, 1.0, 2.0, 0.25]),
+    "dense": 0.3 * np.eye(M) + FACTOR @ FACTOR.T,
+    "low_rank": LowRank(np.array([0.5, 1.0, 2.0, 0.25]), FACTOR),
+}
+SPACES = pytest.mark.parametrize("space", ["data", "ensemble"])
+KINDS = pytest.mark.parametrize("kind", COVARIANCES)
+
+
+def model(u, x):
+    """Non-linear, from a pytree of 3 parameters to 4 outputs."""
+    w, b = u["w"], u["b"]
+    return jnp.stack([w[0] * x + b, jnp.sin(w[1]) + x, w[0] * w[1], jnp.tanh(b - w[1])])
+
+
+def particles():
+    draws = np.random.default_rng(3).normal(size=(J, 3))
+    return {"w": jnp.asarray(draws[:, :2]), "b": jnp.asarray(draws[:, 2])}
+
+
+def run(solver):
+    """One step from the particles."""
+    return jax.jit(lambda u: solver.step(solver.init(u), (0.8, TARGETS)))(particles())
+
+
+def dense(kind: str) -> np.ndarray:
+    value = COVARIANCES[kind]
+    if isinstance(value, LowRank):
+        return np.diag(value.diagonal) + value.factor @ value.factor.T
+    return np.asarray(value) if np.ndim(value) == 2 else np.diag(np.broadcast_to(value, M))
+
+
+def oracle(u: np.ndarray, outputs: np.ndarray, gamma: np.ndarray, h: float) -> np.ndarray:
+    """u + C_uw (C_ww + Gamma / h)^-1 (y - G(u)) by sums over particles, with 1/J."""
+    du, dg = u - u.mean(0), outputs - outputs.mean(0)
+    c_uw = sum(np.outer(a, b) for a, b in zip(du, dg, strict=True)) / len(u)
+    c_ww = sum(np.outer(b, b) for b in dg) / len(u)
+    return np.array(
+        [a + c_uw @ np.linalg.inv(c_ww + gamma / h) @ (TARGETS - g) for a, g in zip(u, outputs, strict=True)]
+    )
+
+
+def flat(ensemble) -> np.ndarray:
+    return np.column_stack([np.asarray(ensemble["w"]), np.asarray(ensemble["b"])])
+
+
+@KINDS
+@SPACES
+def test_step_is_the_formula(x64, kind, space):
+    outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)
+    solver = enkf(model, COVARIANCES[kind], 0.3, space=space)
+    state, info = run(solver)
+    expected = oracle(flat(particles()), np.asarray(outputs), dense(kind), 0.3)
+    np.testing.assert_allclose(flat(state.ensemble), expected, rtol=1e-12, atol=1e-13)
+    residuals = np.asarray(TARGETS - outputs)
+    misfits = 0.5 * np.einsum("jm,mn,jn->j", residuals, np.linalg.inv(dense(kind)), residuals)
+    np.testing.assert_allclose(info.losses, misfits, rtol=1e-12)
+    dg = np.asarray(outputs) - np.asarray(outputs).mean(0)
+    drift = dg @ np.linalg.inv(0.3 * dg.T @ dg / J + dense(kind)) @ residuals.T
+    np.testing.assert_allclose(info.drift_norm, np.linalg.norm(drift), rtol=1e-11)
+    np.testing.assert_allclose(info.spread, np.sqrt(flat(particles()).var(0).sum()), rtol=1e-12)
+    assert info.step_size == 0.3
+    assert state.time == 0.3
+    assert bool(info.is_finite)
+
+
+@pytest.mark.parametrize(("kind", "space"), [*[(kind, "data") for kind in COVARIANCES], ("dense", "ensemble")])
+def test_perturbed_data_have_the_covariance_gamma_over_h(x64, kind, space):
+    """What the perturbation adds to a particle is K xi, xi ~ N(0, Gamma / h), independent from one to the next."""
+    count, h = 20_000, 0.25
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(count, 2)))
+    a = jnp.array([[1.0, 0.5], [-0.3, 0.8], [0.4, 0.1], [0.9, -1.2]])
+    if space == "ensemble":  # a system of the ensemble's size: as many draws, from a few particles again and again
+        u = u[:10]
+    covariance = COVARIANCES[kind]
+    plain = enkf(None, covariance, h, space=space).update(_state(u), u @ a.T, TARGETS)[0].ensemble
+
+    def added(key):
+        solver = enkf(None, covariance, h, space=space, key=key)
+        return solver.update(_state(u), u @ a.T, TARGETS)[0].ensemble - plain
+
+    keys = jax.random.split(jax.random.key(1), count // len(u))
+    draws = np.asarray(jax.jit(lambda keys: jax.lax.map(added, keys))(keys)).reshape(count, 2)
+    c = np.cov(u.T, ddof=0)
+    gain = c @ a.T @ np.linalg.inv(a @ c @ a.T + dense(kind) / h)
+    expected = gain @ dense(kind) @ gain.T / h
+    np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.05 * expected.max())
+    np.testing.assert_allclose(draws.mean(0), 0, atol=5 * np.sqrt(expected.max() / count))
+
+
+def _state(ensemble):
+    return enkf(None, 1.0).init(ensemble)
+
+
+def test_perturbed_linear_step_gives_the_posterior(x64):
+    """With perturbed data the ensemble's covariance is Kalman's (I - K A) C; without, (I - K A) C (I - K A)^T."""
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(40_000, 2)))
+    a = jnp.array([[1.0, 0.5], [-0.3, 0.8], [0.4, 0.1], [0.9, -1.2]])
+    c = np.cov(u.T, ddof=0)
+    gain = c @ a.T @ np.linalg.inv(a @ c @ a.T + dense("dense"))
+    shrink = np.eye(2) - gain @ a
+    posterior = {"perturbed": shrink @ c, "plain": shrink @ c @ shrink.T}
+    for name, key in {"perturbed": jax.random.key(0), "plain": None}.items():
+        solver = enkf(lambda v, x: x @ v, COVARIANCES["dense"], key=key)
+        state, _ = jax.jit(solver.step)(solver.init(u), (a, TARGETS))
+        np.testing.assert_allclose(np.cov(state.ensemble.T, ddof=0), posterior[name], atol=0.01)
+        mean = u.mean(0) + gain @ (TARGETS - a @ u.mean(0))
+        np.testing.assert_allclose(state.ensemble.mean(0), mean, atol=0.01)
+    assert np.abs(posterior["perturbed"] - posterior["plain"]).max() > 0.1
+
+
+def test_the_particles_noise_differs_and_depends_on_the_step():
+    solver = enkf(model, 0.7, 0.3, key=jax.random.key(0))
+    same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape).at[0].add(1.0), particles())
+    state = solver.init(same)
+    first, _ = jax.jit(solver.step)(state, (0.8, TARGETS))
+    assert len(np.unique(np.asarray(first.ensemble["b"]).round(6))) == J
+    later, _ = jax.jit(solver.step)(state._replace(count=state.count + 1), (0.8, TARGETS))
+    assert np.abs(flat(first.ensemble) - flat(later.ensemble)).max() > 1e-3
+
+
+@SPACES
+def test_short_steps_are_the_vector_field(x64, space):
+    """(step - u) / h differs from the field by O(h), and tempered steps from the flow by O(h)."""
+    precision = np.linalg.inv(dense("dense"))
+    field = eki_jax.vector_field(model, eki_jax.squared_error(precision))
+    velocity = flat(field(0.0, particles(), (0.8, TARGETS)))
+    sizes = np.array([2.0**-k for k in (9, 10, 11)])
+    errors = []
+    for h in sizes:
+        solver = enkf(model, COVARIANCES["dense"], h, space=space)
+        state, _ = run(solver)
+        errors.append(np.abs((flat(state.ensemble) - flat(particles())) / h - velocity).max())
+    assert abs(np.polyfit(np.log(sizes), np.log(errors), 1)[0] - 1) < 0.05
+    assert errors[-1] < 0.02 * np.abs(velocity).max()
+
+
+def test_tempered_steps_converge_to_the_flow_with_order_one(x64):
+    import diffrax
+
+    field = eki_jax.vector_field(model, eki_jax.squared_error(1 / COVARIANCES["diagonal"]))
+    controller = diffrax.PIDController(rtol=1e-9, atol=1e-10)
+    flow = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Tsit5(),
+        0.0,
+        1.0,
+        0.01,
+        particles(),
+        (0.8, TARGETS),
+        stepsize_controller=controller,
+    )
+    end = flat(jax.tree.map(lambda leaf: leaf[-1], flow.ys))
+    steps, errors = (64, 128, 256), []
+    for n in steps:
+        solver = enkf(model, COVARIANCES["diagonal"], tempered(n))
+        state = jax.lax.fori_loop(
+            0, n, lambda _, s, solver=solver: solver.step(s, (0.8, TARGETS))[0], solver.init(particles())
+        )
+        assert abs(float(state.time) - 1) < 1e-12
+        errors.append(np.abs(flat(state.ensemble) - end).max())
+    assert abs(np.polyfit(-np.log(steps), np.log(errors), 1)[0] - 1) < 0.05
+
+
+def test_the_cheaper_space_is_chosen_and_low_rank_noise_is_never_formed():
+    many, few = 300, 5
+    u = jax.random.normal(jax.random.key(0), (few, 3))
+    weights = jax.random.normal(jax.random.key(1), (many, 3))
+    noise = LowRank(0.5, jax.random.normal(jax.random.key(2), (many, 4)))
+
+    def shapes(space, covariance):
+        solver = enkf(lambda v, x: x @ v, covariance, space=space)
+        jaxpr = jax.make_jaxpr(lambda u: solver.step(solver.init(u), (weights, jnp.zeros(many)))[0].ensemble)(u)
+        return {v.aval.shape for v in _variables(jaxpr.jaxpr)}
+
+    assert (many, many) not in shapes(None, noise)
+    assert (many, many) in shapes("data", noise)
+    solver = enkf(lambda v, x: x @ v, 0.5)
+    jaxpr = jax.make_jaxpr(lambda v: solver.step(solver.init(v), (weights[:few], jnp.zeros(few)))[0].ensemble)(
+        jnp.ones((many, 3))
+    )
+    assert (many, many) not in {v.aval.shape for v in _variables(jaxpr.jaxpr)}
+    assert cheaper_space(100, 100, 10) == "data"
+    assert cheaper_space(100, 1000, 10) == "ensemble"
+    # a dense Gamma costs 2 J M^2 more in the space of the ensemble
+    assert cheaper_space(100, 150, 10) == "ensemble"
+    assert cheaper_space(100, 150, 10, 2.0 * 100 * 150**2) == "data"
+
+
+def _variables(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _variables(inner)
+
+
+def test_spaces_agree_in_single_precision():
+    """Noise a thousand times smaller than the spread of the outputs."""
+    states = []
+    for space in ("data", "ensemble"):
+        solver = enkf(model, 1e-3, space=space)
+        states.append(
+            flat(solver.step(solver.init(jax.tree.map(jnp.float32, particles())), (0.8, TARGETS))[0].ensemble)
+        )
+    np.testing.assert_allclose(states[0], states[1], rtol=2e-3, atol=2e-3)
+    assert states[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_data_misfit_controller_is_its_formula(x64, ddof):
+    misfits = jnp.array([3.0, 8.0, 20.0, 5.0])
+    controller = data_misfit_controller(ddof=ddof)
+    values = np.asarray(misfits)
+    expected = max(2 / (2 * values.mean()), np.sqrt(2 / (2 * values.var(ddof=ddof))))
+    assert float(controller(misfits, 2, 0.0, 0)) == pytest.approx(expected, rel=1e-12)
+    assert float(controller(misfits, 200, 0.3, 0)) == pytest.approx(0.7, rel=1e-12)  # clipped
+    alike = jnp.full(4, 50.0)  # no spread: the second term would be infinite
+    assert float(controller(alike, 2, 0.6, 0)) == pytest.approx(0.4, rel=1e-12)
+    assert float(controller(misfits.at[0].set(jnp.nan), 2, 0.0, 0)) == pytest.approx(
+        max(1 / values[1:].mean(), np.sqrt(1 / values[1:].var(ddof=ddof))), rel=1e-12
+    )
+
+
+def test_data_misfit_controller_leaves_no_sliver(x64):
+    misfits = jnp.array([10.0, 30.0])  # wants 0.1
+    controller = data_misfit_controller(tolerance=1e-3)
+    assert float(controller(misfits, 4, 0.9 - 5e-4, 0)) == pytest.approx(0.1 + 5e-4, rel=1e-12)
+    assert float(controller(misfits, 4, 0.9 - 2e-3, 0)) == pytest.approx(0.1, rel=1e-12)
+    assert float(controller(misfits, 4, 1 - 5e-4, 0)) == 0.0
+    assert float(controller(misfits, 4, 1.2, 0)) == 0.0
+
+
+@pytest.mark.parametrize("key", [None, 5])
+def test_controlled_steps_sum_to_one_and_then_stop(key):
+    solver = enkf(model, 0.02, data_misfit_controller(), key=None if key is None else jax.random.key(key))
+    state, sizes = solver.init(particles()), []
+    step = jax.jit(solver.step)
+    for _ in range(60):
+        before = state
+        state, info = step(state, (0.8, TARGETS))
+        sizes.append(float(info.step_size))
+        if sizes[-1] == 0:
+            break
+    assert 3 <= len(sizes) < 60
+    assert abs(sum(sizes) - 1) < 1e-6
+    np.testing.assert_array_equal(flat(state.ensemble), flat(before.ensemble))
+    assert bool(info.is_finite)
+
+
+def test_tempered_sequences():
+    schedule = tempered([0.25, 0.25, 0.5])
+    assert [float(schedule(None, 1, 0.0, n)) for n in range(5)] == [0.25, 0.25, 0.5, 0.0, 0.0]
+    assert [round(float(tempered(4)(None, 1, 0.0, n)), 6) for n in range(5)] == [0.25] * 4 + [0.0]
+
+
+@SPACES
+def test_a_failed_particle_takes_no_part(space):
+    solver = enkf(None, COVARIANCES["diagonal"], 0.3, space=space)
+    outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)
+    state, info = jax.jit(solver.update)(solver.init(particles()), outputs.at[2, 1].set(jnp.nan), TARGETS)
+    rest = jnp.array([0, 1, 3, 4, 5])
+    fewer = jax.tree.map(lambda leaf: leaf[rest], particles())
+    expected, _ = jax.jit(solver.update)(solver.init(fewer), outputs[rest], TARGETS)
+    np.testing.assert_allclose(flat(state.ensemble)[rest], flat(expected.ensemble), rtol=2e-5, atol=1e-6)
+    np.testing.assert_array_equal(flat(state.ensemble)[2], flat(particles())[2])
+    assert (int(info.failed), bool(info.is_finite)) == (1, False)
+
+
+@SPACES
+@pytest.mark.parametrize("key", [None, 7])
+def test_spread_over_an_axis_it_is_the_same_step(x64, space, key):
+    options = {"space": space, "key": None if key is None else jax.random.key(key)}
+    single = enkf(model, COVARIANCES["dense"], data_misfit_controller(), **options)
+    state, info = run(single)
+    spread = enkf(model, COVARIANCES["dense"], data_misfit_controller(), axis_name="particles", **options)
+
+    @partial(jax.vmap, axis_name="particles")
+    def step(shard):
+        return spread.step(spread.init(shard), (0.8, TARGETS))
+
+    shards = jax.tree.map(lambda leaf: leaf.reshape(3, 2, *leaf.shape[1:]), particles())
+    new, infos = jax.jit(step)(shards)
+    joined = jax.tree.map(lambda leaf: leaf.reshape(J, *leaf.shape[2:]), new.ensemble)
+    np.testing.assert_allclose(flat(joined), flat(state.ensemble), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(infos.step_size, info.step_size, rtol=1e-12)
+    np.testing.assert_allclose(infos.drift_norm, info.drift_norm, rtol=1e-10)
+
+
+def test_ask_and_tell_is_the_step_and_pytrees_of_outputs_are_flattened():
+    solver = enkf(model, COVARIANCES["diagonal"])
+    stepped, _ = run(solver)
+    outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)
+    halves = {"a": outputs[:, :1], "b": outputs[:, 1:]}
+    told, _ = jax.jit(solver.update)(solver.init(particles()), halves, {"a": TARGETS[:1], "b": TARGETS[1:]})
+    np.testing.assert_array_equal(flat(stepped.ensemble), flat(told.ensemble))
+    assert told.position is told.ensemble
+    with pytest.raises(TypeError, match="forward: None"):
+        enkf(None, 1.0).step(solver.init(particles()), (0.8, TARGETS))
+
+
+SINGULAR = {
+    "variance": (np.array([1.0, 0.0, 1.0, 1.0]), "singular, least variance 0.0"),
+    "negative": (-1.0, "singular, least variance -1.0"),
+    "rank": (FACTOR @ FACTOR.T, "singular, eigenvalues from"),
+    "indefinite": (np.diag([1.0, 1.0, 1.0, -0.5]), "singular, eigenvalues from -0.5 to 1"),
+    "low_rank": (LowRank(0.0, FACTOR), "singular, least diagonal 0.0"),
+    "asymmetric": (np.eye(M) + np.eye(M, k=1), "not symmetric"),
+    "nan": (np.array([1.0, np.nan, 1.0, 1.0]), "not finite"),
+    "nan_factor": (LowRank(1.0, np.full((M, 2), np.inf)), "not finite"),
+    "oblong": (FACTOR, "wanted a number, "),
+    "mismatch": (LowRank(np.ones(3), FACTOR), "diagonal of shape"),
+}
+
+
+@pytest.mark.parametrize("case", SINGULAR)
+def test_covariances_that_are_none_are_refused(case):
+    covariance, message = SINGULAR[case]
+    with pytest.raises(ValueError, match=f"noise_covariance: .*{message}"):
+        enkf(model, covariance)
+
+
+def test_a_covariance_of_another_size_is_refused():
+    for covariance in (np.ones(3), np.eye(3), LowRank(1.0, FACTOR[:3])):
+        solver = enkf(model, covariance)
+        with pytest.raises(ValueError, match="noise_covariance: of 3 outputs, but a particle has 4"):
+            solver.step(solver.init(particles()), (0.8, TARGETS))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: enkf(model, 1.0, 0.0), "step_size: 0.0"),
+        (lambda: enkf(model, 1.0, -0.5), "step_size: -0.5"),
+        (lambda: enkf(model, 1.0, space="outputs"), "space: 'outputs'"),
+        (lambda: tempered(0), "steps: 0"),
+        (lambda: tempered([0.5, 0.6]), "sum to 1.1"),
+        (lambda: tempered([1.5, -0.5]), "positive step sizes"),
+        (lambda: data_misfit_controller(ddof=2), "ddof: 2"),
+        (lambda: data_misfit_controller(tolerance=-1e-3), "tolerance: -0.001"),
+    ],
+)
+def test_bad_options_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_targets_of_another_shape_are_refused():
+    solver = enkf(model, 1.0)
+    with pytest.raises(ValueError, match="targets: shape"):
+        solver.step(solver.init(particles()), (0.8, TARGETS[:3]))
