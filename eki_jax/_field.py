@@ -9,9 +9,9 @@ import jax
 
 from eki_jax._costs import Communication
 from eki_jax._covariance import direction
-from eki_jax._forward import evaluate
+from eki_jax._forward import evaluate_support
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
-from eki_jax.losses import supported_outputs, value_and_cotangents
+from eki_jax.losses import value_and_cotangents
 
 
 def value_and_direction(
@@ -53,8 +53,7 @@ def value_and_direction(
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
         x, targets = batch
-        outputs = evaluate(forward, ensemble, x, chunk_size=chunk_size)
-        entries, reduced = supported_outputs(loss, outputs, targets)
+        entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
         losses, cotangents = value_and_cotangents(reduced, entries, targets)
         d = direction(
             ensemble, entries, cotangents, axis_name=axis_name, communication=communication, precision=precision

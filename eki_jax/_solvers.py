@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from eki_jax._costs import Communication
 from eki_jax._covariance import Contraction, Products
-from eki_jax._forward import evaluate
+from eki_jax._forward import evaluate_support
 from eki_jax._tree import ensemble_size, local_size
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, StepSizeFn
 from eki_jax.failures import FailurePolicy, keep_failed
@@ -136,14 +136,14 @@ def euler(
         ensemble_size(ensemble, axis_name=axis_name)
         return EulerState(ensemble, jnp.zeros((), jnp.int32))
 
-    def update(state: EulerState, outputs: Any, targets: Any) -> tuple[EulerState, Info]:
+    def advance(state: EulerState, entries: Any, loss: LossFn, targets: Any) -> tuple[EulerState, Info]:
         def move(dt: Array, ok: Array) -> Callable[..., tuple[Array, ...]]:
             return lambda d, u: (_moved(u, dt, d, ok),)
 
-        (ensemble,), info = _advance(options, move, (state.ensemble,), outputs, targets, state.count)
+        (ensemble,), info = _advance(options, move, (state.ensemble,), entries, loss, targets, state.count)
         return EulerState(ensemble, state.count + 1), info
 
-    return Solver(init, _step(forward, update, chunk_size), update)
+    return Solver(init, _step(forward, options, advance, chunk_size), _update(options, advance))
 
 
 def nesterov(
@@ -202,7 +202,7 @@ def nesterov(
         # A copy, so that a state can be donated: XLA refuses one buffer given twice.
         return NesterovState(ensemble, jax.tree.map(jnp.array, ensemble), jnp.zeros((), jnp.int32))
 
-    def update(state: NesterovState, outputs: Any, targets: Any) -> tuple[NesterovState, Info]:
+    def advance(state: NesterovState, entries: Any, loss: LossFn, targets: Any) -> tuple[NesterovState, Info]:
         factor = schedule(state.count)
 
         def move(dt: Array, ok: Array) -> Callable[..., tuple[Array, ...]]:
@@ -214,10 +214,10 @@ def nesterov(
             return blocks
 
         trees = (state.ensemble, state.position)
-        (ensemble, position), info = _advance(options, move, trees, outputs, targets, state.count)
+        (ensemble, position), info = _advance(options, move, trees, entries, loss, targets, state.count)
         return NesterovState(ensemble, position, state.count + 1), info
 
-    return Solver(init, _step(forward, update, chunk_size), update)
+    return Solver(init, _step(forward, options, advance, chunk_size), _update(options, advance))
 
 
 class _Options(NamedTuple):
@@ -233,32 +233,50 @@ class _Options(NamedTuple):
     precision: Any
 
 
-def _step(forward: ForwardFn | None, update: Callable[..., Any], chunk_size: int | None) -> Callable[..., Any]:
+def _step(
+    forward: ForwardFn | None, options: _Options, advance: Callable[..., Any], chunk_size: int | None
+) -> Callable[..., Any]:
     def step(state: Any, batch: Batch) -> tuple[Any, Info]:
         if forward is None:
             raise TypeError("forward: None; wanted a model for step(), or call update() with the outputs")
         x, targets = batch
-        return update(state, evaluate(forward, state.ensemble, x, chunk_size=chunk_size), targets)
+        entries, loss = evaluate_support(
+            forward, options.loss, state.ensemble, x, targets, targets_axis=options.targets_axis, chunk_size=chunk_size
+        )
+        return advance(state, entries, loss, targets)
 
     return step
+
+
+def _update(options: _Options, advance: Callable[..., Any]) -> Callable[..., Any]:
+    def update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Info]:
+        found, size = local_size(outputs, name="outputs"), local_size(state.ensemble, name="ensemble")
+        if found != size:
+            raise ValueError(
+                f"outputs: leading axis {found}, but the ensemble has {size} particles; wanted ({size}, ...)"
+            )
+        entries, loss = supported_outputs(options.loss, outputs, targets, targets_axis=options.targets_axis)
+        return advance(state, entries, loss, targets)
+
+    return update
 
 
 def _advance(
     options: _Options,
     move: Callable[[Array, Array], Callable[..., tuple[Array, ...]]],
     trees: tuple[Ensemble, ...],
-    outputs: Any,
+    entries: Any,
+    loss: LossFn,
     targets: Any,
     count: Array,
 ) -> tuple[tuple[Ensemble, ...], Info]:
-    """The part of a step that all discretizations share; ``move(dt, ok)`` is what each does with a block."""
+    """The part of a step that all discretizations share; ``move(dt, ok)`` is what each does with a block.
+
+    ``entries`` are the outputs on which ``loss`` depends.
+    """
     if not callable(options.step_size):
         raise TypeError(f"step_size: {options.step_size!r}; wanted a function; constant_step_size(dt) makes one")
-    found, size = local_size(outputs, name="outputs"), local_size(trees[0], name="ensemble")
-    if found != size:
-        raise ValueError(f"outputs: leading axis {found}, but the ensemble has {size} particles; wanted ({size}, ...)")
-    entries, reduced = supported_outputs(options.loss, outputs, targets, targets_axis=options.targets_axis)
-    losses, cotangents = value_and_cotangents(reduced, entries, targets, targets_axis=options.targets_axis)
+    losses, cotangents = value_and_cotangents(loss, entries, targets, targets_axis=options.targets_axis)
     healthy = _finite_particles((losses, entries, cotangents))
     products = Products.of(
         trees[0],

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eki_jax._forward import map_particles
 from eki_jax._tree import ensemble_size, local_size, particle_mean
 from eki_jax._types import Array, Ensemble, Prior
 from eki_jax.priors import gaussian
@@ -151,8 +152,7 @@ def _draws(draw: Callable[[Array], Any], key: Array, count: int, axis_name: str 
 def _mapped(fn: Callable[[Any], Any], rows: Any, count: int) -> Any:
     one = jax.eval_shape(fn, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows))
     particle_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
-    chunk = max(1, _DRAW_BYTES // max(1, particle_bytes))
-    return jax.vmap(fn)(rows) if chunk >= count else lax.map(fn, rows, batch_size=chunk)
+    return map_particles(fn, rows, min(count, max(1, _DRAW_BYTES // max(1, particle_bytes))))
 
 
 def _particle_keys(key: Array, count: int, axis_name: str | None) -> Array:

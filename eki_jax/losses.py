@@ -6,6 +6,7 @@ outputs, the *cotangent*, is all that the method needs of it; the model is not d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +76,21 @@ def supported_outputs(
     Array([[0.9, 0.8],
            [0.7, 0.5]], dtype=float32)
     """
-    support = getattr(loss, "support", None)
-    if support is None or not loss.has_support(targets):  # type: ignore[attr-defined]
-        return outputs, loss
-    entries = jax.vmap(support, in_axes=(0, targets_axis))(outputs, targets)
-    return entries, loss.of_support  # type: ignore[attr-defined]
+    select, reduced = support_of(loss, targets)
+    return (outputs if reduced is loss else jax.vmap(select, in_axes=(0, targets_axis))(outputs, targets)), reduced
+
+
+def support_of(loss: LossFn, targets: Any) -> tuple[Callable[[Any, Any], Any], LossFn]:
+    """For one particle: the function that selects the entries the loss depends on, and the loss of those.
+
+    >>> select, of_entries = support_of(cross_entropy(delta=0.0), jnp.array([1]))
+    >>> float(of_entries(select(jnp.array([[0.0, 1.0]]), jnp.array([1])), jnp.array([1])))
+    -0.0
+    """
+    select = getattr(loss, "support", None)
+    if select is None or not loss.has_support(targets):  # type: ignore[attr-defined]
+        return lambda outputs, targets: outputs, loss
+    return select, loss.of_support  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

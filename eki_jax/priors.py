@@ -142,8 +142,16 @@ def _noise(key: Array, mean: Array, factor: Any) -> Array:
         return factor(key)
     factor = jnp.asarray(factor, mean.dtype)
     if factor.ndim == 0 or factor.shape == mean.shape:
-        return factor * jax.random.normal(key, mean.shape, mean.dtype)
-    return (factor @ jax.random.normal(key, factor.shape[1:], mean.dtype)).reshape(mean.shape)
+        return factor * _normal(key, mean.shape, mean.dtype)
+    return (factor @ _normal(key, factor.shape[1:], mean.dtype)).reshape(mean.shape)
+
+
+def _normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """``jax.random.normal``, drawn flat and in whole vectors: the same numbers, but a shape that ends in 10 classes
+    would make the compiler unroll the generator's rounds ten times over, in seconds of compilation for each leaf.
+    """
+    size = math.prod(shape)
+    return jax.random.normal(key, (-(-size // 64) * 64,), dtype)[:size].reshape(shape)
 
 
 def _check_factor(where: str, mean: Array, factor: Any) -> None:
