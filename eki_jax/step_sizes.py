@@ -78,7 +78,12 @@ def su_boyd_candes() -> Callable[[Any], Any]:
     >>> float(su_boyd_candes()(3))
     0.5
     """
-    return lambda count: count / (count + 3)
+
+    def momentum(count: Any) -> Array:
+        n = jnp.asarray(count, float)  # an int32 count alone would make it float32 where all else is float64
+        return n / (n + 3)
+
+    return momentum
 
 
 def momentum_schedule(momentum: float | Callable[[Array], Any]) -> Callable[[Any], Any]:
