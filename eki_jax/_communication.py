@@ -37,7 +37,7 @@ def checked_communication(communication: Any) -> Communication | None:
     >>> checked_communication("broadcast")
     Traceback (most recent call last):
         ...
-    ValueError: communication: 'broadcast'; wanted all_reduce, reduce_scatter, all_to_all, gather, ring or None
+    ValueError: communication: 'broadcast'; wanted all_reduce, gather, reduce_scatter, all_to_all, ring or None
     """
     if communication is not None and communication not in COMMUNICATIONS:
         raise ValueError(f"communication: {communication!r}; wanted {', '.join(COMMUNICATIONS)} or None")
@@ -58,7 +58,7 @@ def multiplier(
 
     Returns:
         ``multiply(u, dtype)``, to be called with one block of columns after another; None for ``all_reduce`` and
-        ``gather``.
+        ``gather``, and on one device.
     """
 
     def matmul(a: Array, b: Array) -> Array:
@@ -70,7 +70,7 @@ def multiplier(
         "ring": _ring,
     }
     make = layouts.get(communication)
-    return None if make is None else make(anomalies, cotangents, axis_name, matmul)
+    return None if make is None or lax.axis_size(axis_name) == 1 else make(anomalies, cotangents, axis_name, matmul)
 
 
 def _reduce_scatter(z: Array, r: Array, axis_name: str, matmul: _Matmul) -> Multiply:

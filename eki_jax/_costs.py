@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple, get_args
 
-Communication = Literal["all_reduce", "reduce_scatter", "all_to_all", "gather", "ring"]
+Communication = Literal["all_reduce", "gather", "reduce_scatter", "all_to_all", "ring"]
 #: All layouts; where two cost the same, the first of them is chosen.
 COMMUNICATIONS: tuple[Communication, ...] = get_args(Communication)
 
