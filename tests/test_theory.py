@@ -13,7 +13,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 import eki_jax
-from eki_jax.flows import nesterov_flow, square_root_flow
+from eki_jax.flows import nesterov_flow, nesterov_start, square_root_flow
 from eki_jax.kalman import enkf
 
 NOISE = np.diag([0.5, 1.0, 2.0, 0.8]) + 0.2
@@ -76,6 +76,21 @@ def test_exact_solution(x64):
     best = minimiser(np.asarray(targets))
     for t, at in zip(TIMES, found, strict=True):
         shrink = np.linalg.inv(sqrtm(np.eye(3) + 2 * t * covariance(u) @ hessian()))
+        np.testing.assert_allclose(at, best + (u - best) @ shrink.T, atol=1e-9)
+
+
+def test_exact_solution_with_nesterov_momentum(x64):
+    """u_j(t) = u* + (I + t^2 C_0 B / 8)^-1 (u_j(0) - u*): O(1/t^2) where the plain flow has O(t^-1/2).
+
+    Every eigenvector of C_0 B obeys x'' + 3 x' / t = -b x^3, the Lane-Emden equation of index 3 in four dimensions.
+    """
+    u, targets, t0 = ensemble(), jnp.array([1.0, 0.2, -0.5, 0.3]), 1e-3
+    start = nesterov_start(linear, LOSS, jnp.asarray(u), (A, targets), t0)
+    times = np.array([0.3, 1.0, 5.0, 50.0])
+    found, _ = solve(nesterov_flow(linear, LOSS), start, (A, targets), times, start=t0)
+    best = minimiser(np.asarray(targets))
+    for t, at in zip(times, found, strict=True):
+        shrink = np.linalg.inv(np.eye(3) + t**2 * covariance(u) @ hessian() / 8)
         np.testing.assert_allclose(at, best + (u - best) @ shrink.T, atol=1e-9)
 
 
