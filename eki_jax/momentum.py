@@ -97,7 +97,7 @@ def iterate(
     Raises:
         ValueError: if a hyper-parameter is out of range, or ``steps`` is negative.
 
-    >>> trajectory = iterate(lambda u: u, jnp.float32(1.0), 0.1, 0.5, 2)
+    >>> trajectory = iterate(lambda u: u, 1.0, 0.1, 0.5, 2)
     >>> [round(float(u), 4) for u in trajectory]
     [1.0, 0.9, 0.76]
     """
@@ -113,8 +113,10 @@ def iterate(
         after = _add(_add(now, momentum, change), -step_size, grads)
         return (after, now), after
 
-    _, tail = jax.lax.scan(step, (params, params if previous is None else previous), None, length=steps)
-    return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), params, tail)
+    first = _arrays(params)
+    before = first if previous is None else jax.tree.map(lambda u, old: jnp.asarray(old, u.dtype), first, previous)
+    _, tail = jax.lax.scan(step, (first, before), None, length=steps)
+    return jax.tree.map(lambda u, rest: jnp.concatenate([u[None], rest]), first, tail)
 
 
 def gradient_flow(gradient: Gradient, momentum: Scalar = 0.0) -> Callable[..., Params]:
@@ -335,7 +337,7 @@ def _along_itself(gradient: Gradient, params: Params, args: Any, difference: Sca
     at = lambda point: _call(gradient, point, args)
     grads = at(params)
     if difference is None:
-        return jax.jvp(at, (jax.tree.map(jnp.asarray, params),), (grads,))
+        return jax.jvp(at, (_arrays(params),), (grads,))
     ahead, behind = at(_add(params, difference, grads)), at(_add(params, -difference, grads))
     return grads, _scale(0.5 / difference, _add(ahead, -1.0, behind))
 
@@ -351,7 +353,7 @@ def _scale(factor: Scalar, x: Params) -> Params:
 
 
 def _arrays(tree: Params) -> Params:
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
 def _check(momentum: Scalar, step_size: Scalar | None = None) -> None:

@@ -198,7 +198,8 @@ def test_iterates_are_those_of_optax(x64, nesterov):
 
 
 def test_single_precision_stays_single():
-    path = m.iterate(jax.grad(loss), start(), 0.1, LAMBDA, 3)
+    double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start())
+    path = m.iterate(jax.grad(loss), start(), 0.1, LAMBDA, 3, previous=double)
     fields = (m.gradient_flow(jax.grad(loss), LAMBDA), m.manifold_flow(jax.grad(loss), 0.1, LAMBDA))
     results = [path, *(field(0.0, start()) for field in fields)]
     results.append(m.modified_equation(jax.grad(loss), 0.1, LAMBDA)(0.0, (start(), start())))
