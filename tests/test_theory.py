@@ -94,6 +94,25 @@ def test_exact_solution_with_nesterov_momentum(x64):
         np.testing.assert_allclose(at, best + (u - best) @ shrink.T, atol=1e-9)
 
 
+def test_nesterov_iteration_leaves_the_flow_in_the_end(x64):
+    """The flow's solution is a separatrix, 8 / (b t^2); after many steps the iteration falls like 1/t instead."""
+    u = jnp.array([[1.5], [-0.5]])  # mean 0.5, variance 1, so that every u_j - u* is multiplied by one x(t) with b = 1
+    solver = eki_jax.nesterov(
+        lambda v, x: v, eki_jax.squared_error(), eki_jax.constant_step_size(0.01), eki_jax.su_boyd_candes()
+    )
+    steps = np.array([100, 2_000, 16_000])
+
+    @jax.jit
+    def shrunk(n):
+        state = jax.lax.fori_loop(0, n, lambda _, s: solver.step(s, (0.0, jnp.zeros(1)))[0], solver.init(u))
+        return state.position[0, 0] / u[0, 0]
+
+    x, t = np.array([float(shrunk(n)) for n in steps]), 0.1 * steps
+    np.testing.assert_allclose(x[0], 1 / (1 + t[0] ** 2 / 8), rtol=0.25)
+    assert np.all(x[1:] * t[1:] > 5 * 8 / t[1:])
+    assert np.all((x[1:] * t[1:] > 0.2) & (x[1:] * t[1:] < 1.5))
+
+
 def test_covariance_and_mean_on_the_span(x64):
     """C(t)^-1 = C(0)^-1 + 2 t A^T Gamma^-1 A on the span of 3 particles in 5 dimensions; the mean's ODE is linear."""
     a = np.random.default_rng(4).normal(size=(4, 5))
@@ -142,13 +161,18 @@ def test_the_mean_of_the_square_root_flow_vanishes_like_one_over_t(x64):
 
 
 def test_the_square_root_flow_is_the_finite_ensembles_kalman_update(x64):
-    """At t = 1, mean and covariance (with 1/J) are those of Bayes' rule."""
+    """At t = 1, mean and covariance (with 1/J) are those of Bayes' rule; at time t those for the noise Gamma / t."""
     u, targets = ensemble(), np.array([1.0, 0.2, -0.5, 0.3])
-    end = solve(square_root_flow(linear, LOSS), jnp.asarray(u), (A, jnp.asarray(targets)), [1.0])[0]
-    c = covariance(u)
-    gain = c @ A.T @ np.linalg.inv(A @ c @ A.T + NOISE)
-    np.testing.assert_allclose(end.mean(0), u.mean(0) + gain @ (targets - A @ u.mean(0)), atol=1e-10)
-    np.testing.assert_allclose(covariance(end), c - gain @ A @ c, atol=1e-10)
+    found = solve(square_root_flow(linear, LOSS), jnp.asarray(u), (A, jnp.asarray(targets)), TIMES)
+    assert 1.0 in TIMES
+    for t, at in zip(TIMES, found, strict=True):
+        c = covariance(u)
+        gain = c @ A.T @ np.linalg.inv(A @ c @ A.T + NOISE / t)
+        np.testing.assert_allclose(at.mean(0), u.mean(0) + gain @ (targets - A @ u.mean(0)), atol=1e-10)
+        np.testing.assert_allclose(covariance(at), c - gain @ A @ c, atol=1e-10)
+        best, shrink = minimiser(targets), np.linalg.inv(np.eye(3) + t * c @ hessian())
+        np.testing.assert_allclose(at.mean(0), best + shrink @ (u.mean(0) - best), atol=1e-10)
+        np.testing.assert_allclose(np.linalg.inv(covariance(at)), np.linalg.inv(c) + t * hessian(), rtol=1e-8)
 
 
 def curved(u, x):
