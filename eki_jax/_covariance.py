@@ -23,9 +23,10 @@ from eki_jax._types import Array, Ensemble
 Contraction = Literal["outputs", "particles"]
 Precision = Any
 
-# A block's copies are kept below this share of the ensemble and below this many bytes.
-_BLOCK_SHARE = 1 / 16
-_BLOCK_BYTES = 64 * 2**20
+# A block's copies are kept below this share of the ensemble and below this many bytes: small enough to stay in a
+# processor's cache between the two products, wide enough for them to run at full speed.
+_BLOCK_SHARE = 1 / 8
+_BLOCK_BYTES = 32 * 2**20
 
 
 def direction(
@@ -185,12 +186,19 @@ class Products(NamedTuple):
         return _frobenius(self.anomalies, self.cotangents, self.axis_name, self.precision)
 
     def map_blocks(
-        self, fn: Callable[..., tuple[Array, ...]], ensemble: Ensemble, *companions: Ensemble
+        self,
+        fn: Callable[..., tuple[Array, ...]],
+        ensemble: Ensemble,
+        *companions: Ensemble,
+        when: Array | None = None,
     ) -> tuple[tuple[Ensemble, ...], Array]:
         """``fn(direction, ensemble, *companions)`` on one block of columns after another, in place.
 
         Only a block of the direction exists at any time, so that with donated buffers a step keeps one copy of the
         ensemble. ``fn`` works element by element and returns blocks in the dtypes of its arguments.
+        Where the scalar ``when`` is False, the blocks stay as they are. Give it wherever ``fn`` returns more than one
+        block: the branch makes the compiler compute all of them before it writes one. Without it, it would copy whole
+        leaves to keep what the second block still reads of the first.
 
         Returns:
             The trees that ``fn`` returns, at most as many as it was given, and tr C(u), the summed variance of all
@@ -201,7 +209,7 @@ class Products(NamedTuple):
         width = self._block_width(columns[0])
         results, trace = [], jnp.zeros((), self.anomalies.dtype)
         for leaves in zip(*columns, strict=True):
-            new, squares = self._map_leaf(fn, leaves, width)
+            new, squares = self._map_leaf(fn, leaves, width, when)
             results.append(new)
             trace += squares.astype(trace.dtype)
         structure: Any = jax.tree.structure(ensemble)
@@ -213,21 +221,26 @@ class Products(NamedTuple):
         return reshaped, trace / self.size
 
     def _map_leaf(
-        self, fn: Callable[..., tuple[Array, ...]], leaves: tuple[Array, ...], width: int
+        self, fn: Callable[..., tuple[Array, ...]], leaves: tuple[Array, ...], width: int, when: Array | None
     ) -> tuple[tuple[Array, ...], Array]:
+        kept = len(jax.eval_shape(lambda *blocks: fn(blocks[0], *blocks), *leaves))
+
         def one_block(blocks: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
             d, squares = self._block_direction(blocks[0])
-            return fn(d, *blocks), squares
+            if when is None:
+                return fn(d, *blocks), squares
+            return lax.cond(when, fn, lambda d, *blocks: blocks[:kept], d, *blocks), squares
 
         total = leaves[0].shape[1]
         if total <= width:
             return one_block(leaves)
+        width = _even_width(total, width)
         count = total // width
-        kept = len(jax.eval_shape(lambda *blocks: fn(blocks[0], *blocks), *leaves))
 
         def at(start: Any, size: int, carry: tuple[tuple[Array, ...], Array]) -> tuple[tuple[Array, ...], Array]:
             arrays, squares = carry
-            new, more = one_block(tuple(lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in arrays))
+            blocks = tuple(lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in arrays)
+            new, more = one_block(blocks)
             written = tuple(
                 lax.dynamic_update_slice_in_dim(a, block, start, axis=1) for a, block in zip(arrays, new, strict=False)
             )
@@ -265,6 +278,12 @@ class Products(NamedTuple):
         row = (2 * size + min(size, outputs)) * self.anomalies.dtype.itemsize  # bytes of one column's copies
         budget = min(_BLOCK_BYTES, _BLOCK_SHARE * sum(leaf.nbytes for leaf in leaves))
         return max(64, int(budget / row))
+
+
+def _even_width(total: int, width: int) -> int:
+    """The largest divisor of ``total`` in (width / 2, width]; where there is none, a width with a short remainder."""
+    divisors = (n for n in range(width, width // 2, -1) if total % n == 0)
+    return next(divisors, total // -(-total // width))
 
 
 def cheaper_contraction(ensemble_size: int, outputs: int, parameters: int) -> Contraction:

@@ -137,8 +137,8 @@ def euler(
         return EulerState(ensemble, jnp.zeros((), jnp.int32))
 
     def advance(state: EulerState, entries: Any, loss: LossFn, targets: Any) -> tuple[EulerState, Info]:
-        def move(dt: Array, ok: Array) -> Callable[..., tuple[Array, ...]]:
-            return lambda d, u: (_moved(u, dt, d, ok),)
+        def move(dt: Array) -> Callable[..., tuple[Array, ...]]:
+            return lambda d, u: ((u.astype(d.dtype) - dt.astype(d.dtype) * d).astype(u.dtype),)
 
         (ensemble,), info = _advance(options, move, (state.ensemble,), entries, loss, targets, state.count)
         return EulerState(ensemble, state.count + 1), info
@@ -205,11 +205,11 @@ def nesterov(
     def advance(state: NesterovState, entries: Any, loss: LossFn, targets: Any) -> tuple[NesterovState, Info]:
         factor = schedule(state.count)
 
-        def move(dt: Array, ok: Array) -> Callable[..., tuple[Array, ...]]:
+        def move(dt: Array) -> Callable[..., tuple[Array, ...]]:
             def blocks(d: Array, v: Array, u: Array) -> tuple[Array, Array]:
-                new = _moved(v, dt, d, ok).astype(d.dtype)
+                new = v.astype(d.dtype) - dt.astype(d.dtype) * d
                 ahead = new + jnp.asarray(factor, d.dtype) * (new - u.astype(d.dtype))
-                return jnp.where(ok, ahead, v.astype(d.dtype)).astype(v.dtype), jnp.where(ok, new.astype(u.dtype), u)
+                return ahead.astype(v.dtype), new.astype(u.dtype)
 
             return blocks
 
@@ -263,14 +263,14 @@ def _update(options: _Options, advance: Callable[..., Any]) -> Callable[..., Any
 
 def _advance(
     options: _Options,
-    move: Callable[[Array, Array], Callable[..., tuple[Array, ...]]],
+    move: Callable[[Array], Callable[..., tuple[Array, ...]]],
     trees: tuple[Ensemble, ...],
     entries: Any,
     loss: LossFn,
     targets: Any,
     count: Array,
 ) -> tuple[tuple[Ensemble, ...], Info]:
-    """The part of a step that all discretizations share; ``move(dt, ok)`` is what each does with a block.
+    """The part of a step that all discretizations share; ``move(dt)`` is what each does with a block.
 
     ``entries`` are the outputs on which ``loss`` depends.
     """
@@ -291,7 +291,7 @@ def _advance(
     norm = products.norm()
     dt = jnp.asarray(options.step_size(norm, products.size, count), norm.dtype)
     ok = jnp.isfinite(norm) & jnp.isfinite(dt)
-    moved, variance = products.map_blocks(move(jnp.where(ok, dt, 0), ok), *trees)
+    moved, variance = products.map_blocks(move(dt), *trees, when=ok)
     moved = tuple(options.failures.apply(tree, healthy, count, options.axis_name) for tree in moved)
     failed = jnp.sum(~healthy, dtype=jnp.int32)
     if options.axis_name is not None:

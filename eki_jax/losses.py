@@ -233,6 +233,7 @@ def _check_labels(labels: Any, classes: int) -> None:
     """Raise for labels out of range, where their values are known (not while tracing)."""
     if not _is_known(labels) or jnp.size(labels) == 0:
         return
-    low, high = int(np.min(labels)), int(np.max(labels))
+    values = np.asarray(labels)  # as NumPy's: reductions of a JAX array would be traced here, values or not
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= classes:
         raise ValueError(f"targets: labels from {low} to {high}; wanted 0 to {classes - 1} for {classes} classes")
