@@ -1,0 +1,64 @@
+"""What the experiments share: rows of their tables, presets, and the end of every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reporting import save_result
+
+PRESETS = ("smoke", "cpu", "full")
+
+
+def check_preset(preset: str) -> None:
+    """Raise ValueError for a preset that does not exist."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset: {preset!r}; wanted one of {', '.join(PRESETS)}")
+
+
+def row(name: str, quantity: str, paper: float | None, ours: Any, note: str = "") -> dict[str, Any]:
+    """One line of the table: the paper's number beside ours.
+
+    Args:
+        name: The method and the model.
+        quantity: What the number is.
+        paper: The paper's number, or None where it has none.
+        ours: Ours; a sequence (several seeds) becomes its median and range; None for what did not run.
+        note: Settings of this row, or why it did not run.
+    """
+    line: dict[str, Any] = {"name": name, "quantity": quantity, "paper": paper, "note": note}
+    if ours is None:
+        return line | {"ours": None}
+    values = np.atleast_1d(np.asarray(ours, np.float64))
+    line["ours"] = float(np.median(values))
+    if values.size > 1:
+        line |= {"runs": int(values.size), "least": float(values.min()), "most": float(values.max())}
+    return line
+
+
+def skipped(name: str, quantity: str, paper: float | None, reason: str) -> dict[str, Any]:
+    """A line for what did not run, with the reason."""
+    return row(name, quantity, paper, None, f"not run: {reason}")
+
+
+def finish(
+    experiment: str, title: str, preset: str, seed: int, out: Path, numbers: dict[str, Any], details: dict[str, Any]
+) -> dict[str, Any]:
+    """Write ``experiment.json`` under ``out`` and return what a run prints: everything but the details.
+
+    Args:
+        experiment: Its name on the command line.
+        title: One line that says what it is.
+        preset: As asked for.
+        seed: Of everything random.
+        out: The folder of the results.
+        numbers: Every number of the table, ``rows`` among them.
+        details: Curves and settings, which go into the file alone.
+    """
+    summary = {"experiment": experiment, "preset": preset, "seed": seed, **numbers}
+    flags = f"--preset {preset} --seed {seed}"
+    command = f"python -m benchmarks paper {experiment} {flags}"
+    save_result(out / f"{experiment}.json", {"title": title, "command": command, **summary, **details})
+    return summary

@@ -1,0 +1,51 @@
+"""The table of all experiments, generated from the JSON files that they wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_HEAD = """# The paper's numbers beside ours
+
+Generated from the JSON files of `python -m benchmarks paper NAME`; do not edit. Several runs are shown as their median
+[least, most]. The presets: `full` has the paper's own settings, `cpu` a smaller job that its notes state, `smoke` is
+for tests.
+"""
+
+
+def write_table(folder: Path, path: Path) -> Path:
+    """Write the Markdown table of every result in ``folder`` to ``path``; returns the path."""
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    path.write_text("\n".join([_HEAD, *map(_section, results)]), encoding="utf-8")
+    return path
+
+
+def _section(result: dict[str, Any]) -> str:
+    lines = [
+        f"## {result.get('title', result['experiment'])}\n",
+        f"`{result.get('command', result['experiment'])}` on {result['environment']['device']}\n",
+    ]
+    if result.get("skipped"):
+        lines.append(f"Skipped: {result['skipped']}\n")
+    rows = result.get("rows", [])
+    if rows:
+        lines += ["| | quantity | paper | ours | difference | preset | notes |", "|---|---|---|---|---|---|---|"]
+        lines += [_line(row, result["preset"]) for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], preset: str) -> str:
+    paper, ours = row["paper"], row["ours"]
+    difference = "" if paper is None or ours is None else f"{_number(ours - paper, sign=True)}"
+    text = "n/a" if ours is None else _number(ours)
+    if "least" in row:
+        text += f" [{_number(row['least'])}, {_number(row['most'])}], {row['runs']} runs"
+    cells = (row["name"], row["quantity"], "n/a" if paper is None else _number(paper), text, difference, preset)
+    return "| " + " | ".join((*cells, row["note"])) + " |"
+
+
+def _number(value: float, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{value:{plus}.4f}" if abs(value) >= 0.02 or value == 0 else f"{value:{plus}.3e}"

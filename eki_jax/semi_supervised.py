@@ -1,0 +1,235 @@
+r"""Semi-supervised learning on a graph: a few labels, and a prior that knows how the nodes hang together.
+
+A function u on the N nodes has the prior :math:`N(0, (L + \tau^2 I)^{-\alpha})`, where L is the graph's Laplacian; its
+sign at a node is the node's class. Labels are observed at a few nodes (arXiv:1808.03620, example 2.2 and section 5.5).
+The ensemble never needs L itself, only its lowest eigenvectors, so that graphs of 10^5 nodes work::
+
+    laplacian = graph_laplacian(gaussian_affinity(x, width=1.25))
+    prior = graph_prior(eigenbasis(laplacian))
+    solver = eki_jax.euler(observed_sign, mean_squared_error)
+    state = solver.init(eki_jax.sample_ensemble(key, prior, 1000))
+    state, info = solver.step(state, (observed_nodes, labels))
+
+Needs scipy (in the extra ``benchmarks``); the core of the library does not import this module.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import scipy.sparse.csgraph
+import scipy.sparse.linalg
+import scipy.spatial
+
+from eki_jax._types import Array
+from eki_jax.priors import Gaussian, gaussian
+
+# Graphs up to this size are decomposed densely, which is exact and takes about a second.
+_DENSE_NODES = 3000
+# Eigenvalues below this share of the largest count as zero: the functions constant on each connected part.
+_NULL = 1e-8
+
+
+class GraphBasis(NamedTuple):
+    """The lowest eigenpairs of a graph's Laplacian.
+
+    Attributes:
+        eigenvalues: ascending, shape (K,).
+        vectors: orthonormal eigenvectors in columns, shape (N, K).
+        nullity: how many of the eigenvalues are zero: the number of connected parts of the graph.
+    """
+
+    eigenvalues: np.ndarray
+    vectors: np.ndarray
+    nullity: int
+
+
+def gaussian_affinity(x: Any, width: float, neighbours: int | None = None) -> Any:
+    r"""Weights ``exp(-|x_i - x_j|^2 / (2 width^2))`` between the nodes.
+
+    Args:
+        x: features of the nodes, shape (N, d).
+        width: length scale, in the features' units, > 0.
+        neighbours: None for all pairs; else only pairs of which one is among the other's nearest so many.
+
+    Returns:
+        The weights, shape (N, N), symmetric: a NumPy array, or a ``scipy.sparse.csr_array`` with ``neighbours``. A
+        node's weight to itself is 1, as the formula says.
+
+    Raises:
+        ValueError: ``x`` is not (N, d), ``width`` <= 0, or ``neighbours`` not between 1 and N - 1.
+
+    >>> gaussian_affinity([[0.0], [1.0]], width=1.0).round(3)
+    array([[1.   , 0.607],
+           [0.607, 1.   ]])
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"x: shape {x.shape}; wanted (N, d) with at least two nodes")
+    if not width > 0:
+        raise ValueError(f"width: {width}; wanted a length > 0")
+    if neighbours is None:
+        squares = scipy.spatial.distance.pdist(x, "sqeuclidean")
+        return np.exp(-scipy.spatial.distance.squareform(squares) / (2 * width**2))
+    if not 1 <= neighbours < len(x):
+        raise ValueError(f"neighbours: {neighbours}; wanted 1 to {len(x) - 1} for {len(x)} nodes")
+    distances, columns = scipy.spatial.KDTree(x).query(x, neighbours + 1)
+    rows = np.repeat(np.arange(len(x)), neighbours + 1)
+    weights = np.exp(-(distances.ravel() ** 2) / (2 * width**2))
+    directed = scipy.sparse.csr_array((weights, (rows, columns.ravel())), shape=(len(x), len(x)))
+    return directed.maximum(directed.T)
+
+
+def graph_laplacian(weights: Any, *, normalized: bool = True) -> Any:
+    r"""The Laplacian of a weighted graph, ``I - D^-1/2 W D^-1/2``, or ``D - W``.
+
+    D is the diagonal of the weights' row sums. The normalized one gives the paper's accuracy of the Fiedler vector.
+
+    Args:
+        weights: symmetric, not negative, shape (N, N); an array or any ``scipy.sparse`` matrix.
+        normalized: the symmetric normalized Laplacian, whose eigenvalues lie in [0, 2].
+
+    Returns:
+        L, shape (N, N): a NumPy array, or a ``scipy.sparse.csr_array`` if the weights were sparse.
+
+    Raises:
+        ValueError: weights that are not square, not symmetric, negative, not finite, or a node without any weight.
+
+    >>> graph_laplacian([[0.0, 2.0], [2.0, 0.0]])
+    array([[ 1., -1.],
+           [-1.,  1.]])
+    """
+    sparse = scipy.sparse.issparse(weights)
+    weights = scipy.sparse.csr_array(weights) if sparse else np.asarray(weights, np.float64)
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise ValueError(f"weights: shape {weights.shape}; wanted (N, N)")
+    values = weights.data if sparse else weights
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError("weights: has values that are negative or not finite; wanted affinities >= 0")
+    if abs(weights - weights.T).max() > 1e-10 * max(1.0, abs(weights).max()):
+        raise ValueError("weights: not symmetric; wanted W = W^T")
+    degrees = np.asarray(weights.sum(axis=1)).ravel()
+    if np.any(degrees <= 0):
+        raise ValueError(f"weights: node {int(np.argmin(degrees))} has no weight to any node; wanted every degree > 0")
+    scale = 1 / np.sqrt(degrees) if normalized else np.ones_like(degrees)
+    diagonal = np.ones_like(degrees) if normalized else degrees
+    if sparse:
+        return (scipy.sparse.diags_array(diagonal) - weights.multiply(scale).multiply(scale[:, None])).tocsr()
+    return np.diag(diagonal) - scale[:, None] * weights * scale
+
+
+def eigenbasis(laplacian: Any, modes: int | None = None, *, seed: int = 0) -> GraphBasis:
+    """The lowest eigenpairs of a Laplacian.
+
+    Small graphs are decomposed densely. Larger ones go through Lanczos iterations (ARPACK) around a sparse LU
+    factorization, which suits graphs of few neighbours.
+
+    Args:
+        laplacian: symmetric, not negative, shape (N, N), dense or sparse.
+        modes: how many eigenpairs beyond the null space; None for all, which large graphs do not allow.
+        seed: of the iterations' first vector.
+
+    Returns:
+        A :class:`GraphBasis` with ``nullity + modes`` pairs.
+
+    Raises:
+        ValueError: a Laplacian that is not square, ``modes`` out of range, or None for a graph too large for all.
+
+    >>> path = graph_laplacian([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], normalized=False)
+    >>> eigenbasis(path).eigenvalues.round(6).tolist()
+    [0.0, 1.0, 3.0]
+    """
+    size = laplacian.shape[0]
+    if laplacian.ndim != 2 or laplacian.shape[1] != size:
+        raise ValueError(f"laplacian: shape {laplacian.shape}; wanted (N, N)")
+    parts, _ = scipy.sparse.csgraph.connected_components(scipy.sparse.csr_array(laplacian), directed=False)
+    if modes is None and size > _DENSE_NODES:
+        raise ValueError(f"modes: None for {size} nodes; wanted a number, since all of them would take (N, N) memory")
+    wanted = size if modes is None else modes + parts
+    if modes is not None and not 1 <= modes <= size - parts:
+        raise ValueError(f"modes: {modes}; wanted 1 to {size - parts} beyond the null space of {parts}")
+    if size <= _DENSE_NODES:
+        dense = laplacian.toarray() if scipy.sparse.issparse(laplacian) else laplacian
+        values, vectors = scipy.linalg.eigh(dense, subset_by_index=[0, wanted - 1])
+    else:
+        values, vectors = _lowest(laplacian, wanted, seed)
+    values = np.maximum(values, 0)
+    values[:parts] = 0  # as many as there are connected parts; computed, they are rounding errors
+    return GraphBasis(values, vectors, int(parts))
+
+
+def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> Gaussian:
+    r"""The prior :math:`N(0, (L + \tau^2 I)^{-\alpha})` of functions on the nodes, restricted to the basis' vectors.
+
+    With ``tau=0`` the null space of L, where the covariance would be infinite, is left out: functions are then
+    orthogonal to those constant on every connected part (up to the degrees), as in the paper.
+
+    Args:
+        basis: eigenpairs of the Laplacian.
+        tau: shift, >= 0.
+        alpha: smoothness, > 0.
+
+    Returns:
+        A prior whose ``sample(key)`` has shape (N,), for :func:`eki_jax.sample_ensemble`.
+
+    Raises:
+        ValueError: ``tau`` < 0, ``alpha`` <= 0, or nothing left besides the null space.
+
+    >>> import jax
+    >>> laplacian = graph_laplacian(gaussian_affinity([[0.0], [1.0], [5.0]], width=1.0))
+    >>> graph_prior(eigenbasis(laplacian)).sample(jax.random.key(0)).shape
+    (3,)
+    """
+    if not tau >= 0:
+        raise ValueError(f"tau: {tau}; wanted a number >= 0")
+    if not alpha > 0:
+        raise ValueError(f"alpha: {alpha}; wanted a number > 0")
+    first = basis.nullity if tau == 0 else 0
+    values, vectors = basis.eigenvalues[first:], basis.vectors[:, first:]
+    if not len(values):
+        raise ValueError("basis: has only the null space, which tau = 0 leaves out; wanted more modes or tau > 0")
+    factor = vectors * (values + tau**2) ** (-alpha / 2)
+    return gaussian(jnp.zeros(len(factor)), jnp.asarray(factor, jnp.float32))
+
+
+def observed_value(u: Array, nodes: Array) -> Array:
+    """Forward map of one particle: the values of ``u`` at the observed nodes."""
+    return u[nodes]
+
+
+def observed_sign(u: Array, nodes: Array) -> Array:
+    """Forward map of one particle: the classes, +1 or -1, of the observed nodes.
+
+    It has no derivative worth the name, and the method needs none.
+    """
+    return jnp.sign(u[nodes])
+
+
+def mean_squared_error(outputs: Array, labels: Array) -> Array:
+    """The mean of the squared differences over the observed nodes; a loss for the solvers."""
+    return jnp.mean((outputs - labels) ** 2)
+
+
+def fiedler_vector(basis: GraphBasis) -> np.ndarray:
+    """The eigenvector of the least eigenvalue above zero: its sign is the classic way to cut a graph in two.
+
+    Raises:
+        ValueError: the basis has only the null space.
+    """
+    if len(basis.eigenvalues) <= basis.nullity:
+        raise ValueError("basis: has only the null space; wanted at least one mode more")
+    return basis.vectors[:, basis.nullity]
+
+
+def _lowest(laplacian: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest eigenpairs by Lanczos on ``(L + shift I)^-1``, whose spectrum is wide where that of L is narrow."""
+    shift = 1e-6 * float(abs(laplacian).sum(axis=1).max())
+    start = np.random.default_rng(seed).standard_normal(laplacian.shape[0])
+    matrix = scipy.sparse.csc_array(laplacian)
+    values, vectors = scipy.sparse.linalg.eigsh(matrix, k=count, sigma=-shift, which="LM", v0=start)
+    order = np.argsort(values)
+    return values[order], vectors[:, order]
