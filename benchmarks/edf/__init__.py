@@ -1,0 +1,1 @@
+"""Exponentially decaying flows against first-order methods, after the paper's experiments."""

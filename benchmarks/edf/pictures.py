@@ -1,0 +1,117 @@
+"""The pictures of the EDF experiments, drawn from their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def draw(result: dict[str, Any], path: Path) -> Path:
+    """Draw ``result`` (of any of the experiments) to ``path``, a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = _DRAWINGS[result["experiment"]](result, plt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _convergence(result: dict[str, Any], plt: Any) -> Any:
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
+    for name, curve in result["curves"].items():
+        losses = [float("nan") if loss is None else loss for loss in curve["losses"]]
+        steps = range(len(losses))
+        work = [step * curve["gradients_per_step"] for step in steps]
+        damped_g = name.startswith("EDF-G") and "undamped" not in name
+        style = {"linewidth": 1.4, "label": name, "linestyle": "-" if damped_g else "--", "color": _colour(name)}
+        if damped_g:
+            axes[0].plot(steps, losses, **style)
+        axes[1].plot(steps, losses, **style)
+        axes[2].plot(work, losses, **style)
+    axes[0].set(title="EDF-G: a larger k falls faster", xlabel="step", ylabel="training loss")
+    axes[1].set(title="against the others", xlabel="step")
+    axes[2].set(title="the same by work done", xlabel="gradient-equivalents (a step costs 1 + k)", xscale="symlog")
+    axes[0].set(yscale="log", ylim=(0.3 * result["stops"]["loss"], 10))
+    axes[0].legend(fontsize=8)
+    axes[2].legend(fontsize=7, loc="lower left")
+    figure.suptitle(f"Full batch of {result['images']} CIFAR-10 images, a network of two convolutions", fontsize=11)
+    return figure
+
+
+def _stochastic(result: dict[str, Any], plt: Any) -> Any:
+    problems = result["problems"]
+    figure, axes = plt.subplots(2, len(problems), figsize=(5.5 * len(problems), 7), layout="constrained", squeeze=False)
+    for column, (problem, found) in zip(axes.T, problems.items(), strict=True):
+        for name, method in found["methods"].items():
+            chosen = method["best"]
+            epochs = range(1, len(chosen["train_loss"]) + 1)
+            style = {"label": f"{name} ({chosen['rate']:g})", "color": _colour(name), "linestyle": _dash(name)}
+            column[0].plot(epochs, chosen["train_loss"], marker=".", **style)
+            column[1].plot(epochs, [100 * error for error in chosen["test_error"]], marker=".", **style)
+        column[0].set(title=f"{problem}, {found['train_images']} images", yscale="log", ylabel="training loss")
+        column[1].set(xlabel="epoch", ylabel="test error, %")
+        column[0].legend(fontsize=8)
+    return figure
+
+
+def _full_vs_stochastic(result: dict[str, Any], plt: Any) -> Any:
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    for name, curve in result["curves"].items():
+        chosen = curve["best"]
+        steps = range(1, len(chosen["train_loss"]) + 1)
+        style = {"label": f"{name} ({chosen['rate']:g})", "linestyle": "--" if "full" in name else "-", "marker": "."}
+        axes[0].plot(steps, chosen["train_loss"], **style)
+        axes[1].plot(steps, [100 * error for error in chosen["test_error"]], **style)
+    axes[0].set(yscale="log", xlabel="full-batch step, or epoch", ylabel="training loss")
+    axes[1].set(yscale="log", xlabel="full-batch step, or epoch", ylabel="test error, %")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"MNIST, {result['images']} images, mini-batches of {result['batch_size']}", fontsize=11)
+    return figure
+
+
+def _harness(result: dict[str, Any], plt: Any) -> Any:
+    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    for name, curve in result["curves"].items():
+        points = [(p, a) for p, a in zip(curve["passes"], curve["test_accuracy"], strict=True) if p]
+        axis.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="--" if name.startswith("EKI") else "-")
+    axis.set(xscale="log", xlabel=f"forward passes of a mini-batch of {result['batch_size']}", ylabel="test accuracy")
+    axis.set_title(f"{result['problem']}: one budget of {result['budget']:,} forward passes", fontsize=11)
+    axis.legend(fontsize=8)
+    return figure
+
+
+_PALETTE = {
+    "k = 1": "#9ecae1",
+    "k = 2": "#3182bd",
+    "k = 3": "#4292c6",
+    "k = 10": "#2171b5",
+    "k = 30": "#08306b",
+    "momentum": "#e6550d",
+    "momentum SGD": "#e6550d",
+    "NAG": "#fdae6b",
+    "Adam": "#31a354",
+}
+
+
+def _colour(name: str) -> str:
+    if name.startswith("EDF-H"):
+        return {"k = 1": "#bcbddc", "k = 10": "#756bb1"}.get(name.split(", ")[1], "#3f007d")
+    if "undamped" in name:
+        return {"k = 1": "#bdbdbd", "k = 10": "#737373"}.get(name.split(", ")[1], "#252525")
+    return _PALETTE[name.split(", ")[1] if name.startswith("EDF") else name]
+
+
+def _dash(name: str) -> str:
+    return "--" if name.endswith("W2") else "-"
+
+
+_DRAWINGS = {
+    "edf convergence": _convergence,
+    "edf stochastic": _stochastic,
+    "edf full-vs-stochastic": _full_vs_stochastic,
+    "edf harness": _harness,
+}

@@ -1,0 +1,87 @@
+"""The tables of the EDF experiments as Markdown, from their results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(result: dict[str, Any]) -> str:
+    """``result`` (of any of the experiments) as a Markdown table, with a line about where it comes from."""
+    header, rows = _TABLES[result["experiment"]](result)
+    lines = [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, rows)]
+    return "\n".join([*lines, "", f"{_where(result)}"])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _where(result: dict[str, Any]) -> str:
+    environment = result["environment"]
+    command = result["experiment"].removeprefix("edf ")
+    return (
+        f"(`python -m benchmarks edf {command} --preset {result['preset']}`, {environment['device']}, "
+        f"{environment['processors']} processors, jax {environment['versions']['jax']})"
+    )
+
+
+def _number(value: float | None) -> str:
+    return (
+        "not finite" if value is None else f"{value:.2e}" if abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.3f}"
+    )
+
+
+def _convergence(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    last = result["steps"]
+    shown = [step for step in (10, 20, 50, 100, 200) if step <= last] or [last]
+    header = ["method", *(f"step {step}" for step in shown), "ended", "gradient norm at the end"]
+    rows = []
+    for name, curve in result["curves"].items():
+        losses = curve["losses"]
+        values = [_number(losses[step]) if step < len(losses) else "–" for step in shown]
+        ended = f"{curve['ended']}, {len(losses) - 1}"
+        rows.append([name, *values, ended, _number(curve["gradient_norms"][-1])])
+    return header, rows
+
+
+def _stochastic(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    header = ["method", "gradients a step"]
+    for problem in result["problems"]:
+        header += [f"{problem}: rate", "training loss", "test error"]
+    names = next(iter(result["problems"].values()))["methods"]
+    rows = []
+    for name in names:
+        row = [name, str(names[name]["gradients_per_step"])]
+        for found in result["problems"].values():
+            chosen = found["methods"][name]["best"]
+            row += [f"{chosen['rate']:g}", _number(chosen["train_loss"][-1]), f"{100 * chosen['test_error'][-1]:.1f} %"]
+        rows.append(row)
+    return header, rows
+
+
+def _full_vs_stochastic(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, curve in result["curves"].items():
+        chosen = curve["best"]
+        rows.append(
+            [name, f"{chosen['rate']:g}", _number(chosen["train_loss"][-1]), f"{100 * chosen['test_error'][-1]:.1f} %"]
+        )
+    return ["EDF-G", "rate", "training loss", "test error"], rows
+
+
+def _harness(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    shown = [0, len(next(iter(result["curves"].values()))["passes"]) // 2, -1]
+    budgets = [f"{next(iter(result['curves'].values()))['passes'][index]:,} passes" for index in shown]
+    rows = [
+        [name, str(curve["passes_per_step"]), *(f"{curve['test_accuracy'][index]:.4f}" for index in shown)]
+        for name, curve in result["curves"].items()
+    ]
+    return ["method", "passes a step", *budgets], rows
+
+
+_TABLES = {
+    "edf convergence": _convergence,
+    "edf stochastic": _stochastic,
+    "edf full-vs-stochastic": _full_vs_stochastic,
+    "edf harness": _harness,
+}
