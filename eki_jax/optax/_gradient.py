@@ -109,6 +109,8 @@ def ensemble_gradient(
         del extra
         check_given("ensemble_gradient", outputs, cotangents)
         check_params(params, "ensemble_gradient")
+        if not jax.tree.leaves(params):  # all masked
+            return updates, state
         check_zeros(updates, params)
         check_extra_args(outputs, cotangents, params)
         d = direction(

@@ -43,10 +43,12 @@ def per_particle(
 
     def init(params: Ensemble) -> Any:
         check_stacked(params, "per_particle")
-        # Without leaves it is a placeholder, as in `optax.tree.map_params`: only the structure is wanted.
+        # Without leaves all is masked, or it is a placeholder of `optax.tree.map_params`.
         return jax.vmap(inner.init)(params) if jax.tree.leaves(params) else inner.init(params)
 
     def update(updates: Ensemble, state: Any, params: Ensemble | None = None, **extra: Any) -> tuple[Ensemble, Any]:
+        if not jax.tree.leaves(updates):  # all masked
+            return inner.update(updates, state, params, **extra)
         check_stacked(updates, "per_particle")
         per = {name: extra.pop(name) for name in mapped if name in extra}
 

@@ -82,12 +82,16 @@ def add_prior_noise(
         check_given("add_prior_noise", outputs, cotangents)
         check_extra_args(outputs, cotangents, updates, name="updates")
         h = step_size(drift_norm(outputs, cotangents, axis_name=axis_name), 1, state.count)
-        new = perturb(
-            jax.random.fold_in(key, state.count),
-            updates,
-            _MaskedPrior(prior, updates),
-            jnp.asarray(h) ** 0.25,
-            axis_name=axis_name,
+        new = (
+            updates
+            if not jax.tree.leaves(updates)
+            else perturb(
+                jax.random.fold_in(key, state.count),
+                updates,
+                _MaskedPrior(prior, updates),
+                jnp.asarray(h) ** 0.25,
+                axis_name=axis_name,
+            )
         )
         return new, AddPriorNoiseState(optax.safe_increment(state.count))
 
@@ -136,8 +140,10 @@ def add_tikhonov(
     ) -> tuple[Ensemble, optax.EmptyState]:
         del extra
         check_params(params, "add_tikhonov")
-        means, solves = (_masked_like(params, tree, "prior") for tree in (prior.mean, solvers))
-        cotangents = jax.tree.map(lambda u, m, solve: solve(u - m), params, means, solves)
+        if not jax.tree.leaves(params):  # all masked
+            return updates, state
+        anomalies = jax.tree.map(jnp.subtract, params, _masked_like(params, prior.mean, "prior"))
+        cotangents = jax.tree.map(lambda solve, rows: solve(rows), solvers, anomalies)
         # The parameters are the outputs here.
         d = direction(params, params, cotangents, axis_name=axis_name, precision=precision)
         return jax.tree.map(lambda g, t: g + jnp.asarray(weight, g.dtype) * t.astype(g.dtype), updates, d), state
@@ -159,14 +165,17 @@ class _MaskedPrior(NamedTuple):
 
 
 def _masked_like(ensemble: Ensemble, tree: Any, name: str) -> Any:
-    """``tree`` without the leaves that are masked in ``ensemble``."""
+    """``tree``, one particle's, without the leaves that are masked in ``ensemble``; checks that the others fit."""
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
     structure: Any
     nodes, structure = jax.tree.flatten(ensemble, is_leaf=is_masked)
     try:
         parts = structure.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: its structure does not fit one particle's parameters: {error}") from error
+        raise ValueError(f"{name}: its structure does not fit the parameters': {error}") from error
+    for node, part in zip(nodes, parts, strict=True):
+        if not is_masked(node) and jnp.shape(part) != node.shape[1:]:
+            raise ValueError(f"{name}: shape {jnp.shape(part)} where a particle has {node.shape[1:]}; wanted the same")
     return structure.unflatten([node if is_masked(node) else part for node, part in zip(nodes, parts, strict=True)])
 
 
