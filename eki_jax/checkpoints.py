@@ -35,7 +35,8 @@ class Checkpoints:
         self._settings = settings or {}
         self._directory = Path(directory).resolve()
         options = self._orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = self._orbax.CheckpointManager(self._directory, options=options)
+        handlers = {"state": self._orbax.StandardCheckpointHandler(), "about": self._orbax.JsonCheckpointHandler()}
+        self._manager = self._orbax.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     @property
     def latest(self) -> int | None:

@@ -37,7 +37,7 @@ def as_numpy(u: np.ndarray) -> np.ndarray:
 
 
 def paper_d(u: np.ndarray) -> np.ndarray:
-    """The paper's D with u - h D u for stacked rows: row j of the product needs <G_k - mean G, r_j>, D^T of the oracle."""
+    """D such that the step on stacked rows is u - h D u: row j needs <G_k - mean G, r_j>, the oracle's transpose."""
     return oracle.drift(as_numpy(u), as_numpy(u) - TARGETS).T
 
 
