@@ -1,0 +1,144 @@
+"""Online learning: one solver step per sample, with a recurrent state that every particle carries along.
+
+A model with memory is a function ``cell(params, carry, x) -> (carry, outputs)`` of one particle and one sample. The
+learner sees each sample once, in order; nothing is unrolled and no derivative is taken through time
+(arXiv:1808.03620, sections 2.1.3 and 5.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from eki_jax._solvers import Info, Solver
+from eki_jax._tree import ensemble_size
+from eki_jax._types import Batch, Ensemble, Params
+
+
+class Cell(Protocol):
+    """The model for ONE particle and ONE sample: ``cell(params, carry, x) -> (carry, outputs)``."""
+
+    def __call__(self, params: Params, carry: Any, x: Any, /) -> tuple[Any, Any]:
+        """The next recurrent state and the outputs."""
+
+
+class OnlineState(NamedTuple):
+    """State of a learner.
+
+    Attributes:
+        solver: the solver's state, with the ensemble.
+        carry: the particles' recurrent states, arrays with a leading axis J.
+    """
+
+    solver: Any
+    carry: Any
+
+
+class OnlineLearner(NamedTuple):
+    """A learner, as two pure functions.
+
+    Attributes:
+        init: ``init(ensemble, carry) -> state``; ``carry`` is one particle's first recurrent state, for all.
+        step: ``step(state, (x, target)) -> (state, outputs, info)``: the outputs (J, ...) come from before the update,
+            so that they are honest predictions of the target.
+    """
+
+    init: Callable[[Ensemble, Any], OnlineState]
+    step: Callable[[OnlineState, Batch], tuple[OnlineState, Any, Info]]
+
+
+def online(cell: Cell, solver: Solver) -> OnlineLearner:
+    """Learn from one sample at a time.
+
+    Args:
+        cell: ``cell(params, carry, x) -> (carry, outputs)`` for one particle and one sample. A model without memory
+            takes and returns an empty carry, ``()``.
+        solver: such as ``eki_jax.euler(None, loss)``; its ``update`` is used.
+
+    Returns:
+        An :class:`OnlineLearner`.
+
+    Raises:
+        ValueError: from ``init``, an ensemble whose leaves disagree on J; from ``step``, outputs or targets that do not
+            fit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import eki_jax
+    >>> cell = lambda u, carry, x: (carry, u * x)
+    >>> learner = online(cell, eki_jax.euler(None, eki_jax.squared_error()))
+    >>> state = learner.init(jnp.array([[1.0], [3.0]]), ())
+    >>> for x in (1.0, 2.0, 1.0, 2.0, 3.0, 1.0):
+    ...     state, outputs, info = learner.step(state, (x, jnp.array([2.5 * x])))
+    >>> bool(jnp.allclose(state.solver.ensemble, 2.5, atol=0.1))
+    True
+    """
+
+    def init(ensemble: Ensemble, carry: Any) -> OnlineState:
+        size = ensemble_size(ensemble)
+        spread = lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (size, *jnp.shape(leaf)))
+        return OnlineState(solver.init(ensemble), jax.tree.map(spread, carry))
+
+    def step(state: OnlineState, sample: Batch) -> tuple[OnlineState, Any, Info]:
+        x, target = sample
+        carry, outputs = jax.vmap(cell, in_axes=(0, 0, None))(state.solver.ensemble, state.carry, x)
+        solved, info = solver.update(state.solver, outputs, target)
+        return OnlineState(solved, carry), outputs, info
+
+    return OnlineLearner(init, step)
+
+
+def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> tuple[OnlineState, Any]:
+    """One pass over a stream as one ``lax.scan``.
+
+    Args:
+        learner: from :func:`online`.
+        state: where to start; the result of one stream continues in the next.
+        samples: ``(xs, targets)`` with a leading time axis T.
+
+    Returns:
+        ``(state, predictions)``: the mean over the particles of the outputs for every sample, each from before its
+        target was seen, shape (T, ...).
+
+    Raises:
+        ValueError: inputs and targets of different lengths.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import eki_jax
+    >>> learner = online(lambda u, carry, x: (carry, u * x), eki_jax.euler(None, eki_jax.squared_error()))
+    >>> xs = jnp.arange(1.0, 9.0)[:, None]
+    >>> state, predictions = learn_stream(learner, learner.init(jnp.array([[1.0], [3.0]]), ()), (xs, 2.5 * xs))
+    >>> predictions.shape
+    (8, 1)
+    """
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(samples)}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(f"samples: leading axes {sorted(lengths)}; wanted one time axis for inputs and targets")
+
+    def body(state: OnlineState, sample: Batch) -> tuple[OnlineState, Any]:
+        state, outputs, _ = learner.step(state, sample)
+        return state, jax.tree.map(lambda leaf: leaf.mean(axis=0), outputs)
+
+    return lax.scan(body, state, samples)
+
+
+def predict_stream(cell: Cell, params: Params, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """The outputs of one set of parameters over a stream, without learning.
+
+    Args:
+        cell: the model of one particle and one sample.
+        params: one particle's parameters, such as the mean particle.
+        carry: its first recurrent state.
+        xs: inputs with a leading time axis T.
+
+    Returns:
+        ``(carry, outputs)``, the outputs with a leading axis T.
+
+    >>> import jax.numpy as jnp
+    >>> predict_stream(lambda u, total, x: (total + x, u * (total + x)), 2.0, 0.0, jnp.array([1.0, 2.0]))
+    (Array(3., dtype=float32), Array([2., 6.], dtype=float32))
+    """
+    return lax.scan(lambda state, x: cell(params, state, x), carry, xs)
