@@ -117,7 +117,7 @@ def full_batch(
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array, jax.Array]:
         value, gradient = objective.value_and_grad(params, batch)
         updates, state = optimizer.update(gradient, state, params, objective=objective, batch=batch)
-        return optax.apply_updates(params, updates), state, value, optax.global_norm(gradient)
+        return optax.apply_updates(params, updates), state, value, optax.tree.norm(gradient)
 
     batch = jax.tree.map(jnp.asarray, images)
     params, state = model.params, optimizer.init(model.params)
