@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eki_jax._costs import COMMUNICATIONS, Communication
+from eki_jax._precision import product
 from eki_jax._types import Array
 
 #: ``multiply(u, dtype)`` with u of shape (j, w), stored as ``dtype``: this device's rows of ``R Z^T U``, in u's dtype.
@@ -62,7 +63,7 @@ def multiplier(
     """
 
     def matmul(a: Array, b: Array) -> Array:
-        return jnp.matmul(a.astype(b.dtype), b, precision=precision)
+        return product(a.astype(b.dtype), b, precision)
 
     layouts: dict[str, Callable[[Array, Array, str, _Matmul], Multiply]] = {
         "reduce_scatter": _reduce_scatter,

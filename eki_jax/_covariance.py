@@ -17,11 +17,11 @@ from jax import lax
 
 from eki_jax._communication import Multiply, checked_communication, multiplier
 from eki_jax._costs import Communication, choose_communication
+from eki_jax._precision import Precision, product
 from eki_jax._tree import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax._types import Array, Ensemble
 
 Contraction = Literal["outputs", "particles"]
-Precision = Any
 
 # A block's copies are kept below this share of the ensemble and below this many bytes: small enough to stay in a
 # processor's cache between the two products, wide enough for them to run at full speed.
@@ -56,7 +56,8 @@ def direction(
         communication: ``"all_reduce"`` (of M x P numbers, whatever J is), ``"reduce_scatter"``, ``"all_to_all"``,
             ``"gather"`` or ``"ring"`` forces how devices share their particles; the cheapest by default, see
             :func:`eki_jax.sharding.choose_communication`.
-        precision: of the matrix products, as in :func:`jax.numpy.matmul`.
+        precision: of the matrix products, as in :func:`jax.numpy.matmul`; or ``"bf16"``: centred factors rounded to
+            bfloat16, sums in float32.
 
     Returns:
         A pytree like ``ensemble``, in its dtypes. Units: parameters times loss.
@@ -176,7 +177,7 @@ class Products(NamedTuple):
         elif contraction is None:
             contraction = cheaper_contraction(z.shape[0], z.shape[1], parameters)
         if contraction == "particles":
-            weights = jnp.matmul(r, _gather(z, axis_name).T, precision=precision)
+            weights = product(r, _gather(z, axis_name).T, precision)
         return cls(z, r, size, healthy, axis_name, weights, precision, multiply)
 
     def norm(self) -> Array:
@@ -195,10 +196,11 @@ class Products(NamedTuple):
         """``fn(direction, ensemble, *companions)`` on one block of columns after another, in place.
 
         Only a block of the direction exists at any time, so that with donated buffers a step keeps one copy of the
-        ensemble. ``fn`` works element by element and returns blocks in the dtypes of its arguments.
-        Where the scalar ``when`` is False, the blocks stay as they are. Give it wherever ``fn`` returns more than one
-        block: the branch makes the compiler compute all of them before it writes one. Without it, it would copy whole
-        leaves to keep what the second block still reads of the first.
+        ensemble. ``fn`` works column by column and returns blocks in the shapes and dtypes of its arguments; a
+        companion may have another leading axis than the ensemble. Where the scalar ``when`` is False, the blocks stay
+        as they are. Give it wherever ``fn`` returns more than one block: the branch makes the compiler compute all of
+        them before it writes one. Without it, it would copy whole leaves to keep what the second block still reads of
+        the first.
 
         Returns:
             The trees that ``fn`` returns, at most as many as it was given, and tr C(u), the summed variance of all
@@ -213,10 +215,11 @@ class Products(NamedTuple):
             results.append(new)
             trace += squares.astype(trace.dtype)
         structure: Any = jax.tree.structure(ensemble)
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(ensemble)]
         reshaped = tuple(
-            structure.unflatten([leaf.reshape(shape) for leaf, shape in zip(tree, shapes, strict=True)])
-            for tree in zip(*results, strict=True)
+            structure.unflatten(
+                [leaf.reshape(jnp.shape(old)) for leaf, old in zip(new, jax.tree.leaves(tree), strict=True)]
+            )
+            for new, tree in zip(zip(*results, strict=True), trees, strict=False)
         )
         return reshaped, trace / self.size
 
@@ -271,7 +274,7 @@ class Products(NamedTuple):
         return d / jnp.asarray(self.size, wide), squares
 
     def _matmul(self, a: Array, b: Array) -> Array:
-        return jnp.matmul(a, b, precision=self.precision)
+        return product(a, b, self.precision)
 
     def _block_width(self, leaves: list[Array]) -> int:
         size, outputs = self.anomalies.shape
@@ -306,7 +309,7 @@ def _frobenius(z: Array, r: Array, axis_name: str | None, precision: Precision) 
         return jnp.zeros((), z.dtype)
 
     def by_particles() -> Array:
-        d = jnp.matmul(_gather(z, axis_name), r.T, precision=precision)
+        d = product(_gather(z, axis_name), r.T, precision)
         return _sum_devices(jnp.sum(d * d), axis_name)
 
     if 2 * outputs > size:

@@ -1,0 +1,29 @@
+"""Matrix products of reduced precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from eki_jax._types import Array
+
+Precision = Any
+
+
+def product(a: Array, b: Array, precision: Precision = None) -> Array:
+    """``a @ b`` with the precision of :func:`jax.numpy.matmul`, or ``"bf16"``.
+
+    ``"bf16"`` rounds both factors to bfloat16 and sums in float32, on every backend; on processors and accelerators
+    with such units it is twice as fast as float32 or more. The names that JAX offers for it leave a CPU at float32.
+
+    >>> import jax.numpy as jnp
+    >>> product(jnp.array([[1.0, 2**-9]]), jnp.array([[2.0**-9], [1.0]]), "bf16")
+    Array([[0.00390625]], dtype=float32)
+    >>> product(jnp.array([[1.0 + 2**-9]]), jnp.array([[1.0]]), "bf16")
+    Array([[1.]], dtype=float32)
+    """
+    if not isinstance(precision, str) or precision != "bf16":
+        return jnp.matmul(a, b, precision=precision)
+    narrow = jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    return narrow.astype(jnp.result_type(a, b))
