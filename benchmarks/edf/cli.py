@@ -42,12 +42,10 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, out: Path) -> dict:
-    if options.experiment == "convergence":
-        return convergence.run(options.preset, options.data, out, options.seed)
     if options.experiment == "stochastic":
-        return stochastic.run(options.preset, options.data, options.problem, options.seed)
-    module = {"full-vs-stochastic": full_vs_stochastic, "harness": harness}[options.experiment]
-    return module.run(options.preset, options.data, options.seed)
+        return stochastic.run(options.preset, options.data, out, options.problem, options.seed)
+    modules = {"convergence": convergence, "full-vs-stochastic": full_vs_stochastic, "harness": harness}
+    return modules[options.experiment].run(options.preset, options.data, out, options.seed)
 
 
 def _parser() -> argparse.ArgumentParser:

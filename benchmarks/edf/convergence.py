@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
+from benchmarks.edf.progress import collect
 from benchmarks.edf.training import STOPS, Method, adam, build, edf_method, full_batch, momentum_sgd
 from benchmarks.problems import data as datasets
-from benchmarks.reporting import save_result
 from eki_jax import edf
 
 
@@ -53,11 +53,7 @@ def methods(preset: Preset) -> list[Method]:
 
 
 def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
-    """All methods from the same start on the same images.
-
-    ``out`` is written after every method; a run that finds there the curves of an earlier one with the same settings
-    goes on from them.
-    """
+    """All methods from the same start on the same images; an interrupted run goes on from what it left in ``out``."""
     preset = PRESETS[name]
     dataset = datasets.cifar10(data)
     images = dataset.train_x[: preset.images], dataset.train_y[: preset.images]
@@ -72,23 +68,10 @@ def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any
         "damping": DAMPING,
         "stops": STOPS._asdict(),
     }
-    curves = earlier_curves(out, settings)
-    for method in methods(preset):
-        if method.name not in curves:
-            curves[method.name] = full_batch(method, model, images, preset.steps, chunk_size=preset.chunk_size)
-            save_result(out, {**settings, "curves": curves})
-        curve = curves[method.name]
-        print(f"{method.name}: {len(curve['losses']) - 1} steps ({curve['ended']}), {final(curve):.3e}", flush=True)
+    train = lambda method: full_batch(method, model, images, preset.steps, chunk_size=preset.chunk_size)
+    jobs = {method.name: functools.partial(train, method) for method in methods(preset)}
+    curves = collect(out, settings, jobs)
     return {**settings, "curves": curves, "claims": claims(curves, preset.orders)}
-
-
-def earlier_curves(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The curves in ``out`` if it has these settings and was not finished, else none."""
-    if not out.is_file():
-        return {}
-    found = json.loads(out.read_text(encoding="utf-8"))
-    same = all(found.get(key) == json.loads(json.dumps(value)) for key, value in settings.items())
-    return found["curves"] if same and "claims" not in found else {}
 
 
 def final(curve: dict[str, Any]) -> float:

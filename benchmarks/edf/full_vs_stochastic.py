@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
-from benchmarks.edf.stochastic import best
-from benchmarks.edf.training import MiniBatches, build, edf_method, mini_batch
+from benchmarks.edf.progress import collect
+from benchmarks.edf.stochastic import every_rate
+from benchmarks.edf.training import MiniBatches, build, edf_method
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -27,30 +29,20 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "smoke": Preset(40, 20, 2, 10, (1, 2), (2, 3), 8, (0.5,)),
-    "cpu": Preset(3000, 1000, 12, 500, (1, 10), (8, 16), 32, (0.5, 1.0)),
+    "cpu": Preset(2000, 1000, 10, 500, (1, 10), (8, 16), 32, (0.5, 1.0)),
     "full": Preset(None, None, 100, 500, (1, 10, 30), (32, 64), 256, (0.25, 0.5, 0.75, 1.0)),
 }
 DAMPING = (1.0, 1.0)
 
 
-def run(name: str, data: Path | None, seed: int = 0) -> dict[str, Any]:
+def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
     """EDF-G with W2: "full batch" and "mini-batch" for every order, each with the better of the preset's rates."""
     preset = PRESETS[name]
     dataset = datasets.mnist(data)
     train = dataset.train_x[: preset.images], dataset.train_y[: preset.images]
     test = dataset.test_x[: preset.test_images], dataset.test_y[: preset.test_images]
     model = build(TwoConvolutions(preset.channels, preset.hidden), train[0], seed)
-    curves = {}
-    for order in preset.orders:
-        for label, size in (("full batch", len(train[0])), ("mini-batch", preset.batch_size)):
-            method = edf_method(f"{label}, k = {order}", order, preset.rates, DAMPING, edf.nesterov(3.0))
-            # The paper's equation (31): the full batch in slices of the mini-batch's size.
-            batches = MiniBatches(train, test, size, preset.epochs, seed, chunk_size=preset.batch_size)
-            runs = mini_batch(method, model, batches)
-            curves[method.name] = {"runs": runs, "best": best(runs)}
-            chosen = curves[method.name]["best"]
-            print(f"{method.name}: rate {chosen['rate']}, loss {chosen['train_loss'][-1]:.4f}", flush=True)
-    return {
+    settings = {
         "experiment": "edf full-vs-stochastic",
         "preset": name,
         "data": "MNIST",
@@ -59,5 +51,12 @@ def run(name: str, data: Path | None, seed: int = 0) -> dict[str, Any]:
         "test_images": len(test[0]),
         "seed": seed,
         "damping": DAMPING,
-        "curves": curves,
     }
+    jobs = {}
+    for order in preset.orders:
+        for label, size in (("full batch", len(train[0])), ("mini-batch", preset.batch_size)):
+            method = edf_method(f"{label}, k = {order}", order, preset.rates, DAMPING, edf.nesterov(3.0))
+            # The paper's equation (31): the full batch in slices of the mini-batch's size.
+            batches = MiniBatches(train, test, size, preset.epochs, seed, chunk_size=preset.batch_size)
+            jobs[method.name] = functools.partial(every_rate, method, model, batches)
+    return {**settings, "curves": collect(out, settings, jobs)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.edf.progress import collect
 from benchmarks.edf.training import adam, cross_entropy, edf_method, momentum_sgd
 from benchmarks.problems import registry
 from eki_jax import edf, ensembles, euler, mean_particle, priors, resample_around_mean
@@ -58,24 +60,17 @@ def gradient_passes(products: int = 0) -> int:
     return 3 + (1 + 3 * products if products else 0)
 
 
-def run(name: str, data: Path | None, seed: int = 0) -> dict[str, Any]:
-    """Test accuracy of every contender along the budget."""
+def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
+    """Test accuracy of every contender along the budget; an interrupted run goes on from what it left in ``out``."""
     preset = PRESETS[name]
     problem = registry.get(preset.problem, data)
     budget = preset.particles * preset.eki_steps
     marks = np.unique(np.geomspace(preset.particles, budget, 12).astype(int))
-    curves = {}
-    for label, contender in contenders(problem, preset, seed).items():
-        curves[label] = {"passes_per_step": contender.passes, **_follow(contender, problem, preset, marks, seed)}
-        print(f"{label}: {curves[label]['test_accuracy'][-1]:.4f} after {curves[label]['passes'][-1]}", flush=True)
-    return {
-        "experiment": "edf harness",
-        "preset": name,
-        **preset._asdict(),
-        "budget": budget,
-        "seed": seed,
-        "curves": curves,
-    }
+    settings = {"experiment": "edf harness", "preset": name, **preset._asdict(), "budget": budget, "seed": seed}
+    follow = lambda contender: {"passes_per_step": contender.passes, **_follow(contender, problem, preset, marks, seed)}
+    found = contenders(problem, preset, seed)
+    jobs = {label: functools.partial(follow, contender) for label, contender in found.items()}
+    return {**settings, "curves": collect(out, settings, jobs)}
 
 
 def contenders(problem: registry.Problem, preset: Preset, seed: int) -> dict[str, Contender]:

@@ -46,13 +46,15 @@ def _stochastic(result: dict[str, Any], plt: Any) -> Any:
     problems = result["problems"]
     figure, axes = plt.subplots(2, len(problems), figsize=(5.5 * len(problems), 7), layout="constrained", squeeze=False)
     for column, (problem, found) in zip(axes.T, problems.items(), strict=True):
-        for name, method in found["methods"].items():
+        for name, method in found.items():
             chosen = method["best"]
             epochs = range(1, len(chosen["train_loss"]) + 1)
             style = {"label": f"{name} ({chosen['rate']:g})", "color": _colour(name), "linestyle": _dash(name)}
             column[0].plot(epochs, chosen["train_loss"], marker=".", **style)
             column[1].plot(epochs, [100 * error for error in chosen["test_error"]], marker=".", **style)
-        column[0].set(title=f"{problem}, {found['train_images']} images", yscale="log", ylabel="training loss")
+        column[0].set(
+            title=f"{problem}, {result['sizes'][problem]['train']} images", yscale="log", ylabel="training loss"
+        )
         column[1].set(xlabel="epoch", ylabel="test error, %")
         column[0].legend(fontsize=8)
     return figure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-
 from benchmarks.edf.networks import TwoConvolutions, resnet56, resnet110
-from benchmarks.edf.training import Method, MiniBatches, adam, build, edf_method, mini_batch, momentum_sgd
+from benchmarks.edf.progress import collect
+from benchmarks.edf.training import Method, MiniBatches, Model, adam, build, edf_method, mini_batch, momentum_sgd
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -30,9 +30,7 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "smoke": Preset(8, 8, 1, 4, (2, 3), 8, (0.5,), (0.1,), (0.001,), None),
-    "cpu": Preset(
-        2500, 1000, 6, 250, (8, 16), 32, (0.2, 0.5, 1.0, 2.0), (0.01, 0.03, 0.1, 0.3), (0.001, 0.003, 0.01, 0.03), None
-    ),
+    "cpu": Preset(2000, 1000, 5, 250, (8, 16), 32, (0.25, 0.5, 1.0), (0.01, 0.03, 0.1), (0.001, 0.003, 0.01), None),
     "full": Preset(
         None,
         None,
@@ -46,6 +44,7 @@ PRESETS = {
         20,
     ),
 }
+DAMPING = (1.0, 1.0)
 # name -> (data, takes a preset to a network, has batch normalisation)
 PROBLEMS: dict[str, Any] = {
     "mnist": (datasets.mnist, lambda preset: TwoConvolutions(preset.channels, preset.hidden), False),
@@ -59,43 +58,55 @@ def methods(preset: Preset) -> list[Method]:
     """The paper's: damping a = b = 1, W1 with momentum 0.9, W2 with alpha = 3."""
     accelerations = {"W1": edf.heavy_ball(0.9), "W2": edf.nesterov(3.0)}
     flows = [
-        edf_method(f"EDF-G, k = {order}, {name}", order, preset.edf_rates, (1.0, 1.0), acceleration)
+        edf_method(f"EDF-G, k = {order}, {name}", order, preset.edf_rates, DAMPING, acceleration)
         for order in (1, 2)
         for name, acceleration in accelerations.items()
     ]
     return [*flows, momentum_sgd(preset.momentum_rates, name="momentum SGD"), adam(preset.adam_rates)]
 
 
-def run(name: str, data: Path | None, problems: list[str], seed: int = 0) -> dict[str, Any]:
-    """Every method with every rate on every problem; the best rate is the one with the lowest final training loss."""
+def run(name: str, data: Path | None, out: Path, problems: list[str], seed: int = 0) -> dict[str, Any]:
+    """Every method with every rate on every problem; the best rate is the one with the lowest final training loss.
+
+    An interrupted run goes on from what it left in ``out``.
+    """
     preset = PRESETS[name]
-    results = {problem: _problem(problem, preset, data, seed) for problem in problems}
-    return {
+    settings = {
         "experiment": "edf stochastic",
         "preset": name,
         "seed": seed,
         **preset._asdict(),
-        "damping": (1.0, 1.0),
-        "problems": results,
+        "damping": DAMPING,
+        "sizes": {},
     }
+    jobs = {}
+    for problem in problems:
+        model, batches = _load(problem, preset, data, seed)
+        settings["sizes"][problem] = {"train": len(batches.train[0]), "test": len(batches.test[0])}
+        for method in methods(preset):
+            # The paper lets only W2's rate drop.
+            drop = preset.drop_after if method.name.endswith("W2") else None
+            jobs[f"{problem}: {method.name}"] = functools.partial(
+                every_rate, method, model, batches._replace(drop_after=drop)
+            )
+    done = collect(out, settings, jobs)
+    of_problem = lambda problem: {method.name: done[f"{problem}: {method.name}"] for method in methods(preset)}
+    return {**settings, "problems": {problem: of_problem(problem) for problem in problems}}
 
 
-def _problem(problem: str, preset: Preset, data: Path | None, seed: int) -> dict[str, Any]:
+def _load(problem: str, preset: Preset, data: Path | None, seed: int) -> tuple[Model, MiniBatches]:
     load, network, batch_norm = PROBLEMS[problem]
     dataset = load(data)
     train = dataset.train_x[: preset.images], dataset.train_y[: preset.images]
     test = dataset.test_x[: preset.test_images], dataset.test_y[: preset.test_images]
-    module: nn.Module = network(preset)
-    model = build(module, train[0], seed, batch_norm=batch_norm)
-    batches = MiniBatches(train, test, preset.batch_size, preset.epochs, seed, preset.drop_after)
-    found = {}
-    for method in methods(preset):
-        drop = preset.drop_after if method.name.endswith("W2") else None  # the paper lets only W2's rate drop
-        runs = mini_batch(method, model, batches._replace(drop_after=drop))
-        found[method.name] = {"runs": runs, "best": best(runs), "gradients_per_step": method.gradients}
-        chosen = found[method.name]["best"]
-        print(f"{problem}: {method.name}: rate {chosen['rate']}, loss {chosen['train_loss'][-1]:.4f}", flush=True)
-    return {"train_images": len(train[0]), "test_images": len(test[0]), "methods": found}
+    model = build(network(preset), train[0], seed, batch_norm=batch_norm)
+    return model, MiniBatches(train, test, preset.batch_size, preset.epochs, seed)
+
+
+def every_rate(method: Method, model: Model, batches: MiniBatches) -> dict[str, Any]:
+    """The runs with each rate, and the best of them."""
+    runs = mini_batch(method, model, batches)
+    return {"runs": runs, "best": best(runs), "gradients_per_step": method.gradients}
 
 
 def best(runs: list[dict[str, Any]]) -> dict[str, Any]:

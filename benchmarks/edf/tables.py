@@ -48,12 +48,12 @@ def _stochastic(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["method", "gradients a step"]
     for problem in result["problems"]:
         header += [f"{problem}: rate", "training loss", "test error"]
-    names = next(iter(result["problems"].values()))["methods"]
+    names = next(iter(result["problems"].values()))
     rows = []
     for name in names:
         row = [name, str(names[name]["gradients_per_step"])]
         for found in result["problems"].values():
-            chosen = found["methods"][name]["best"]
+            chosen = found[name]["best"]
             row += [f"{chosen['rate']:g}", _number(chosen["train_loss"][-1]), f"{100 * chosen['test_error'][-1]:.1f} %"]
         rows.append(row)
     return header, rows
