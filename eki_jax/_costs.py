@@ -55,13 +55,15 @@ class Cost(NamedTuple):
         sent: bytes that leave the device.
         compute: seconds of arithmetic.
         communication: seconds of communication.
-        seconds: both together; for the ring, whose transfers run beside its products, the longer of the two.
+        overlapped: seconds of a step whose communication runs wholly beside the kernel's products.
+        seconds: of a step whose communication waits for them, but for the ring, which is made to overlap.
     """
 
     flops: float
     sent: float
     compute: float
     communication: float
+    overlapped: float
     seconds: float
 
 
@@ -135,10 +137,10 @@ def step_cost(
         flops, sent = through_particles, (devices - 1) * local * parameters * wide + gathered
         seconds = (_passing if communication == "ring" else _gathering)(sent, devices, machine)
     seconds += messages * _latency(communication, devices, machine)
-    flops += local * forward_flops
-    compute = flops / machine.flops
-    total = max(compute, seconds) if communication == "ring" else compute + seconds
-    return Cost(flops, sent, compute, seconds, total)
+    forward, products = local * forward_flops / machine.flops, flops / machine.flops
+    overlapped = forward + max(products, seconds)
+    total = overlapped if communication == "ring" else forward + products + seconds
+    return Cost(flops + local * forward_flops, sent, forward + products, seconds, overlapped, total)
 
 
 def choose_communication(

@@ -6,6 +6,8 @@ Start it once for each process with the same arguments but ``--process``; see ``
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,25 @@ from benchmarks.reporting import print_result
 from eki_jax import sharding, training
 from eki_jax.checkpoints import Checkpoints
 
+_LOST = "lost another process in the middle of a step; start all of them again with --resume"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Train, save after every epoch, and print the accuracies from process 0."""
     arguments = _parser().parse_args(argv)
     _join(arguments)
+    try:
+        _train(arguments)
+    except jax.errors.JaxRuntimeError as error:
+        if arguments.processes == 1:
+            raise
+        # An orderly exit would first wait for the lost process, and then abort.
+        print(f"process {arguments.process}: {_LOST}\n{error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
     mesh = sharding.make_mesh()
     problem = problems.get("digits-dnn")
     method = sharding.shard_method(_method(problem, arguments.particles), mesh, driver=arguments.driver)
@@ -42,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
     if checkpoints:
         checkpoints.close()
     _report(devices=mesh.size, processes=jax.process_count(), curve=curve)
-    return 0
 
 
 def _method(problem: problems.Problem, particles: int) -> training.Method:

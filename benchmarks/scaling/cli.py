@@ -1,0 +1,164 @@
+"""``python -m benchmarks scaling``: strong and weak scaling over devices, measured and predicted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.reporting import RESULTS, print_result, save_result
+from benchmarks.scaling import measured, pictures, predicted
+from eki_jax import sharding
+
+_IMAGES = Path(__file__).parents[2] / "docs" / "images"
+_GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_COLUMNS = "{:8} {:15} {:>4} {:>6} {:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9} {:>7} {:>10}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure on the devices that there are, predict for those that there are not, and draw both."""
+    arguments = _parser().parse_args(argv)
+    _make_devices(arguments.virtual_devices)
+    kind = _kind()
+    machine = _machine(arguments)
+    payload: dict[str, Any] = {"command": "scaling", "kind": kind}
+    if not arguments.predict_only:
+        payload |= _measure(arguments, kind)
+    payload |= _predict(arguments, machine)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments.images.mkdir(parents=True, exist_ok=True)
+    path = save_result(arguments.output / "scaling.json", payload)
+    if "measured" in payload:
+        rows = [measured.Row(**row) for row in payload["measured"]]
+        pictures.draw_measured(arguments.images / "scaling_measured.png", rows, kind)
+    rows = [predicted.Row(**row) for row in payload["predicted"]]
+    pictures.draw_predicted(arguments.images / "scaling_predicted.png", rows, _about(machine))
+    print_result({"command": "scaling", "kind": kind, "result": path.name, "wins": payload["wins"]})
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
+    problem = measured.dense_problem(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
+    counts = [n for n in (2**k for k in range(11)) if n <= min(jax.device_count(), arguments.max_devices)]
+    print(f"measured on {kind}: {problem.parameters} parameters, {problem.outputs} samples a batch, float32")
+    machines = {n: measured.machine_at_hand(n, problem, arguments.weak) for n in counts}
+    for n, rates in machines.items():
+        link = f", {rates.local.bandwidth / 1e9:.2f} GB/s and {1e6 * rates.local.latency:.0f} us a message" * (n > 1)
+        print(f"  {n} at once: {rates.flops / 1e9:.1f} GFLOP/s a device in matrix products{link}")
+    rows = []
+    for scaling, particles in (("strong", arguments.strong), ("weak", arguments.weak)):
+        for communication in arguments.communication:
+            for n in counts:
+                total = particles * n if scaling == "weak" else particles
+                row = measured.measure(problem, scaling, communication, n, total, machines[n], arguments.steps)
+                rows.append(row)
+    rows = measured.compared(rows)
+    _print_measured(rows)
+    about = {"parameters": problem.parameters, "outputs": problem.outputs, "forward_flops": problem.forward_flops}
+    return {
+        "problem": about,
+        "machine_at_hand": {str(n): _as_dict(rates) for n, rates in machines.items()},
+        "measured": [row._asdict() for row in rows],
+    }
+
+
+def _print_measured(rows: list[measured.Row]) -> None:
+    head = ("scaling", "layout", "n", "J", "ms/step", "speed-up", "effic.", "peak MB", "GFLOP", "MB sent", "model MB")
+    print("\n" + _COLUMNS.format(*head, "calls", "model ms"))
+    for row in rows:
+        numbers = (row.devices, row.particles, f"{1e3 * row.seconds:.2f}", f"{row.speedup:.2f}")
+        numbers += (f"{row.efficiency:.2f}", f"{row.memory / 1e6:.2f}", f"{row.flops / 1e9:.3f}")
+        numbers += (f"{row.sent / 1e6:.3f}", f"{row.predicted_sent / 1e6:.3f}", row.collectives)
+        print(_COLUMNS.format(row.scaling, row.communication, *numbers, f"{1e3 * row.predicted_seconds:.2f}"))
+    print("ms, speed-up: measured; peak MB: the compiler's plan for a device; GFLOP, MB sent, calls: read from the")
+    print("compiled program, of one device a step; model: the alpha-beta model with the measured rates above")
+
+
+def _predict(arguments: argparse.Namespace, machine: sharding.Machine) -> dict[str, Any]:
+    rows = []
+    for name, network in predicted.networks().items():
+        for scaling, particles in (("weak", arguments.per_gpu), ("strong", network.paper_particles)):
+            for n in _GPUS:
+                rows += predicted.predict(name, network, scaling, particles, n, machine, arguments.messages)
+    print(f"\npredicted, not measured: {_about(machine)}")
+    for row in rows:
+        if row.scaling == "weak" and row.devices == 8 and row.wins:
+            print(
+                f"  {row.network}, weak, J = {arguments.per_gpu} a GPU, 8 GPUs, {row.communication}: "
+                f"compute {1e3 * row.compute:.2f} ms, communication {1e3 * row.communication_seconds:.2f} ms "
+                f"({row.sent / 1e9:.2f} GB a GPU); efficiency {row.efficiency:.2f} if it waits, "
+                f"{row.efficiency_overlapped:.2f} if it overlaps"
+            )
+    wins = predicted.winners(rows)
+    for case, layouts in wins.items():
+        print(f"  {case}: " + "; ".join(f"{name} at {_ranges(counts)} GPUs" for name, counts in layouts.items()))
+    return {"machine": _as_dict(machine), "predicted": [row._asdict() for row in rows], "wins": wins}
+
+
+def _ranges(counts: list[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+def _about(machine: sharding.Machine) -> str:
+    return (
+        f"{machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.devices_per_host} GPUs a host at "
+        f"{machine.local.bandwidth / 1e9:.0f} GB/s, {machine.remote.bandwidth / 1e9:.0f} GB/s a GPU between hosts"
+    )
+
+
+def _as_dict(machine: sharding.Machine) -> dict[str, Any]:
+    return {**machine._asdict(), "local": machine.local._asdict(), "remote": machine.remote._asdict()}
+
+
+def _machine(arguments: argparse.Namespace) -> sharding.Machine:
+    local = sharding.Link(1e9 * arguments.local_bandwidth, 1e-6 * arguments.local_latency)
+    remote = sharding.Link(1e9 * arguments.remote_bandwidth, 1e-6 * arguments.remote_latency)
+    return sharding.Machine(1e12 * arguments.tflops, local, remote, arguments.gpus_per_host)
+
+
+def _make_devices(count: int) -> None:
+    """Virtual devices on a processor, unless there are some already; accelerators are not affected."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def _kind() -> str:
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"{jax.device_count()} virtual devices of one processor (correctness and bytes, never speed)"
+    return f"{jax.device_count()} x {device.device_kind}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks scaling", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    run = parser.add_argument_group("what is measured")
+    run.add_argument("--strong", type=int, default=512, help="J on all devices together")
+    run.add_argument("--weak", type=int, default=128, help="J on each device")
+    run.add_argument("--inputs", type=int, default=784, help="inputs of the dense network")
+    run.add_argument("--widths", type=int, nargs="+", default=[32, 10], help="its layers' outputs")
+    run.add_argument("--batch-size", type=int, default=128, help="samples of a batch")
+    run.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
+    run.add_argument("--max-devices", type=int, default=1024, help="use no more than these")
+    run.add_argument("--virtual-devices", type=int, default=8, help="devices to make of a processor")
+    run.add_argument(
+        "--communication", nargs="+", default=list(sharding.COMMUNICATIONS), choices=sharding.COMMUNICATIONS
+    )
+    rates = parser.add_argument_group("the machine of the predictions")
+    machine = sharding.HOPPER
+    rates.add_argument("--tflops", type=float, default=machine.flops / 1e12, help="matrix products of one GPU")
+    rates.add_argument("--local-bandwidth", type=float, default=machine.local.bandwidth / 1e9, help="GB/s in a host")
+    rates.add_argument("--local-latency", type=float, default=machine.local.latency * 1e6, help="microseconds")
+    rates.add_argument("--remote-bandwidth", type=float, default=machine.remote.bandwidth / 1e9, help="GB/s, a GPU")
+    rates.add_argument("--remote-latency", type=float, default=machine.remote.latency * 1e6, help="microseconds")
+    rates.add_argument("--gpus-per-host", type=int, default=machine.devices_per_host)
+    rates.add_argument("--per-gpu", type=int, default=2000, help="J of a GPU for weak scaling")
+    rates.add_argument("--messages", type=int, default=32, help="blocks that a step's communication is cut into")
+    parser.add_argument("--predict-only", action="store_true", help="measure nothing")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of scaling.json")
+    parser.add_argument("--images", type=Path, default=_IMAGES, help="folder of the pictures")
+    return parser

@@ -1,0 +1,192 @@
+"""Strong and weak scaling on the devices that exist, and the rates of the machine they belong to."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+import eki_jax
+from benchmarks.scaling import hlo
+from eki_jax import sharding
+from eki_jax.flax import dense_network, linen_forward
+
+
+class Problem(NamedTuple):
+    """A dense classifier on random images: the arithmetic of training, without the data.
+
+    Attributes:
+        forward: of one particle.
+        template: shapes of one particle's parameters.
+        batch: ``(x, labels)``.
+        parameters: P.
+        outputs: M, the samples of a batch (one probability of each matters).
+        forward_flops: operations of one particle's forward pass.
+    """
+
+    forward: Callable[..., Any]
+    template: Any
+    batch: Any
+    parameters: int
+    outputs: int
+    forward_flops: float
+
+
+class Row(NamedTuple):
+    """One measurement; times are medians over steps.
+
+    Attributes:
+        scaling: ``"strong"`` (J fixed) or ``"weak"`` (J per device fixed).
+        communication: the layout.
+        devices: n.
+        particles: J on all devices together.
+        seconds: per step.
+        speedup: particles moved a second, over those of one device with the same layout.
+        efficiency: the speed-up over n.
+        memory: bytes of one device at the peak, as the compiler planned them.
+        flops: of one device, from the compiled text.
+        sent: bytes that leave a device, from the compiled text.
+        collectives: communications a step, from the compiled text.
+        predicted_sent: bytes by the cost model.
+        predicted_seconds: by the cost model with the machine's measured rates.
+    """
+
+    scaling: str
+    communication: str
+    devices: int
+    particles: int
+    seconds: float
+    speedup: float
+    efficiency: float
+    memory: int
+    flops: float
+    sent: float
+    collectives: int
+    predicted_sent: float
+    predicted_seconds: float
+
+
+def dense_problem(inputs: int, widths: tuple[int, ...], samples: int) -> Problem:
+    """A dense network of these widths on ``samples`` random images of ``inputs`` pixels."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (samples, inputs))
+    labels = jax.random.randint(keys[1], (samples,), 0, widths[-1])
+    forward, template = linen_forward(dense_network(widths), x)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(template))
+    return Problem(forward, template, (x, labels), parameters, samples, forward_flops(forward, template, x))
+
+
+def forward_flops(forward: Callable[..., Any], template: Any, x: Any) -> float:
+    """Operations of one forward pass, as XLA counts them before it optimizes."""
+    return float(jax.jit(forward).lower(template, x).cost_analysis()["flops"])
+
+
+def measure(
+    problem: Problem,
+    scaling: str,
+    communication: sharding.Communication,
+    devices: int,
+    particles: int,
+    machine: sharding.Machine,
+    steps: int,
+) -> Row:
+    """Compile and run a step of :func:`eki_jax.euler`; ``speedup`` and ``efficiency`` are left to :func:`compared`."""
+    mesh = sharding.make_mesh(devices)
+    solver = eki_jax.euler(problem.forward, eki_jax.cross_entropy(), axis_name="particles", communication=communication)
+    solver = sharding.shard_solver(solver, mesh)
+    prior = eki_jax.xavier(problem.template)
+    draw = jax.jit(lambda key: solver.init(sharding.sample_ensemble(key, prior, particles, mesh)))
+    state, batch = draw(jax.random.key(1)), sharding.place(problem.batch, mesh)
+    compiled = jax.jit(solver.step, donate_argnums=0).lower(state, batch).compile()
+    program, plan = hlo.read(compiled.as_text(), devices), compiled.memory_analysis()
+    memory = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    calls = sum(one.times for one in program.collectives)
+    cost = sharding.step_cost(
+        communication,
+        particles,
+        problem.outputs,
+        problem.parameters,
+        devices,
+        machine=machine,
+        forward_flops=problem.forward_flops,
+        messages=max(1, calls),
+    )
+    return Row(
+        scaling,
+        communication,
+        devices,
+        particles,
+        _median_seconds(compiled, state, batch, steps),
+        0.0,
+        0.0,
+        memory - plan.alias_size_in_bytes,
+        program.flops,
+        program.sent,
+        calls,
+        cost.sent,
+        cost.seconds,
+    )
+
+
+def compared(rows: list[Row]) -> list[Row]:
+    """The rows with their speed-up over one device of the same scaling and layout."""
+    alone = {(row.scaling, row.communication): row for row in rows if row.devices == 1}
+
+    def one(row: Row) -> Row:
+        base = alone[row.scaling, row.communication]
+        speedup = (row.particles / row.seconds) / (base.particles / base.seconds)
+        return row._replace(speedup=speedup, efficiency=speedup / row.devices)
+
+    return [one(row) for row in rows]
+
+
+def machine_at_hand(devices: int, problem: Problem, particles: int) -> sharding.Machine:
+    """Rates of one of ``devices`` devices while all of them work: its matrix products, and an all-reduce.
+
+    Latency and bandwidth come from an all-reduce of one number and one of M x P / 8 numbers.
+    """
+    mesh = sharding.make_mesh(devices)
+    everywhere, spread = PartitionSpec(), PartitionSpec("particles")
+    shape = (particles, problem.outputs, max(64, problem.parameters // 8))
+    left, right = jnp.ones((devices, shape[1], shape[0])), jnp.ones((devices, shape[0], shape[2]))
+    product = jax.jit(jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(spread, spread), out_specs=spread))
+    arrays = [jax.device_put(array, NamedSharding(mesh, spread)) for array in (left, right)]
+    seconds = _seconds(product, *arrays)
+    flops = 2 * shape[0] * shape[1] * shape[2] / seconds
+    if devices == 1:
+        return sharding.Machine(flops, sharding.Link(float("inf"), 0.0), sharding.Link(float("inf"), 0.0), 1)
+    total = jax.jit(
+        jax.shard_map(lambda a: jax.lax.psum(a, "particles"), mesh=mesh, in_specs=spread, out_specs=everywhere)
+    )
+    small = _seconds(total, jax.device_put(jnp.ones((devices, 1)), NamedSharding(mesh, spread)))
+    count = shape[1] * shape[2]
+    large = _seconds(total, jax.device_put(jnp.ones((devices, count)), NamedSharding(mesh, spread)))
+    sent = 2 * (devices - 1) / devices * 4 * count
+    rounds = 2 * max(1, (devices - 1).bit_length())
+    link = sharding.Link(sent / max(large - small, 1e-9), small / rounds)
+    return sharding.Machine(flops, link, link, devices)
+
+
+def _median_seconds(step: Any, state: Any, batch: Any, steps: int) -> float:
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        state, info = step(state, batch)
+        jax.block_until_ready((state, info))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def _seconds(fn: Any, *args: Any, repeats: int = 7) -> float:
+    jax.block_until_ready(fn(*args))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(fn(*args))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

@@ -1,0 +1,82 @@
+"""Two pictures: what was measured, and what the model predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.scaling import measured, predicted
+from eki_jax import sharding
+
+_STYLES = dict(zip(sharding.COMMUNICATIONS, ("-o", "-s", "--^", "-D", ":v"), strict=True))
+
+
+def draw_measured(path: Path, rows: list[measured.Row], kind: str) -> None:
+    """Time, communication and memory against the number of devices, strong above weak."""
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    columns: list[tuple[str, Callable[[Any], float]]] = [
+        ("milliseconds a step", lambda row: 1e3 * row.seconds),
+        ("MB sent by a device a step", lambda row: row.sent / 1e6),
+        ("peak MB of a device", lambda row: row.memory / 1e6),
+    ]
+    grid = figure.subplots(2, 3, sharex=True)
+    for axes_row, scaling in zip(grid, ("strong", "weak"), strict=True):
+        some = [row for row in rows if row.scaling == scaling]
+        held = f"J = {some[0].particles}" if scaling == "strong" else f"J = {some[0].particles} a device"
+        for axes, (label, value) in zip(axes_row, columns, strict=True):
+            _lines(axes, some, lambda row: row.communication, value)
+            axes.set(ylabel=label, title=f"{scaling}: {held}", ylim=(0, None))
+            if label.startswith("MB"):
+                _predicted_marks(axes, some)
+    for axes in grid[1]:
+        axes.set(xlabel="devices")
+    grid[0, 0].legend(fontsize=8)
+    figure.suptitle(f"Measured on {kind}; crosses: what the model says is sent")
+    figure.savefig(path, dpi=90)
+
+
+def draw_predicted(path: Path, rows: list[predicted.Row], about: str) -> None:
+    """Weak-scaling efficiency and strong-scaling speed-up against the number of GPUs, a column a network."""
+    networks = list(dict.fromkeys(row.network for row in rows))
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    grid = figure.subplots(2, len(networks), sharex=True, squeeze=False)
+    for column, network in enumerate(networks):
+        weak = [row for row in rows if row.network == network and row.scaling == "weak"]
+        strong = [row for row in rows if row.network == network and row.scaling == "strong"]
+        _lines(grid[0, column], weak, lambda row: row.communication, lambda row: row.efficiency)
+        best = [row for row in weak if row.communication == "all_reduce"]
+        top = [row.efficiency_overlapped for row in best]
+        grid[0, column].plot([row.devices for row in best], top, "k:", label="all_reduce, wholly overlapped")
+        held = f"weak: J = {weak[0].particles // weak[0].devices} a GPU"
+        grid[0, column].set(title=f"{network}, {held}", ylabel="efficiency", ylim=(0, 1.05))
+        _lines(grid[1, column], strong, lambda row: row.communication, lambda row: row.efficiency * row.devices)
+        counts = sorted({row.devices for row in strong})
+        grid[1, column].plot(counts, counts, "k-", linewidth=0.7, label="ideal")
+        grid[1, column].set(title=f"{network}, strong: the paper's J = {strong[0].particles}", ylabel="speed-up")
+        grid[1, column].set(yscale="log", xlabel="GPUs", ylim=(0.5, None))
+    for axes in grid.flat:
+        axes.axvline(8.5, color="grey", linewidth=0.7)
+    grid[0, -1].legend(fontsize=8, loc="lower left")
+    grid[1, 0].legend(fontsize=8)
+    figure.suptitle(f"Predicted, not measured: {about}\n(grey line: the end of one host)", fontsize=10)
+    figure.savefig(path, dpi=90)
+
+
+def _lines(axes: Axes, rows: Iterable[Any], label: Callable[[Any], str], value: Callable[[Any], float]) -> None:
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(label(row), []).append(row)
+    for name, members in groups.items():
+        style = _STYLES[name]  # type: ignore[index]
+        axes.plot([row.devices for row in members], list(map(value, members)), style, label=name, markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.grid(alpha=0.3)
+
+
+def _predicted_marks(axes: Axes, rows: list[measured.Row]) -> None:
+    axes.plot([row.devices for row in rows], [row.predicted_sent / 1e6 for row in rows], "kx", markersize=7)
