@@ -1,0 +1,42 @@
+"""The guide's snippets, run in order, print what the guide says; the examples run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_guide_prints_what_it_says() -> None:
+    text = (ROOT / "docs" / "edf.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == text.count("```python")
+    names: dict[str, object] = {}
+    for code, expected in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert printed.getvalue() == expected
+
+
+@pytest.mark.slow
+def test_a_higher_order_trains_faster_on_the_digits() -> None:
+    losses = runpy.run_path(str(ROOT / "examples" / "edf_digits.py"))["main"]()
+    adam, first, fifth, twentieth = losses.values()
+    assert adam > first > fifth > twentieth
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_flows_is_drawn(tmp_path: Path) -> None:
+    norms = runpy.run_path(str(ROOT / "examples" / "edf_flow.py"))["main"](str(tmp_path / "flow.png"))
+    assert (tmp_path / "flow.png").stat().st_size > 20_000
+    np.testing.assert_allclose(norms["flow"], norms["flow"][0] * np.exp(-np.linspace(0, 4, 41)), rtol=1e-3)
+    np.testing.assert_allclose(norms["geodesic"], norms["flow"][0] * (1 - np.linspace(0, 1, 21)), atol=1e-3)
+    assert norms["newton"][-1] < 1e-3
