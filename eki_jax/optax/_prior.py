@@ -172,10 +172,11 @@ def _masked_like(ensemble: Ensemble, tree: Any, name: str) -> Any:
     try:
         parts = structure.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: its structure does not fit the parameters': {error}") from error
+        raise ValueError(f"{name}: does not fit the parameters: {error}") from error
     for node, part in zip(nodes, parts, strict=True):
-        if not is_masked(node) and jnp.shape(part) != node.shape[1:]:
-            raise ValueError(f"{name}: shape {jnp.shape(part)} where a particle has {node.shape[1:]}; wanted the same")
+        found = getattr(part, "shape", type(part).__name__)
+        if not is_masked(node) and found != node.shape[1:]:
+            raise ValueError(f"{name}: does not fit the parameters: {found} where a particle has {node.shape[1:]}")
     return structure.unflatten([node if is_masked(node) else part for node, part in zip(nodes, parts, strict=True)])
 
 
