@@ -40,8 +40,9 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
     try:
-        summary = experiment.run(arguments.preset, out, arguments.data, arguments.seed)
-    except ValueError as error:
+        options = {"only": arguments.only} if arguments.only else {}
+        summary = experiment.run(arguments.preset, out, arguments.data, arguments.seed, **options)
+    except (TypeError, ValueError) as error:
         print(f"paper: {error}", file=sys.stderr)
         return 2
     table = write_table(out, RESULTS / "paper.md" if out == COMMITTED else out / "paper.md")
@@ -67,4 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", metavar="DIR", type=Path, help="data files; else EKI_JAX_DATA, else download")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        default="",
+        help="for tables of networks: run only the cells whose name contains TEXT, such as 'DNN 1'; cells that an "
+        "earlier run finished are kept",
+    )
     return parser

@@ -1,0 +1,36 @@
+"""Figure 11, first column: a convolutional network on MNIST."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.classification import Cell, run_table
+
+TITLE = "MNIST with CNN-MNIST: SGD, momentum SGD and EKI(R) (Figure 11)"
+# method -> (rate, the paper's first, final accuracy)
+PAPER = {"sgd": (0.05, 0.1936, 0.9878), "msgd": (0.01, 0.1911, 0.9880), "eki-r": (0.1, 0.5708, 0.9912)}
+
+
+def cells(preset: str) -> list[Cell]:
+    """The table's cells in a preset."""
+    table = [
+        Cell("cnn-mnist", method, "CNN-MNIST", epochs=30, rate=rate, first=first, final=final)
+        for method, (rate, first, final) in PAPER.items()
+    ]
+    if preset == "smoke":
+        return [
+            cell._replace(
+                particles=4, epochs=1, batch=10, images=20, reason="not in the smoke preset" * (cell.method == "sgd")
+            )
+            for cell in table
+        ]
+    if preset == "cpu":
+        small = {"particles": 100, "epochs": 4, "images": 3000, "batch": 100}
+        return [cell._replace(**small) if cell.is_ensemble else cell._replace(epochs=3) for cell in table]
+    return table
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Writes ``cnn-mnist.json`` and ``cnn-mnist.png``."""
+    return run_table("cnn-mnist", TITLE, cells(preset), preset, out, data, seed, only)

@@ -1,0 +1,31 @@
+"""The slides' figure of Fashion-MNIST: the methods per epoch. The slides name neither the network nor any number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.classification import Cell, run_table
+
+TITLE = "Fashion-MNIST with DNN 2: SGD, momentum SGD and the EKI methods (slides)"
+METHODS = ("sgd", "msgd", "eki", "meki", "eki-r", "meki-r")
+
+
+def cells(preset: str) -> list[Cell]:
+    """The figure's curves in a preset."""
+    table = [Cell("fashion-dnn2", method, "DNN 2 on Fashion-MNIST", epochs=20) for method in METHODS]
+    if preset == "smoke":
+        return [
+            cell._replace(
+                particles=8, epochs=2, batch=50, images=100, reason="not in the smoke preset" * (cell.method != "eki-r")
+            )
+            for cell in table
+        ]
+    if preset == "cpu":
+        return [cell._replace(particles=300, epochs=3, images=20_000) if cell.is_ensemble else cell for cell in table]
+    return table
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Writes ``fashion-mnist.json`` and ``fashion-mnist.png``."""
+    return run_table("fashion-mnist", TITLE, cells(preset), preset, out, data, seed, only)

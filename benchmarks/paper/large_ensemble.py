@@ -1,0 +1,40 @@
+"""Figure 9: four EKI methods on DNN 2 with 6,000 particles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.classification import Cell, run_table
+
+TITLE = "MNIST, DNN 2 with a large ensemble, J = 6000 (Figure 9)"
+# method -> the paper's accuracies after the first and the last epoch
+PAPER = {
+    "eki": (0.8661, 0.9611),
+    "meki": (0.9447, 0.9471),
+    "eki-r": (0.8652, 0.9745),
+    "meki-r": (0.9373, 0.9696),
+}
+
+
+def cells(preset: str) -> list[Cell]:
+    """The table's cells in a preset."""
+    table = [
+        Cell("mnist-dnn2", method, "DNN 2", epochs=20, particles=6000, first=first, final=final)
+        for method, (first, final) in PAPER.items()
+    ]
+    if preset == "smoke":
+        return [
+            cell._replace(
+                particles=8, epochs=2, batch=50, images=100, reason="not in the smoke preset" * (cell.method != "eki")
+            )
+            for cell in table
+        ]
+    if preset == "cpu":
+        return [cell._replace(particles=1000, epochs=2, images=10_000) for cell in table]
+    return table
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Writes ``large-ensemble.json`` and ``large-ensemble.png``."""
+    return run_table("large-ensemble", TITLE, cells(preset), preset, out, data, seed, only)

@@ -1,0 +1,79 @@
+"""Figure 8: how large the parameters are against the noise that EKI(R) adds at the end of an epoch.
+
+The bounds are ``|mean u| / max_j |eta_j|`` and ``|mean u| / min_j |eta_j|``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import eki_jax
+from benchmarks import methods
+from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.epochs import observe_epochs
+from benchmarks.problems import registry
+from benchmarks.problems.files import MissingFile
+
+TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure 8)"
+# preset -> network -> (J, batch, epochs, images)
+PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
+    "smoke": {"dnn1": (8, 50, 2, 100)},
+    "cpu": {"dnn1": (500, 600, 5, 20_000), "dnn2": (200, 600, 5, 20_000)},
+    "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
+}
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
+    """Writes ``noise-ratio.json`` and ``noise-ratio.png``."""
+    check_preset(preset)
+    started, rows, bounds = time.perf_counter(), [], {}
+    for network, (size, batch, epochs, images) in PRESETS[preset].items():
+        label = network.upper().replace("DNN", "DNN ")
+        try:
+            problem = registry.get(f"mnist-{network}", data)
+        except MissingFile as error:
+            rows.append(skipped(label, "noise ratio", None, str(error)))
+            continue
+        problem = problem._replace(train=tuple(array[:images] for array in problem.train))
+        prior = eki_jax.xavier(problem.template)
+        look = lambda state, key, prior=prior, size=size: noise_bounds(state.position, prior, key, size)
+        method = methods.get("eki-r", problem, size)
+        seen = observe_epochs(method, problem, look, batch_size=batch, epochs=epochs, key=jax.random.key(seed))
+        bounds[label] = np.array(seen)
+        note = f"J = {size}, {epochs} epochs, batch {batch}" + ("" if images is None else f", {images} images")
+        rows.append(row(label, "noise ratio, first epoch", None, bounds[label][0], note))
+        rows.append(row(label, "noise ratio, last epoch", None, bounds[label][-1], "range: the bounds over particles"))
+    last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
+    result: dict[str, Any] = {"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}
+    if bounds:
+        _draw(out / "noise-ratio.png", bounds)
+    else:
+        result["skipped"] = rows[0]["note"]
+    return finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds})
+
+
+def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Array:
+    """``|mean u|`` over the largest and over the smallest norm of ``size`` draws of the noise, shape (2,)."""
+    norm = lambda tree: jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(size))
+    noise = jax.lax.map(lambda key: norm(prior.noise(key)), keys)
+    return norm(eki_jax.mean_particle(ensemble)) / jnp.stack([noise.max(), noise.min()])
+
+
+def _draw(path: Path, bounds: dict[str, np.ndarray]) -> None:
+    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    for label, values in bounds.items():
+        epochs = np.arange(1, len(values) + 1)
+        axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.4, label=label)
+        axis.plot(epochs, values.mean(1), linewidth=1)
+    axis.set(xlabel="epoch", ylabel="norm of the mean particle / norm of the noise")
+    axis.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,78 @@
+"""Figure 7: the test accuracy of every particle of EKI against that of their mean."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks import methods
+from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.epochs import observe_epochs
+from benchmarks.problems import registry
+from benchmarks.problems.files import MissingFile
+
+TITLE = "EKI on DNN 1 and 2: every particle's accuracy against the mean's (Figure 7)"
+# preset -> network -> (J, batch, epochs, images)
+PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
+    "smoke": {"dnn1": (8, 50, 2, 100)},
+    "cpu": {"dnn1": (500, 600, 4, 20_000), "dnn2": (200, 600, 4, 20_000)},
+    "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
+}
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
+    """Writes ``particles.json`` and ``particles.png``."""
+    check_preset(preset)
+    started, rows, seen, results = time.perf_counter(), [], {}, {}
+    for network, (size, batch, epochs, images) in PRESETS[preset].items():
+        label = network.upper().replace("DNN", "DNN ")
+        try:
+            problem = registry.get(f"mnist-{network}", data)
+        except MissingFile as error:
+            rows.append(skipped(label, "spread of the particles' accuracies", None, str(error)))
+            continue
+        problem = problem._replace(train=tuple(array[:images] for array in problem.train))
+        method = methods.get("eki", problem, size)
+        test = problem.test if preset != "smoke" else tuple(array[:100] for array in problem.test)
+        look = lambda state, key, method=method, test=test: method.accuracy(state, *test)
+        seen[label] = observe_epochs(method, problem, look, batch_size=batch, epochs=epochs, key=jax.random.key(seed))
+        last = seen[label][-1]
+        results[label] = {
+            "mean": float(last.mean),
+            "best": float(last.particles.max()),
+            "worst": float(last.particles.min()),
+            "deviation": float(last.particles.std()),
+            "share_below_the_mean_particle": float(np.mean(last.particles < last.mean)),
+            "whole_ensemble": float(last.ensemble),
+        }
+        note = f"J = {size}, {epochs} epochs, batch {batch}" + ("" if images is None else f", {images} images")
+        rows.append(row(label, "accuracy of the mean particle", None, last.mean, note))
+        rows.append(row(label, "accuracy of the particles", None, last.particles, "median and range over particles"))
+    result: dict[str, Any] = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
+    if seen:
+        _draw(out / "particles.png", seen)
+    else:
+        result["skipped"] = rows[0]["note"]
+    curves = {
+        label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
+        for label, epochs in seen.items()
+    }
+    return finish("particles", TITLE, preset, seed, out, result, {"curves": curves})
+
+
+def _draw(path: Path, seen: dict[str, list[Any]]) -> None:
+    figure, axes = plt.subplots(1, len(seen), figsize=(4.6 * len(seen), 3.6), squeeze=False, constrained_layout=True)
+    for axis, (label, epochs) in zip(axes[0], seen.items(), strict=True):
+        numbers = np.arange(1, len(epochs) + 1)
+        axis.plot(numbers, [a.particles for a in epochs], color="tab:blue", alpha=0.05, linewidth=0.5)
+        axis.plot([], [], color="tab:blue", label="particles")
+        axis.plot(numbers, [a.mean for a in epochs], color="k", label="mean particle")
+        axis.set(title=label, xlabel="epoch", ylabel="test accuracy", xticks=numbers)
+        axis.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

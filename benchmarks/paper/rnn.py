@@ -1,0 +1,29 @@
+"""Figure 12: a two-layer tanh network that reads MNIST row by row, with an ensemble that grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.classification import Cell, run_table
+
+TITLE = "MNIST by rows with a two-layer recurrent network: SGD and EKI(R) (Figure 12)"
+
+
+def cells(preset: str) -> list[Cell]:
+    """The table's cells in a preset."""
+    sgd = Cell("mnist-rnn", "sgd", "RNN", epochs=30, rate=0.05, first=0.2825, final=0.9391)
+    eki = Cell(
+        "mnist-rnn", "eki-r", "RNN", epochs=30, particles=1000, growth=1000, limit=4000, first=0.4810, final=0.9566
+    )
+    if preset == "smoke":
+        small = {"epochs": 2, "batch": 50, "images": 100}
+        return [sgd._replace(**small), eki._replace(particles=4, growth=4, limit=8, **small)]
+    if preset == "cpu":
+        return [sgd, eki._replace(particles=100, growth=100, limit=400, epochs=4, images=10_000)]
+    return [sgd, eki]
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Writes ``rnn.json`` and ``rnn.png``."""
+    return run_table("rnn", TITLE, cells(preset), preset, out, data, seed, only)

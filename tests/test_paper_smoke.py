@@ -1,0 +1,166 @@
+"""Every experiment of the paper in its smallest form, on random images of the true shapes where images are needed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.paper import classification, cli, common, table
+from benchmarks.problems import data, files, registry, tables
+
+IMAGES = {"mnist": (28, 28, 1), "fashion": (28, 28, 1), "cnn": (28, 28, 1), "cifar10": (32, 32, 3)}
+QUICK = ("online-sunspots", "noise-ratio")
+NUMBERS = {
+    "voting": ("eki_final", "fiedler_final", "mcmc_final"),
+    "online-temperatures": ("eki_final", "eki_first", "ogd_final", "ogd_first"),
+    "online-sunspots": ("eki_final", "eki_first", "ogd_final", "ogd_first"),
+}
+
+
+@pytest.fixture
+def random_data(monkeypatch):
+    """Random data sets instead of the files, so that the tests need none; SVHN stays missing."""
+    rng = np.random.default_rng(0)
+
+    def images(shape):
+        x, y = rng.integers(0, 256, (120, *shape)), np.arange(120) % 10
+        return data.standardised(x, y, x[:40], y[:40])
+
+    for name, (_, network) in list(registry._PROBLEMS.items()):
+        shape = IMAGES.get(name.split("-")[0])
+        if shape is not None:
+            kept = shape[:2] if name == "mnist-rnn" else shape
+            load = lambda folder, shape=shape, kept=kept: _reshaped(images(shape), kept)
+            monkeypatch.setitem(registry._PROBLEMS, name, (load, network))
+    records, labels = rng.choice([-1.0, 0.0, 1.0], (60, 16)), np.repeat([-1, 1], 30)
+    monkeypatch.setattr(tables, "votes", lambda folder: tables.Votes(records + 2 * labels[:, None], labels))
+    wave = 10 + 3 * np.sin(np.arange(400) / 5)
+    for name in ("temperatures", "sunspots"):
+        monkeypatch.setattr(tables, name, lambda folder: tables.one_step_ahead(wave, 300))
+
+
+def _reshaped(dataset, shape):
+    return dataset._replace(train_x=dataset.train_x.reshape(-1, *shape), test_x=dataset.test_x.reshape(-1, *shape))
+
+
+def run(name, out, capsys, *flags):
+    assert cli.main([name, "--preset", "smoke", "--out", str(out), *flags]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def check(name, out, summary):
+    saved = json.loads((out / f"{name}.json").read_text())
+    assert {"environment", "preset", "seed"} <= set(saved)
+    assert summary["preset"] == "smoke"
+    assert (out / f"{name}.png").stat().st_size > 5_000
+    for key in NUMBERS.get(name, ()):
+        assert math.isfinite(summary[key])
+    lines = [line for line in saved.get("rows", []) if line["ours"] is not None]
+    assert name == "linear" or lines
+    assert all(math.isfinite(line["ours"]) for line in lines)
+    assert saved.get("title", "")[:20] in (out / "paper.md").read_text()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_smoke(name, tmp_path, capsys, random_data):
+    check(name, tmp_path, run(name, tmp_path, capsys, "--data", str(tmp_path / "nothing")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in cli.EXPERIMENTS if name not in QUICK])
+def test_smoke_of_the_others(name, tmp_path, capsys, random_data):
+    check(name, tmp_path, run(name, tmp_path, capsys, "--data", str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("name", [name for name in cli.EXPERIMENTS if name != "linear"])
+def test_missing_data_is_named_and_the_experiment_skipped(name, tmp_path, capsys):
+    summary = run(name, tmp_path, capsys, "--data", str(tmp_path))
+    assert "is missing; it is published at http" in json.dumps(summary["rows"])
+    assert summary["skipped"]
+    assert all(line["ours"] is None for line in summary["rows"])
+    assert "not run: " in (tmp_path / "paper.md").read_text()
+
+
+def test_list_names_every_experiment(capsys):
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()] == list(cli.EXPERIMENTS)
+    assert len(cli.EXPERIMENTS) == 12
+
+
+def test_unknown_experiment_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["everything"])
+    assert "everything" in capsys.readouterr().err
+
+
+def test_full_presets_have_the_paper_s_settings():
+    from benchmarks.paper import cnn_mnist, cnn_svhn, dense, large_ensemble, rnn
+
+    assert len(dense.cells("full")) == 24
+    assert all((cell.particles, cell.batch) == (2000, 600) and not cell.reason for cell in dense.cells("full"))
+    assert {cell.particles for cell in large_ensemble.cells("full")} == {6000}
+    assert [cell.rate for cell in cnn_mnist.cells("full")][:2] == [0.05, 0.01]
+    svhn = next(cell for cell in cnn_svhn.cells("full") if cell.is_ensemble)
+    assert [svhn.ensemble_size(epoch) for epoch in (0, 1, 24, 30)] == [200, 400, 5000, 5000]
+    growing = next(cell for cell in rnn.cells("full") if cell.is_ensemble)
+    assert [growing.ensemble_size(epoch) for epoch in range(5)] == [1000, 2000, 3000, 4000, 4000]
+
+
+def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypatch):
+    trained = []
+
+    def train(method, train, test, **options):
+        trained.append(options["epochs"])
+        history = [{"test_accuracy_mean": 0.5, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}]
+        return type("Result", (), {"state": None, "history": [history[0] | {"forward_passes": 1}]})
+
+    problem = registry.Problem("p", None, None, None, None, (np.zeros(1),) * 2, (np.zeros(1),) * 2)
+    monkeypatch.setattr(classification, "fit", train)
+    monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
+    monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
+    cells = [classification.Cell("p", "sgd", label, epochs=n) for n, label in enumerate(("A", "B"), 1)]
+    table_ = lambda only: classification.run_table("t", "T", cells, "cpu", tmp_path, None, 0, only)["rows"]
+    first = table_("A")
+    assert [line["ours"] for line in first] == [0.5, None]
+    assert first[1]["note"] == "not run: left out by --only; 3.6e+05 forward passes"
+    assert [line["ours"] for line in table_("B")] == [0.5, 0.5]
+    assert trained == [1, 2]
+
+
+def test_rows_show_median_range_and_difference(tmp_path):
+    line = common.row("EKI", "accuracy", 0.89, [0.8, 0.9, 0.91], "three draws")
+    assert (line["ours"], line["least"], line["most"], line["runs"]) == (0.9, 0.8, 0.91, 3)
+    numbers = {"rows": [line, common.skipped("SGD", "accuracy", 0.5, "no data"), common.row("x", "y", None, 1e-3)]}
+    common.finish("votes", "Votes", "cpu", 3, tmp_path, numbers, {"curve": [1]})
+    text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
+    assert "| EKI | accuracy | 0.8900 | 0.9000 [0.8000, 0.9100], 3 runs | +1.000e-02 | cpu | three draws |" in text
+    assert "| SGD | accuracy | 0.5000 | n/a |  | cpu | not run: no data |" in text
+    assert "| x | y | n/a | 1.000e-03 |  | cpu |  |" in text
+    assert "`python -m benchmarks paper votes --preset cpu --seed 3`" in text
+
+
+def test_pcn_samples_the_posterior_of_a_known_problem():
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.paper.pcn import pcn
+
+    # Prior N(0, 1), one datum 1.5 with variance 0.5: the posterior is N(1, 1/3).
+    misfit = lambda z: (z[0] - 1.5) ** 2
+    moments = lambda z: jnp.array([z[0], z[0] ** 2])
+    chains = jax.vmap(lambda key: pcn(key, 1, misfit, moments, samples=4000, burn_in=400, thin=2))
+    chain = chains(jax.random.split(jax.random.key(0), 8))
+    first, second = chain.mean.mean(0)
+    assert float(first) == pytest.approx(1.0, abs=0.05)
+    assert float(second - first**2) == pytest.approx(1 / 3, abs=0.05)
+    assert 0.3 < float(chain.acceptance.mean()) < 0.95
+
+
+@pytest.mark.skipif(files.data_folder(None) is None, reason="EKI_JAX_DATA names no folder with the voting records")
+def test_the_fiedler_vector_has_the_paper_s_accuracy(tmp_path, capsys):
+    summary = run("voting", tmp_path, capsys)
+    assert round(summary["fiedler_final"], 4) == 0.8828
