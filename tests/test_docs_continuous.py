@@ -10,6 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["continuous.md", "momentum.md"])
 def test_page_runs(page):
     """Every ``python`` block, in order, in one namespace; failures name the page and the line."""

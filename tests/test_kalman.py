@@ -21,8 +21,8 @@ COVARIANCES = {
     "dense": 0.3 * np.eye(M) + FACTOR @ FACTOR.T,
     "low_rank": LowRank(np.array([0.5, 1.0, 2.0, 0.25]), FACTOR),
 }
-SPACES = pytest.mark.parametrize("space", ["data", "ensemble"])
-KINDS = pytest.mark.parametrize("kind", COVARIANCES)
+MATRIX = np.array([[1.0, 0.5], [-0.3, 0.8], [0.4, 0.1], [0.9, -1.2]])
+SPACES = ("data", "ensemble")
 
 
 def model(u, x):
@@ -62,48 +62,55 @@ def flat(ensemble) -> np.ndarray:
     return np.column_stack([np.asarray(ensemble["w"]), np.asarray(ensemble["b"])])
 
 
-@KINDS
-@SPACES
-def test_step_is_the_formula(x64, kind, space):
-    outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)
-    solver = enkf(model, COVARIANCES[kind], 0.3, space=space)
-    state, info = run(solver)
-    expected = oracle(flat(particles()), np.asarray(outputs), dense(kind), 0.3)
-    np.testing.assert_allclose(flat(state.ensemble), expected, rtol=1e-12, atol=1e-13)
-    residuals = np.asarray(TARGETS - outputs)
-    misfits = 0.5 * np.einsum("jm,mn,jn->j", residuals, np.linalg.inv(dense(kind)), residuals)
-    np.testing.assert_allclose(info.losses, misfits, rtol=1e-12)
-    dg = np.asarray(outputs) - np.asarray(outputs).mean(0)
-    drift = dg @ np.linalg.inv(0.3 * dg.T @ dg / J + dense(kind)) @ residuals.T
-    np.testing.assert_allclose(info.drift_norm, np.linalg.norm(drift), rtol=1e-11)
-    np.testing.assert_allclose(info.spread, np.sqrt(flat(particles()).var(0).sum()), rtol=1e-12)
-    assert info.step_size == 0.3
-    assert state.time == 0.3
-    assert bool(info.is_finite)
+def test_step_is_the_formula(x64):
+    """For every kind of covariance and in both spaces."""
+    outputs = np.asarray(jax.vmap(model, in_axes=(0, None))(particles(), 0.8))
+    cases = {
+        (kind, space): enkf(model, COVARIANCES[kind], 0.3, space=space) for kind in COVARIANCES for space in SPACES
+    }
+    steps = jax.jit(lambda u: {str(c): solver.step(solver.init(u), (0.8, TARGETS)) for c, solver in cases.items()})
+    residuals = np.asarray(TARGETS) - outputs
+    for case, (state, info) in steps(particles()).items():
+        kind = next(kind for kind in COVARIANCES if f"'{kind}'" in case)
+        expected = oracle(flat(particles()), outputs, dense(kind), 0.3)
+        np.testing.assert_allclose(flat(state.ensemble), expected, rtol=1e-12, atol=1e-13, err_msg=case)
+        misfits = 0.5 * np.einsum("jm,mn,jn->j", residuals, np.linalg.inv(dense(kind)), residuals)
+        np.testing.assert_allclose(info.losses, misfits, rtol=1e-12, err_msg=case)
+        dg = outputs - outputs.mean(0)
+        drift = dg @ np.linalg.inv(0.3 * dg.T @ dg / J + dense(kind)) @ residuals.T
+        np.testing.assert_allclose(info.drift_norm, np.linalg.norm(drift), rtol=1e-11, err_msg=case)
+        np.testing.assert_allclose(info.spread, np.sqrt(flat(particles()).var(0).sum()), rtol=1e-12)
+        assert (float(info.step_size), float(state.time), int(state.count)) == (0.3, 0.3, 1)
+        assert bool(info.is_finite)
 
 
-@pytest.mark.parametrize(("kind", "space"), [*[(kind, "data") for kind in COVARIANCES], ("dense", "ensemble")])
-def test_perturbed_data_have_the_covariance_gamma_over_h(x64, kind, space):
+def test_perturbed_data_have_the_covariance_gamma_over_h(x64):
     """What the perturbation adds to a particle is K xi, xi ~ N(0, Gamma / h), independent from one to the next."""
     count, h = 20_000, 0.25
-    u = jnp.asarray(np.random.default_rng(0).normal(size=(count, 2)))
-    a = jnp.array([[1.0, 0.5], [-0.3, 0.8], [0.4, 0.1], [0.9, -1.2]])
-    if space == "ensemble":  # a system of the ensemble's size: as many draws, from a few particles again and again
-        u = u[:10]
-    covariance = COVARIANCES[kind]
-    plain = enkf(None, covariance, h, space=space).update(_state(u), u @ a.T, TARGETS)[0].ensemble
+    u = np.random.default_rng(0).normal(size=(count, 2))
+    few = u[:10]  # in the space of the ensemble: as many draws from a few particles, again and again
+    keys = jax.random.split(jax.random.key(1), count // len(few))
 
-    def added(key):
-        solver = enkf(None, covariance, h, space=space, key=key)
-        return solver.update(_state(u), u @ a.T, TARGETS)[0].ensemble - plain
+    def added(u, covariance, space, key):
+        ends = [
+            enkf(None, covariance, h, space=space, key=k).update(_state(u), u @ MATRIX.T, TARGETS)[0].ensemble
+            for k in (key, None)
+        ]
+        return ends[0] - ends[1]
 
-    keys = jax.random.split(jax.random.key(1), count // len(u))
-    draws = np.asarray(jax.jit(lambda keys: jax.lax.map(added, keys))(keys)).reshape(count, 2)
-    c = np.cov(u.T, ddof=0)
-    gain = c @ a.T @ np.linalg.inv(a @ c @ a.T + dense(kind) / h)
-    expected = gain @ dense(kind) @ gain.T / h
-    np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.05 * expected.max())
-    np.testing.assert_allclose(draws.mean(0), 0, atol=5 * np.sqrt(expected.max() / count))
+    @jax.jit
+    def all_draws(u, few):
+        draws = {kind: added(u, covariance, "data", keys[0]) for kind, covariance in COVARIANCES.items()}
+        again = jax.lax.map(lambda key: added(few, COVARIANCES["dense"], "ensemble", key), keys)
+        return draws | {"few": again.reshape(count, 2)}
+
+    for name, draws in all_draws(u, few).items():
+        c = np.cov((few if name == "few" else u).T, ddof=0)
+        gamma = dense("dense" if name == "few" else name)
+        gain = c @ MATRIX.T @ np.linalg.inv(MATRIX @ c @ MATRIX.T + gamma / h)
+        expected = gain @ gamma @ gain.T / h
+        np.testing.assert_allclose(np.cov(np.asarray(draws).T), expected, atol=0.05 * expected.max(), err_msg=name)
+        np.testing.assert_allclose(np.mean(draws, axis=0), 0, atol=5 * np.sqrt(expected.max() / count))
 
 
 def _state(ensemble):
@@ -112,18 +119,18 @@ def _state(ensemble):
 
 def test_perturbed_linear_step_gives_the_posterior(x64):
     """With perturbed data the ensemble's covariance is Kalman's (I - K A) C; without, (I - K A) C (I - K A)^T."""
-    u = jnp.asarray(np.random.default_rng(0).normal(size=(40_000, 2)))
-    a = jnp.array([[1.0, 0.5], [-0.3, 0.8], [0.4, 0.1], [0.9, -1.2]])
+    u = np.random.default_rng(0).normal(size=(40_000, 2))
     c = np.cov(u.T, ddof=0)
-    gain = c @ a.T @ np.linalg.inv(a @ c @ a.T + dense("dense"))
-    shrink = np.eye(2) - gain @ a
+    gain = c @ MATRIX.T @ np.linalg.inv(MATRIX @ c @ MATRIX.T + dense("dense"))
+    shrink = np.eye(2) - gain @ MATRIX
     posterior = {"perturbed": shrink @ c, "plain": shrink @ c @ shrink.T}
-    for name, key in {"perturbed": jax.random.key(0), "plain": None}.items():
-        solver = enkf(lambda v, x: x @ v, COVARIANCES["dense"], key=key)
-        state, _ = jax.jit(solver.step)(solver.init(u), (a, TARGETS))
-        np.testing.assert_allclose(np.cov(state.ensemble.T, ddof=0), posterior[name], atol=0.01)
-        mean = u.mean(0) + gain @ (TARGETS - a @ u.mean(0))
-        np.testing.assert_allclose(state.ensemble.mean(0), mean, atol=0.01)
+    keys = {"perturbed": jax.random.key(0), "plain": None}
+    solvers = {name: enkf(lambda v, x: x @ v, COVARIANCES["dense"], key=key) for name, key in keys.items()}
+    ends = jax.jit(lambda u: {n: o.step(o.init(u), (MATRIX, TARGETS))[0].ensemble for n, o in solvers.items()})(u)
+    for name, end in ends.items():
+        np.testing.assert_allclose(np.cov(np.asarray(end).T, ddof=0), posterior[name], atol=0.01)
+        mean = u.mean(0) + gain @ (np.asarray(TARGETS) - MATRIX @ u.mean(0))
+        np.testing.assert_allclose(np.mean(end, axis=0), mean, atol=0.01)
     assert np.abs(posterior["perturbed"] - posterior["plain"]).max() > 0.1
 
 
@@ -131,24 +138,29 @@ def test_the_particles_noise_differs_and_depends_on_the_step():
     solver = enkf(model, 0.7, 0.3, key=jax.random.key(0))
     same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape).at[0].add(1.0), particles())
     state = solver.init(same)
-    first, _ = jax.jit(solver.step)(state, (0.8, TARGETS))
+    step = jax.jit(solver.step)
+    first, _ = step(state, (0.8, TARGETS))
     assert len(np.unique(np.asarray(first.ensemble["b"]).round(6))) == J
-    later, _ = jax.jit(solver.step)(state._replace(count=state.count + 1), (0.8, TARGETS))
+    later, _ = step(state._replace(count=state.count + 1), (0.8, TARGETS))
     assert np.abs(flat(first.ensemble) - flat(later.ensemble)).max() > 1e-3
 
 
-@SPACES
+@pytest.mark.parametrize("space", SPACES)
 def test_short_steps_are_the_vector_field(x64, space):
     """(step - u) / h differs from the field by O(h), and tempered steps from the flow by O(h)."""
-    precision = np.linalg.inv(dense("dense"))
-    field = eki_jax.vector_field(model, eki_jax.squared_error(precision))
-    velocity = flat(field(0.0, particles(), (0.8, TARGETS)))
+    field = eki_jax.vector_field(model, eki_jax.squared_error(np.linalg.inv(dense("dense"))))
+    velocity = flat(jax.jit(field)(0.0, particles(), (0.8, TARGETS)))
     sizes = np.array([2.0**-k for k in (9, 10, 11)])
-    errors = []
-    for h in sizes:
+
+    @jax.jit
+    @jax.vmap
+    def step(h):
         solver = enkf(model, COVARIANCES["dense"], h, space=space)
-        state, _ = run(solver)
-        errors.append(np.abs((flat(state.ensemble) - flat(particles())) / h - velocity).max())
+        return solver.step(solver.init(particles()), (0.8, TARGETS))[0].ensemble
+
+    ends = step(sizes)
+    moved = [flat(jax.tree.map(lambda leaf, i=i: leaf[i], ends)) - flat(particles()) for i in range(3)]
+    errors = [np.abs(change / h - velocity).max() for change, h in zip(moved, sizes, strict=True)]
     assert abs(np.polyfit(np.log(sizes), np.log(errors), 1)[0] - 1) < 0.05
     assert errors[-1] < 0.02 * np.abs(velocity).max()
 
@@ -169,14 +181,16 @@ def test_tempered_steps_converge_to_the_flow_with_order_one(x64):
         stepsize_controller=controller,
     )
     end = flat(jax.tree.map(lambda leaf: leaf[-1], flow.ys))
-    steps, errors = (64, 128, 256), []
-    for n in steps:
-        solver = enkf(model, COVARIANCES["diagonal"], tempered(n))
-        state = jax.lax.fori_loop(
-            0, n, lambda _, s, solver=solver: solver.step(s, (0.8, TARGETS))[0], solver.init(particles())
-        )
-        assert abs(float(state.time) - 1) < 1e-12
-        errors.append(np.abs(flat(state.ensemble) - end).max())
+    steps = np.array([64, 128, 256])
+
+    @jax.jit
+    def tempered_end(n):
+        solver = enkf(model, COVARIANCES["diagonal"], 1 / n)
+        return jax.lax.fori_loop(0, n, lambda _, s: solver.step(s, (0.8, TARGETS))[0], solver.init(particles()))
+
+    states = [tempered_end(n) for n in steps]
+    assert all(abs(float(state.time) - 1) < 1e-12 for state in states)
+    errors = [np.abs(flat(state.ensemble) - end).max() for state in states]
     assert abs(np.polyfit(-np.log(steps), np.log(errors), 1)[0] - 1) < 0.05
 
 
@@ -216,14 +230,11 @@ def _variables(jaxpr):
 
 def test_spaces_agree_in_single_precision():
     """Noise a thousand times smaller than the spread of the outputs."""
-    states = []
-    for space in ("data", "ensemble"):
-        solver = enkf(model, 1e-3, space=space)
-        states.append(
-            flat(solver.step(solver.init(jax.tree.map(jnp.float32, particles())), (0.8, TARGETS))[0].ensemble)
-        )
-    np.testing.assert_allclose(states[0], states[1], rtol=2e-3, atol=2e-3)
-    assert states[0].dtype == np.float32
+    single = jax.tree.map(jnp.float32, particles())
+    solvers = [enkf(model, 1e-3, space=space) for space in SPACES]
+    ends = jax.jit(lambda u: [solver.step(solver.init(u), (0.8, TARGETS))[0].ensemble for solver in solvers])(single)
+    np.testing.assert_allclose(flat(ends[0]), flat(ends[1]), rtol=2e-3, atol=2e-3)
+    assert ends[0]["w"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -273,7 +284,7 @@ def test_tempered_sequences():
     assert [round(float(tempered(4)(None, 1, 0.0, n)), 6) for n in range(5)] == [0.25] * 4 + [0.0]
 
 
-@SPACES
+@pytest.mark.parametrize("space", SPACES)
 def test_a_failed_particle_takes_no_part(space):
     solver = enkf(None, COVARIANCES["diagonal"], 0.3, space=space)
     outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)
@@ -286,10 +297,10 @@ def test_a_failed_particle_takes_no_part(space):
     assert (int(info.failed), bool(info.is_finite)) == (1, False)
 
 
-@SPACES
-@pytest.mark.parametrize("key", [None, 7])
-def test_spread_over_an_axis_it_is_the_same_step(x64, space, key):
-    options = {"space": space, "key": None if key is None else jax.random.key(key)}
+@pytest.mark.parametrize("space", SPACES)
+def test_spread_over_an_axis_it_is_the_same_step(x64, space):
+    """Whatever is random or adaptive included."""
+    options = {"space": space, "key": jax.random.key(7)}
     single = enkf(model, COVARIANCES["dense"], data_misfit_controller(), **options)
     state, info = run(single)
     spread = enkf(model, COVARIANCES["dense"], data_misfit_controller(), axis_name="particles", **options)
