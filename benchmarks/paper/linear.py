@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks.reporting import save_result
+from benchmarks.paper.common import check_preset, finish, row
 from eki_jax.flows import nesterov_flow, nesterov_start
 
 TITLE = "Linear problem: l2 error of EKI and Nesterov EKI, flow and iteration (slides)"
 
+METHODS = ("EKI", "Nesterov EKI")
 # parameters, outputs, particles, steps of the iteration
-PRESETS = {"smoke": (3, 4, 8, 1_000), "cpu": (10, 20, 30, 10_000), "full": (50, 100, 200, 20_000)}
+SIZES = {"smoke": (3, 4, 8, 1_000), "cpu": (10, 20, 30, 10_000), "full": (50, 100, 200, 20_000)}
 # dt times the largest rate of the flow at its start; the second panel varies it
 STEP = 1e-3
 REFINEMENTS = (4e-3, 2e-3, 1e-3, 5e-4)
@@ -49,22 +50,21 @@ class Problem(NamedTuple):
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     """Solve the problem in all four ways; writes ``linear.json`` and ``linear.png`` under ``out``."""
     del data
-    if preset not in PRESETS:
-        raise ValueError(f"preset: {preset!r}; wanted one of {', '.join(PRESETS)}")
-    *sizes, steps = PRESETS[preset]
+    check_preset(preset)
+    *sizes, steps = SIZES[preset]
     with jax.enable_x64(True):
         problem = make_problem(*sizes, seed)
         covariance = jnp.cov(problem.ensemble.T, ddof=0)
         rate = float(jnp.linalg.norm(problem.matrix @ covariance @ problem.matrix.T, 2))
         at = np.unique(np.geomspace(1, steps, 60).astype(int))
-        curves = {name: compare(name, problem, STEP / rate, at) for name in ("EKI", "Nesterov EKI")}
-        gaps = {name: refine(name, problem, rate, steps) for name in curves}
-    result = summarize(curves, gaps, at) | {"experiment": "linear", "preset": preset, "seed": seed}
-    result |= dict(zip(("parameters", "outputs", "ensemble_size", "steps"), PRESETS[preset], strict=True))
+        curves = {name: compare(name, problem, STEP / rate, at) for name in METHODS}
+        gaps = {name: refine(name, problem, rate, steps) for name in METHODS}
     out.mkdir(parents=True, exist_ok=True)
-    save_result(out / "linear.json", result | {"title": TITLE, "dt": STEP / rate, "at_steps": at, "curves": curves})
     draw(out / "linear.png", curves, gaps, at)
-    return result
+    numbers = dict(zip(("parameters", "outputs", "ensemble_size", "steps"), SIZES[preset], strict=True))
+    numbers |= {"dt": STEP / rate, "rows": rows(curves, gaps, at)}
+    details = {"at_steps": at, "curves": curves, "gaps": gaps, "step_sizes_times_rate": REFINEMENTS}
+    return finish("linear", TITLE, preset, seed, out, numbers, details)
 
 
 def make_problem(parameters: int, outputs: int, ensemble_size: int, seed: int) -> Problem:
@@ -127,20 +127,21 @@ def refine(name: str, problem: Problem, rate: float, steps: int) -> list[float]:
     return gaps
 
 
-def summarize(curves: dict[str, Any], gaps: dict[str, list[float]], at: np.ndarray) -> dict[str, Any]:
-    """The numbers that the figure shows."""
-    late = at > at[-1] / 10
-    return {
-        "final_error": {name: {kind: curve[kind][-1] for kind in curve} for name, curve in curves.items()},
-        "largest_gap": {name: np.abs(c["iteration"] / c["flow"] - 1).max() for name, c in curves.items()},
-        "flow_against_closed_form": {
-            name: np.abs(c["flow"] / c["closed_form"] - 1).max() for name, c in curves.items()
-        },
-        "rate_in_steps": {name: _slope(at[late], c["flow"][late]) for name, c in curves.items()},
-        "gaps": gaps,
-        "order_of_gap_in_dt": {name: _slope(REFINEMENTS, gap) for name, gap in gaps.items()},
-        "step_sizes_times_rate": REFINEMENTS,
-    }
+def rows(curves: dict[str, Any], gaps: dict[str, list[float]], at: np.ndarray) -> list[dict[str, Any]]:
+    """The numbers that the figure shows; the slides give none."""
+    lines, late = [], at > at[-1] / 10
+    for name, curve in curves.items():
+        flow, exact = curve["flow"], curve["closed_form"]
+        numbers = {
+            f"l2 error after {at[-1]} steps, iteration": curve["iteration"][-1],
+            "l2 error at that time, flow": flow[-1],
+            "largest relative distance of the iteration from the flow": np.abs(curve["iteration"] / flow - 1).max(),
+            "largest relative distance of the flow from its closed form": np.abs(flow / exact - 1).max(),
+            "slope of log error against log steps, over the last decade": _slope(at[late], flow[late]),
+            "order in dt of the distance of the iteration from the flow": _slope(REFINEMENTS, gaps[name]),
+        }
+        lines += [row(name, quantity, None, number, "the slides show a figure") for quantity, number in numbers.items()]
+    return lines
 
 
 def draw(path: Path, curves: dict[str, Any], gaps: dict[str, list[float]], at: np.ndarray) -> None:
