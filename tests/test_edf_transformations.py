@@ -121,6 +121,18 @@ def test_in_slices_it_is_the_same_step() -> None:
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", [edf.edf_g, edf.edf_h])
+def test_no_matrix_is_formed(make: object) -> None:
+    size = 2048
+    objective = edf.Objective(lambda w, x: jnp.tanh(x @ w), lambda outputs, y: jnp.mean((outputs - y) ** 2))
+    optimizer = make(1.0, 5, acceleration=edf.nesterov())
+    like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    update = lambda g, s, w, batch: optimizer.update(g, s, w, objective=objective, batch=batch)
+    state = jax.eval_shape(optimizer.init, like(size))
+    compiled = jax.jit(update).lower(like(size), state, like(size), (like(4, size), like(4))).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 100 * 4 * size  # vectors; a matrix is 2048 of them
+
+
 def test_a_zero_gradient_moves_nothing() -> None:
     for order in (1, 3):
         optimizer = edf.edf_g(1.0, order, (1.0, 1.0))

@@ -92,7 +92,7 @@ def minres(operator: Operator, rhs: PyTree, iterations: int | jax.Array) -> tupl
     Algorithm 1, whose ``lambda g`` in the product with the matrix is read as ``lambda v_1`` (in ``operator``).
     """
     _check(rhs, iterations)
-    start = _start(rhs)
+    start = _start(jax.tree.map(jnp.asarray, rhs))
     converged = jnp.finfo(start.residual.dtype).eps * start.residual
     body = lambda _, state: _step(operator, converged, state)
     unroll = isinstance(iterations, int) and iterations <= _UNROLLED

@@ -12,8 +12,13 @@ PyTree = Any
 
 def dot(left: PyTree, right: PyTree) -> jax.Array:
     """Inner product over all leaves, accumulated in single precision at least."""
-    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    products = [jnp.vdot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32)) for a, b in pairs]
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        # Accelerators would round the factors of a product to fewer bits, which MINRES's recurrence does not stand.
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=wide)
+
+    products = [product(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)]
     if not products:
         raise ValueError("a pytree without leaves is no vector: it needs at least one array")
     return sum(products[1:], products[0])
