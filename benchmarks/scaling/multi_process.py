@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _train(arguments)
     except jax.errors.JaxRuntimeError as error:
-        if arguments.processes == 1:
+        if jax.process_count() == 1:
             raise
         # An orderly exit would first wait for the lost process, and then abort.
-        print(f"process {arguments.process}: {_LOST}\n{error}", file=sys.stderr, flush=True)
+        print(f"process {jax.process_index()}: {_LOST}\n{error}", file=sys.stderr, flush=True)
         os._exit(1)
     return 0
 
@@ -67,20 +67,20 @@ def _method(problem: problems.Problem, particles: int) -> training.Method:
 
 
 def _start(method: training.Method, key: Any, checkpoints: Checkpoints | None, resume: bool) -> tuple[Any, list[float]]:
-    if not (resume and checkpoints):
+    if not (resume and checkpoints and checkpoints.latest):
         return jax.jit(method.init)(key), []
     return checkpoints.restore(lambda notes: sharding.abstract(method.init, key))
 
 
 def _join(arguments: argparse.Namespace) -> None:
-    if arguments.processes == 1:
+    """Find the other processes: from the arguments, or as the cluster's environment says."""
+    if arguments.processes == 1 and not arguments.cluster:
         return
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = (arguments.coordinator, arguments.processes, arguments.process)
     jax.distributed.initialize(
-        arguments.coordinator,
-        arguments.processes,
-        arguments.process,
+        *(() if arguments.cluster else where),
         heartbeat_timeout_seconds=arguments.heartbeat_timeout,
         shutdown_timeout_seconds=arguments.heartbeat_timeout,
     )
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--coordinator", default="localhost:9911", help="host:port of process 0")
     parser.add_argument("--processes", type=int, default=1, help="how many there are")
     parser.add_argument("--process", type=int, default=0, help="which this is, from 0")
+    parser.add_argument("--cluster", action="store_true", help="on SLURM, Kubernetes or a TPU pod: find all that out")
     parser.add_argument("--heartbeat-timeout", type=int, default=30, help="seconds until a silent process is lost")
     parser.add_argument("--particles", type=int, default=128, help="J on all devices together")
     parser.add_argument("--batch-size", type=int, default=100)
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--driver", choices=("shard_map", "jit"), default="shard_map")
     parser.add_argument("--directory", type=Path, help="keep a checkpoint of every epoch here")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint if there is one")
     return parser
 
 
