@@ -29,9 +29,7 @@ LABELS = {"cnn1": "CNN-1", "cnn2": "CNN-2", "cnn3": "CNN-3"}
 
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
-    return [
-        _sized(preset, _cell(data, network, method)) for data in ("svhn", "cifar10") for network, method in PAPER
-    ]
+    return [_sized(preset, _cell(data, network, method)) for data in ("svhn", "cifar10") for network, method in PAPER]
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
