@@ -18,7 +18,7 @@ def test_flow_and_iteration_lie_on_top_of_each_other(tmp_path):
         assert found[name, "largest relative distance of the iteration from the flow"] < gap
         assert abs(found[name, "order in dt of the distance of the iteration from the flow"] - order) < 0.1
     last = "l2 error after 1000 steps, iteration"
-    assert found["Nesterov EKI", last] < 0.5 * found["EKI", last]
+    assert found["Nesterov EKI", last] < 0.7 * found["EKI", last]
     record = json.loads((tmp_path / "linear.json").read_text())
     assert record["experiment"] == "linear"
     assert len(record["curves"]["EKI"]["flow"]) == len(record["at_steps"])
