@@ -114,7 +114,7 @@ def trajectories(name: str, dtype: Any, h0: float = 1.0) -> tuple[Any, Any, Any]
     return core.ensemble, params, deviations
 
 
-@pytest.mark.parametrize("name", ["eki", "meki", "meki_schedule"])
+@pytest.mark.parametrize("name", ["eki", "meki", pytest.param("meki_schedule", marks=pytest.mark.slow)])
 def test_a_chain_follows_the_core_on_digits_in_double_precision(name: str, x64: None) -> None:
     core, params, deviations = trajectories(name, jnp.float64)
     assert relative(params, core) < 1e-12
@@ -305,7 +305,7 @@ def two_steps(tx: optax.GradientTransformation, params: Any, state: Any, batch: 
     return optax_step(tx, f, optax_step(tx, f, (params, state), batch), batch)
 
 
-@pytest.mark.parametrize("how", ["vmap", "shard_map", "pmap"])
+@pytest.mark.parametrize("how", ["vmap", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["meki_noise", "tikhonov"])
 def test_particles_may_be_spread_over_a_mapped_axis(name: str, how: str) -> None:
     ensemble, batch = small(size=8)

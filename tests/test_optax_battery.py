@@ -77,7 +77,7 @@ TRANSFORMATIONS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "schedule": lambda u: optax.sgd(optax.cosine_decay_schedule(0.1, 10)),
     "masked": lambda u: optax.masked(optax.adam(0.1), is_large),
     "masked_prior": lambda u: optax.masked(add_prior_noise(prior_like(u), jax.random.key(0)), is_large),
-    "masked_tikhonov": lambda u: optax.masked(add_tikhonov(prior_like(u)), lambda t: jax.tree.map(lambda _: True, t)),
+    "masked_tikhonov": lambda u: optax.masked(add_tikhonov(prior_like(u), 0.1), is_large),
     "partition": lambda u: optax.partition({"large": optax.adam(0.1), "small": scale_by_nesterov(0.5)}, by_size),
     "multi_steps": lambda u: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
     "apply_if_finite": lambda u: optax.apply_if_finite(optax.adam(0.1), 3),
@@ -149,8 +149,11 @@ def moved(new: Any, old: Any) -> bool:
 
 
 # optax's own on one problem; ours, and what hides leaves from ours, on all.
-CASES = [("nested", name) for name in TRANSFORMATIONS]
-CASES += [("array", name) for name in ("drift_norm", "nesterov", "meki_r", "tikhonov", "masked_prior", "partition")]
+SLOW = ("per_particle_lamb", "per_particle_adafactor", "per_particle_muon")
+CASES = [pytest.param("nested", name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRANSFORMATIONS]
+CASES += [
+    pytest.param("array", name) for name in ("drift_norm", "nesterov", "tikhonov", "masked_prior", "masked_tikhonov")
+]
 
 
 @pytest.mark.parametrize(("problem", "name"), CASES)

@@ -143,7 +143,7 @@ def add_tikhonov(
         if not jax.tree.leaves(params):  # all masked
             return updates, state
         anomalies = jax.tree.map(jnp.subtract, params, _masked_like(params, prior.mean, "prior"))
-        cotangents = jax.tree.map(lambda solve, rows: solve(rows), solvers, anomalies)
+        cotangents = jax.tree.map(lambda rows, solve: solve(rows), anomalies, _masked_like(params, solvers, "prior"))
         # The parameters are the outputs here.
         d = direction(params, params, cotangents, axis_name=axis_name, precision=precision)
         return jax.tree.map(lambda g, t: g + jnp.asarray(weight, g.dtype) * t.astype(g.dtype), updates, d), state
@@ -175,7 +175,7 @@ def _masked_like(ensemble: Ensemble, tree: Any, name: str) -> Any:
         raise ValueError(f"{name}: does not fit the parameters: {error}") from error
     for node, part in zip(nodes, parts, strict=True):
         found = getattr(part, "shape", type(part).__name__)
-        if not is_masked(node) and found != node.shape[1:]:
+        if not is_masked(node) and not callable(part) and found != node.shape[1:]:
             raise ValueError(f"{name}: does not fit the parameters: {found} where a particle has {node.shape[1:]}")
     return structure.unflatten([node if is_masked(node) else part for node, part in zip(nodes, parts, strict=True)])
 
