@@ -131,6 +131,19 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     assert trained == [1, 2]
 
 
+def test_a_run_of_the_training_command_is_taken_if_it_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(classification, "RESULTS", tmp_path)
+    cell = classification.Cell("p", "eki", "A", epochs=2, particles=7)
+    history = [{"test_accuracy_mean": 0.5}]
+    result = {"particles": 7, "batch": 600, "epochs": 2, "seed": 3, "learning_rate": 0.1, "history": history}
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "p-eki.json").write_text(json.dumps(result | {"seconds": 1.0}))
+    assert classification._trained(cell, 3)["history"] == history
+    for other in (cell._replace(epochs=3), cell._replace(images=10), cell._replace(particles=8)):
+        assert classification._trained(other, 3) is None
+    assert classification._trained(cell, 4) is None
+
+
 def test_rows_show_median_range_and_difference(tmp_path):
     line = common.row("EKI", "accuracy", 0.89, [0.8, 0.9, 0.91], "three draws")
     assert (line["ours"], line["least"], line["most"], line["runs"]) == (0.9, 0.8, 0.91, 3)

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
-import numpy as np
 
 from benchmarks import methods
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
-from benchmarks.reporting import save_result
+from benchmarks.reporting import RESULTS, save_result
 from eki_jax.training import fit
 
 NAMES = {"eki": "EKI", "meki": "MEKI", "eki-r": "EKI(R)", "meki-r": "MEKI(R)", "sgd": "SGD", "msgd": "momentum SGD"}
@@ -90,12 +89,14 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
     """Train one cell, or take what an earlier run of the same settings left in ``folder``.
 
     Returns:
-        The settings, the history (a dict an epoch), the seconds, and ``accuracies`` of the last epoch's particles where
-        the method has an ensemble.
+        The settings, the history (a dict an epoch) and the seconds.
     """
     settings, path = cell.settings(seed), _path(cell, folder, seed)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
+    trained = _trained(cell, seed)
+    if trained is not None:
+        return trained
     problem = registry.get(cell.problem, data)
     train = tuple(array[: cell.images] for array in problem.train)
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
@@ -105,13 +106,7 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
     result = fit(
         method, train, test, batch_size=cell.batch, epochs=cell.epochs, key=jax.random.key(seed), progress=False
     )
-    record = {
-        "settings": settings,
-        "history": result.history,
-        "seconds": time.perf_counter() - started,
-        "accuracies": np.asarray(jax.jit(method.accuracy)(result.state, *test).particles) if cell.is_ensemble else [],
-    }
-    save_result(path, record)
+    save_result(path, {"settings": settings, "history": result.history, "seconds": time.perf_counter() - started})
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -152,7 +147,7 @@ def _record(cell: Cell, folder: Path, data: Path | None, seed: int, only: str) -
     """The cell's run, or why there is none."""
     if cell.reason:
         return cell.reason
-    if only not in cell.name and not _path(cell, folder, seed).is_file():
+    if only not in cell.name and not _path(cell, folder, seed).is_file() and _trained(cell, seed) is None:
         return f"left out by --only; {cell.forward_passes:.1e} forward passes"
     try:
         return run_cell(cell, folder, data, seed)
@@ -188,6 +183,19 @@ def draw_epochs(path: Path, runs: dict[str, Any], labels: list[str]) -> None:
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
+    """The same run as ``python -m benchmarks train`` left it among the results, if there is one."""
+    path = RESULTS / "train" / f"{cell.problem}-{cell.method}.json"
+    if not path.is_file() or cell.images is not None or cell.growth:
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    known = {"particles": cell.particles if cell.is_ensemble else 1, "batch": cell.batch, "epochs": cell.epochs}
+    known |= {"seed": seed, "learning_rate": cell.rate}
+    if any(result[name] != value for name, value in known.items()):
+        return None
+    return {"settings": cell.settings(seed), "history": result["history"], "seconds": result["seconds"]}
 
 
 def _rows(cell: Cell, history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,7 +30,9 @@ BEST: dict[str, tuple[float | None, ...]] = {
     "meki-r": (0.9162, 0.9511, None, None),
 }
 # What two cores can pay for: network -> (J, images, epochs)
-_CPU = {"dnn1": (2000, None, 5), "dnn2": (300, 20_000, 2), "dnn3": (150, 10_000, 2), "dnn4": (100, 10_000, 2)}
+_CPU = {"dnn1": (2000, None, 4), "dnn2": (300, 20_000, 2), "dnn3": (150, 10_000, 2), "dnn4": (100, 10_000, 2)}
+# Without momentum the first network takes longer to settle.
+_CPU_EPOCHS_DNN1 = {"eki": 6, "eki-r": 10}
 
 
 def cells(preset: str) -> list[Cell]:
@@ -58,6 +60,7 @@ def _cell(preset: str, network: str, method: str) -> Cell:
         return cell._replace(particles=8, epochs=2, batch=50, images=100, reason=reason)
     if preset == "cpu" and cell.is_ensemble:
         particles, images, epochs = _CPU[network]
-        # Redrawing pays off over more epochs: EKI(R) goes on where EKI has settled.
-        return cell._replace(particles=particles, images=images, epochs=epochs + 5 * (method == "eki-r" and index == 0))
+        if network == "dnn1":
+            epochs = _CPU_EPOCHS_DNN1.get(method, epochs)
+        return cell._replace(particles=particles, images=images, epochs=epochs)
     return cell
