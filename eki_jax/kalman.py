@@ -122,12 +122,9 @@ def enkf(
         if key is not None:
             noise = _noise(jax.random.fold_in(key, state.count), covariance, residuals, axis_name)
             perturbed = residuals - jnp.where(h > 0, jax.lax.rsqrt(jnp.where(h > 0, h, 1)), 0) * noise
-        solve = (
-            _solve_data
-            if _space(space, state.ensemble, residuals, covariance, axis_name) == "data"
-            else _solve_ensemble
-        )
-        products = solve(state.ensemble, residuals, perturbed, covariance, h, healthy, axis_name, precision)
+        system = _System(state.ensemble, residuals, perturbed, covariance, h, healthy, axis_name, precision)
+        in_data = (space or _choose(system)) == "data"
+        products = _solve_in_data_space(system) if in_data else _solve_in_ensemble_space(system)
         norm = products.norm()
         ok = jnp.isfinite(norm) & jnp.isfinite(h)
         moved, variance = products.map_blocks(lambda d, u: (_moved(u, jnp.where(ok, h, 0), d, ok),), state.ensemble)
@@ -185,63 +182,62 @@ def _noise(key: Array, covariance: NoiseCovariance, residuals: Array, axis_name:
     return jax.vmap(lambda k: covariance.noise(k, residuals.shape[1], residuals.dtype))(keys)
 
 
-def _solve_data(
-    ensemble: Ensemble,
-    residuals: Array,
-    perturbed: Array,
-    covariance: NoiseCovariance,
-    h: Array,
-    healthy: Array,
-    axis_name: str | None,
-    precision: Any,
-) -> Products:
+class _System(NamedTuple):
+    """What the two ways to solve a step need: residuals ``G_j - y`` and perturbed ones, ``G_j - y - xi_j``, (J, M)."""
+
+    ensemble: Ensemble
+    residuals: Array
+    perturbed: Array
+    covariance: NoiseCovariance
+    step_size: Array
+    healthy: Array
+    axis_name: str | None
+    precision: Any
+
+    def anomalies(self) -> tuple[Array, Array]:
+        """The centred outputs of the healthy particles, shape (J, M), and the number of those."""
+        count = _sum_devices(jnp.sum(self.healthy, dtype=jnp.int32), self.axis_name)
+        size = jnp.maximum(count, 1).astype(self.residuals.dtype)
+        return _centred(self.residuals, self.healthy, size, self.axis_name), size
+
+
+def _solve_in_data_space(system: _System) -> Products:
     """The kernel's products with the cotangents ``(h C_ww + Gamma)^-1 (G_j - y - xi_j)``, by an M x M system."""
-    z, size = _anomalies(residuals, healthy, axis_name)
-    gram = _sum_devices(jnp.matmul(z.T, z, precision=HIGHEST), axis_name)
-    system = covariance.add_to(h / size * gram)
-    cotangents = cho_solve(cho_factor(system, lower=True), perturbed.T).T
-    return Products.of(ensemble, residuals, cotangents, healthy=healthy, axis_name=axis_name, precision=precision)
+    z, size = system.anomalies()
+    gram = _sum_devices(jnp.matmul(z.T, z, precision=HIGHEST), system.axis_name)
+    matrix = system.covariance.add_to(system.step_size / size * gram)
+    cotangents = cho_solve(cho_factor(matrix, lower=True), system.perturbed.T).T
+    return Products.of(
+        system.ensemble,
+        system.residuals,
+        cotangents,
+        healthy=system.healthy,
+        axis_name=system.axis_name,
+        precision=system.precision,
+    )
 
 
-def _solve_ensemble(
-    ensemble: Ensemble,
-    residuals: Array,
-    perturbed: Array,
-    covariance: NoiseCovariance,
-    h: Array,
-    healthy: Array,
-    axis_name: str | None,
-    precision: Any,
-) -> Products:
+def _solve_in_ensemble_space(system: _System) -> Products:
     """The same products by a J x J system.
 
     ``Z (Gamma + (h/J) Z^T Z)^-1 = (I + (h/J) Z Gamma^-1 Z^T)^-1 Z Gamma^-1``: no difference of large numbers, and the
     weights with which the particles are combined are there at once.
     """
-    del ensemble
-    z, size = _anomalies(residuals, healthy, axis_name)
-    everyone = _gather(z, axis_name)
-    whitened = covariance.solve(everyone)
-    system = jnp.eye(len(everyone), dtype=z.dtype) + h / size * jnp.matmul(whitened, everyone.T, precision=HIGHEST)
-    perturbed = jnp.where(healthy[:, None], perturbed, 0)
-    weights = cho_solve(cho_factor(system, lower=True), jnp.matmul(whitened, perturbed.T, precision=HIGHEST)).T
-    return Products(z, perturbed, size, healthy, axis_name, weights, precision)
+    z, size = system.anomalies()
+    everyone = _gather(z, system.axis_name)
+    whitened = system.covariance.solve(everyone)
+    gram = jnp.matmul(whitened, everyone.T, precision=HIGHEST)
+    matrix = jnp.eye(len(everyone), dtype=z.dtype) + system.step_size / size * gram
+    perturbed = jnp.where(system.healthy[:, None], system.perturbed, 0)
+    weights = cho_solve(cho_factor(matrix, lower=True), jnp.matmul(whitened, perturbed.T, precision=HIGHEST)).T
+    return Products(z, perturbed, size, system.healthy, system.axis_name, weights, system.precision)
 
 
-def _anomalies(residuals: Array, healthy: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """The centred outputs of the healthy particles, shape (J, M), and the number of those."""
-    size = jnp.maximum(_sum_devices(jnp.sum(healthy, dtype=jnp.int32), axis_name), 1).astype(residuals.dtype)
-    return _centred(residuals, healthy, size, axis_name), size
-
-
-def _space(
-    space: Space | None, ensemble: Ensemble, residuals: Array, covariance: NoiseCovariance, axis_name: str | None
-) -> Space:
-    if space is not None:
-        return space
-    size, outputs = ensemble_size(ensemble, axis_name=axis_name), residuals.shape[1]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(ensemble)) // local_size(ensemble, name="ensemble")
-    return cheaper_space(size, outputs, parameters, covariance.solve_cost(size, outputs))
+def _choose(system: _System) -> Space:
+    size, outputs = ensemble_size(system.ensemble, axis_name=system.axis_name), system.residuals.shape[1]
+    leaves = jax.tree.leaves(system.ensemble)
+    parameters = sum(leaf.size for leaf in leaves) // leaves[0].shape[0]
+    return cheaper_space(size, outputs, parameters, system.covariance.solve_cost(size, outputs))
 
 
 def _check(step_size: Any, space: Any) -> None:

@@ -317,6 +317,18 @@ def test_spread_over_an_axis_it_is_the_same_step(x64, space):
     np.testing.assert_allclose(infos.drift_norm, info.drift_norm, rtol=1e-10)
 
 
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_the_covariance_may_be_traced(kind):
+    """So that it can be an argument of a compiled function."""
+    traced = jax.jit(lambda gamma, u: _one_step(enkf(model, gamma, 0.3), u))(COVARIANCES[kind], particles())
+    concrete = jax.jit(lambda u: _one_step(enkf(model, COVARIANCES[kind], 0.3), u))(particles())
+    np.testing.assert_allclose(flat(traced), flat(concrete), rtol=1e-5, atol=1e-6)
+
+
+def _one_step(solver, u):
+    return solver.step(solver.init(u), (0.8, TARGETS))[0].ensemble
+
+
 def test_ask_and_tell_is_the_step_and_pytrees_of_outputs_are_flattened():
     solver = enkf(model, COVARIANCES["diagonal"])
     stepped, _ = run(solver)
