@@ -1,0 +1,57 @@
+"""An environment of its own for every other library, made on first use and kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# name -> what to install, as published
+PEERS = {
+    "torch": ["torch==2.13.0", "numpy"],
+    "iterative_ensemble_smoother": ["iterative_ensemble_smoother==1.2.0"],
+    "cuthbert": ["cuthbert==0.1.1"],
+    "pyesmda": ["pyesmda==1.0.0"],
+    "dapper": ["dapper==1.7.1"],
+    "evosax": ["evosax==0.3.2"],
+}
+
+
+class Unavailable(Exception):
+    """A library cannot be had here; the message says why."""
+
+
+def default_folder() -> Path:
+    """Where the environments are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eki_jax" / "peers"
+
+
+def python_of(peer: str, folder: Path, *, limit: float = 600) -> Path:
+    """The interpreter of a peer's environment, which is made if it is not there.
+
+    Args:
+        peer: one of ``PEERS``.
+        folder: where the environments are.
+        limit: seconds that the installation may take.
+
+    Raises:
+        Unavailable: it cannot be installed.
+    """
+    home = folder / peer
+    python = home / "bin" / "python"
+    if (home / "installed").exists():
+        return python
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--clear", str(home)], check=True, capture_output=True, timeout=limit
+        )
+        command = [str(python), "-m", "pip", "install", "-q", *PEERS[peer]]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"not installed within {limit:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or "").strip().splitlines()[-1:] or ["no message"]
+        raise Unavailable(f"cannot be installed: {last[0]}") from error
+    (home / "installed").write_text("\n".join(PEERS[peer]) + "\n", encoding="utf-8")
+    return python

@@ -1,0 +1,67 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def draw(folder: Path) -> Path | None:
+    """Draw what the JSON files in ``folder`` hold as performance.png beside them; None where there is nothing."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [(name, plot) for name, plot in _PANELS.items() if _rows(folder, name)]
+    if not panels:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.6), squeeze=False, layout="constrained")
+    for axis, (name, plot) in zip(axes[0], panels, strict=True):
+        plot(axis, _rows(folder, name))
+    path = folder / "performance.png"
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return path
+
+
+def _rows(folder: Path, part: str) -> list[dict[str, Any]]:
+    path = folder / f"performance-{part}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def _steps(axis: Any, rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if row.get("of_matmul_rate")]
+    labels = [f"{row['network']}, J = {row['J']}{', MEKI' if row['what'] == 'nesterov' else ''}" for row in rows]
+    axis.barh(labels, [100 * row["of_matmul_rate"] for row in rows], color="#4477aa")
+    axis.axvline(100, color="black", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set(xlabel="% of the machine's matrix-product rate", title="A whole step")
+
+
+def _frameworks(axis: Any, rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in rows if row.get("times_ours") and row["what"] != "eki_jax"]
+    labels = [f"{row['what']}\n{row['network']}, J = {row['J']}" for row in rows]
+    bars = axis.barh(labels, [row["times_ours"] for row in rows], color="#ee6677")
+    axis.bar_label(bars, [f"{row['times_ours']:.2f}" for row in rows], padding=3)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set(xlabel="seconds of a step / seconds of eki_jax", title="The same step elsewhere")
+
+
+def _linear(axis: Any, rows: list[dict[str, Any]]) -> None:
+    libraries = [name for name in dict.fromkeys(row["what"] for row in rows) if not name.startswith("eki_jax")]
+    cases = list(dict.fromkeys((row["P"], row["M"], row["J"]) for row in rows))
+    markers = dict(zip(libraries, "osD^v", strict=False))
+    for name in libraries:
+        found = [row for row in rows if row["what"] == name and row.get("times_ours")]
+        at = [cases.index((row["P"], row["M"], row["J"])) for row in found]
+        axis.plot(at, [row["times_ours"] for row in found], markers[name], label=name)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(cases)), [f"{p:.0e}, {m:.0e}, {j}" for p, m, j in cases], rotation=60, ha="right")
+    axis.set(yscale="log", ylabel="seconds / seconds of eki_jax's Kalman step", title="Inverse problems: P, M, J")
+    axis.legend(fontsize=8)
+
+
+_PANELS = {"steps": _steps, "frameworks": _frameworks, "linear": _linear}
