@@ -74,7 +74,15 @@ def nesterov_flow(
 
 
 def nesterov_start(
-    forward: ForwardFn, loss: LossFn, ensemble: Ensemble, batch: Batch, t: float, *, friction: float = 3.0
+    forward: ForwardFn,
+    loss: LossFn,
+    ensemble: Ensemble,
+    batch: Batch,
+    t: float,
+    *,
+    friction: float = 3.0,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
 ) -> tuple[Ensemble, Ensemble]:
     r"""The state of Nesterov's flow at a small time t > 0, having started from rest at time 0.
 
@@ -89,6 +97,8 @@ def nesterov_start(
         batch: ``(x, targets)``.
         t: the time at which to begin, > 0; short against the time that the flow takes.
         friction: as in :func:`nesterov_flow`.
+        axis_name: mapped axis over which the particles are spread.
+        chunk_size: particles evaluated at a time; from a memory budget by default.
 
     Returns:
         ``(ensemble, velocity)`` at time t.
@@ -105,7 +115,7 @@ def nesterov_start(
     """
     _positive("t", t)
     _positive("friction", friction)
-    force = vector_field(forward, loss)(0.0, ensemble, batch)
+    force = vector_field(forward, loss, axis_name=axis_name, chunk_size=chunk_size)(0.0, ensemble, batch)
     velocity = jax.tree.map(lambda f: (t / (1 + friction) * f).astype(f.dtype), force)
     return jax.tree.map(lambda u, v: (u + 0.5 * t * v).astype(u.dtype), ensemble, velocity), velocity
 

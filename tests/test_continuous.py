@@ -173,8 +173,8 @@ def test_start_of_the_nesterov_flow_is_of_fourth_order(x64, friction):
     assert errors[-1] < 1e-6
 
 
-def test_square_root_flow_takes_any_loss_and_sharded_particles(x64):
-    """Written out for cross-entropy with integer labels; spread over an axis it is the same."""
+def test_square_root_flow_takes_any_loss(x64):
+    """Written out for cross-entropy with integer labels."""
     loss = eki_jax.cross_entropy()
     field = jax.jit(square_root_flow(lambda u, x: probabilities(u, x)[None], loss))
     batch = (0.3, jnp.array([2]))
@@ -185,11 +185,25 @@ def test_square_root_flow_takes_any_loss_and_sharded_particles(x64):
     expected = jax.tree.map(lambda leaf: -weights @ leaf, ensemble())
     assert distance(field(0.0, ensemble(), batch), expected) < 1e-12
 
+
+def test_particles_may_be_spread_over_an_axis(x64):
+    """Every flow, and the start of one, then makes the same of them."""
+    loss, batch = eki_jax.cross_entropy(), (0.3, jnp.array([2]))
+    forward = lambda u, x: probabilities(u, x)[None]
+
+    def everything(u, axis_name=None):
+        options = {"axis_name": axis_name}
+        start = nesterov_start(forward, loss, u, batch, 0.2, **options)
+        return [
+            square_root_flow(forward, loss, **options)(0.0, u, batch),
+            nesterov_flow(forward, loss, **options)(0.2, start, batch),
+            heavy_ball_flow(forward, loss, 2.0, **options)(0.2, start, batch),
+        ]
+
     four = jax.tree.map(lambda leaf: leaf[:4], ensemble())
-    spread = square_root_flow(lambda u, x: probabilities(u, x)[None], loss, axis_name="particles")
     shards = jax.tree.map(lambda leaf: leaf.reshape(2, 2), four)
-    found = jax.jit(jax.vmap(lambda u: spread(0.0, u, batch), axis_name="particles"))(shards)
-    assert distance(jax.tree.map(jnp.ravel, found), field(0.0, four, batch)) < 1e-12
+    found = jax.jit(jax.vmap(lambda u: everything(u, "particles"), axis_name="particles"))(shards)
+    assert distance(jax.tree.map(jnp.ravel, found), jax.jit(everything)(four)) < 1e-12
 
 
 def test_fields_keep_the_dtypes():
