@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     except (TypeError, ValueError) as error:
         print(f"paper: {error}", file=sys.stderr)
         return 2
-    table = write_table(out, RESULTS / "paper.md" if out == COMMITTED else out / "paper.md")
+    table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
     print(f"numbers: {out / arguments.name}.json\ntable: {table}", file=sys.stderr)
     print_result(summary)
     return 0
