@@ -115,6 +115,8 @@ def enkf(
         misfits = jnp.where(healthy, misfits, jnp.nan)
         if callable(step_size):
             h = step_size(_gather(misfits, axis_name), residuals.shape[1], state.time, state.count)
+            if axis_name is not None:  # the same number everywhere, which shard_map cannot know of gathered misfits
+                h = jax.lax.pmean(h, axis_name)
         else:
             h = step_size
         h = jnp.asarray(h, residuals.dtype)

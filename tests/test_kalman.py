@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import eki_jax
-from eki_jax.kalman import LowRank, cheaper_space, data_misfit_controller, enkf, tempered
+from eki_jax.kalman import KalmanState, LowRank, cheaper_space, data_misfit_controller, enkf, tempered
 
 J, M = 6, 4
 TARGETS = jnp.array([0.5, -0.3, 0.2, 1.0])
@@ -298,23 +297,25 @@ def test_a_failed_particle_takes_no_part(space):
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_spread_over_an_axis_it_is_the_same_step(x64, space):
+def test_spread_over_devices_it_is_the_same_step(x64, space):
     """Whatever is random or adaptive included."""
     options = {"space": space, "key": jax.random.key(7)}
     single = enkf(model, COVARIANCES["dense"], data_misfit_controller(), **options)
     state, info = run(single)
     spread = enkf(model, COVARIANCES["dense"], data_misfit_controller(), axis_name="particles", **options)
-
-    @partial(jax.vmap, axis_name="particles")
-    def step(shard):
-        return spread.step(spread.init(shard), (0.8, TARGETS))
-
-    shards = jax.tree.map(lambda leaf: leaf.reshape(3, 2, *leaf.shape[1:]), particles())
-    new, infos = jax.jit(step)(shards)
-    joined = jax.tree.map(lambda leaf: leaf.reshape(J, *leaf.shape[2:]), new.ensemble)
-    np.testing.assert_allclose(flat(joined), flat(state.ensemble), rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(infos.step_size, info.step_size, rtol=1e-12)
-    np.testing.assert_allclose(infos.drift_norm, info.drift_norm, rtol=1e-10)
+    devices, own, common = jax.devices()[:3], PartitionSpec("particles"), PartitionSpec()
+    mesh = jax.make_mesh((3,), ("particles",), devices=devices, axis_types=(AxisType.Auto,))
+    specs = (
+        KalmanState(own, common, common),
+        eki_jax.Info(own, *[common] * 5),
+    )  # of the rest every device has the same
+    step = jax.shard_map(
+        lambda shard: spread.step(spread.init(shard), (0.8, TARGETS)), mesh=mesh, in_specs=own, out_specs=specs
+    )
+    new, found = jax.jit(step)(particles())
+    np.testing.assert_allclose(flat(new.ensemble), flat(state.ensemble), rtol=1e-10, atol=1e-12)
+    for name in ("losses", "step_size", "drift_norm", "spread", "failed"):
+        np.testing.assert_allclose(getattr(found, name), getattr(info, name), rtol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", COVARIANCES)
