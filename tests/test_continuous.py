@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -278,3 +281,12 @@ def test_friction_must_be_positive(friction):
     ):
         with pytest.raises(ValueError, match="friction: "):
             make()
+
+
+def test_nothing_of_this_imports_an_ode_solver():
+    """The fields are plain functions; diffrax and what it brings belong to an extra."""
+    code = (
+        "import sys, eki_jax.flows, eki_jax.kalman, eki_jax.momentum as _; print({'diffrax', 'optax'} & {*sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
