@@ -26,8 +26,10 @@ def cells(preset: str) -> list[Cell]:
             for cell in table
         ]
     if preset == "cpu":
-        small = {"particles": 100, "epochs": 4, "images": 3000, "batch": 100}
-        return [cell._replace(**small) if cell.is_ensemble else cell._replace(epochs=3) for cell in table]
+        small = {"particles": 50, "epochs": 3, "images": 2000, "batch": 100}
+        return [
+            cell._replace(**small) if cell.is_ensemble else cell._replace(epochs=1, images=20_000) for cell in table
+        ]
     return table
 
 

@@ -30,7 +30,7 @@ BEST: dict[str, tuple[float | None, ...]] = {
     "meki-r": (0.9162, 0.9511, None, None),
 }
 # What two cores can pay for: network -> (J, images, epochs)
-_CPU = {"dnn1": (2000, None, 4), "dnn2": (300, 20_000, 2), "dnn3": (150, 10_000, 2), "dnn4": (100, 10_000, 2)}
+_CPU = {"dnn1": (2000, None, 4), "dnn2": (300, 20_000, 2), "dnn3": (100, 10_000, 2), "dnn4": (50, 10_000, 2)}
 # Without momentum the first network takes longer to settle.
 _CPU_EPOCHS_DNN1 = {"eki": 6, "eki-r": 10}
 

@@ -31,7 +31,7 @@ def cells(preset: str) -> list[Cell]:
             for cell in table
         ]
     if preset == "cpu":
-        return [cell._replace(particles=1000, epochs=2, images=10_000) for cell in table]
+        return [cell._replace(particles=500, epochs=2, images=10_000) for cell in table]
     return table
 
 
