@@ -29,8 +29,8 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "smoke": Preset("digits-dnn", 64, 10, 4),
-    "cpu": Preset("mnist-dnn1", 600, 200, 200),
-    "full": Preset("mnist-dnn2", 600, 2000, 3000),
+    "cpu": Preset("digits-dnn", 200, 200, 200),
+    "full": Preset("mnist-dnn2", 600, 2000, 300),
 }
 
 

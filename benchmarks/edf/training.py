@@ -95,7 +95,7 @@ class Stops(NamedTuple):
 
     loss: float = 1e-6
     gradient_norm: float = 1e-5
-    diverged: float = 1e3
+    diverged: float = 100.0
 
 
 STOPS = Stops()
