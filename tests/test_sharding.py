@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from benchmarks.scaling import hlo
 from eki_jax import optax as eki_optax
 from eki_jax import sharding, training
 from eki_jax.checkpoints import Checkpoints
+from eki_jax.metrics import classification_accuracy as metrics_of
 from eki_jax.optax import ensemble_gradient, value_and_extra_args
 
 DEVICES = (1, 2, 4, 8)
@@ -61,8 +63,14 @@ def as_floats(pair: Any) -> Any:
 # --- the layouts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", DEVICES)
-@pytest.mark.parametrize("outputs", [1, 11])  # fewer and more than the particles on a device
+def slow_but(*kept: Any, of: Any) -> list[Any]:
+    """Parameters of which all but a few are for the slow run."""
+    return [pytest.param(*one, marks=() if one in kept else pytest.mark.slow) for one in of]
+
+
+@pytest.mark.parametrize(  # outputs: fewer and more than the particles on a device
+    ("devices", "outputs"), slow_but((2, 1), (8, 11), of=product(DEVICES, (1, 11)))
+)
 def test_layouts_give_the_direction_of_one_device(devices: int, outputs: int, x64: None) -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     ensemble = {"w": jax.random.normal(keys[0], (16, 3, 23)), "b": jax.random.normal(keys[0], (16, 5))}
@@ -158,7 +166,7 @@ def check_method(name: str, communication: Any, devices: int, driver: Any) -> No
 PAIRS = list(zip([*METHODS, *TRANSFORMS], [*sharding.COMMUNICATIONS, None], strict=True))
 
 
-@pytest.mark.parametrize(("name", "communication"), PAIRS)
+@pytest.mark.parametrize(("name", "communication"), slow_but(PAIRS[0], PAIRS[3], PAIRS[4], of=PAIRS))
 def test_methods_on_eight_devices_are_those_of_one(name: str, communication: Any, x64: None) -> None:
     check_method(name, communication, 8, "shard_map")
 
@@ -211,7 +219,7 @@ def test_update_takes_outputs_that_were_made_elsewhere(toy: Toy) -> None:
     assert largest_difference(state, single.step(single.init(ensemble), toy.batch)[0]) < 1e-5
 
 
-@pytest.mark.parametrize(("driver", "communication"), [("shard_map", "all_to_all"), ("pmap", None), ("jit", "ring")])
+@pytest.mark.parametrize(("driver", "communication"), [("shard_map", "all_to_all"), ("jit", None)])
 def test_one_device_needs_no_special_case(driver: Any, communication: Any, toy: Toy) -> None:
     solver = eki_jax.euler(toy.forward, toy.loss, axis_name="particles", communication=communication)
     solver = sharding.shard_solver(solver, sharding.make_mesh(1), driver=driver)
@@ -242,8 +250,7 @@ def test_a_batch_axis_shards_the_samples(driver: Any, toy: Toy) -> None:
 # --- random numbers, growing ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("driver", sharding.DRIVERS)
+@pytest.mark.parametrize(("driver", "devices"), [("shard_map", 2), ("shard_map", 8), ("pmap", 8), ("jit", 8)])
 def test_random_numbers_do_not_depend_on_the_number_of_devices(driver: Any, devices: int, toy: Toy) -> None:
     mesh, key = sharding.make_mesh(devices), jax.random.key(3)
     drawn = jax.jit(lambda key: sharding.sample_ensemble(key, toy.prior, 16, mesh, driver=driver))(key)
@@ -251,7 +258,7 @@ def test_random_numbers_do_not_depend_on_the_number_of_devices(driver: Any, devi
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("driver", sharding.DRIVERS)
+@pytest.mark.parametrize("driver", ["shard_map", "jit"])
 def test_an_ensemble_grows_where_it_is(driver: Any, toy: Toy) -> None:
     mesh, key = sharding.make_mesh(4), jax.random.key(3)
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), toy.prior, 8)
@@ -314,10 +321,11 @@ def test_the_all_reduce_moves_as_much_for_256_particles_as_for_4096() -> None:
         program = hlo.read(compiled_step(J, "all_reduce").as_text(), 8)
         moved[J] = sum(one.numbers * one.times for one in program.collectives if one.kind == "all-reduce")
         others = sum(one.numbers * one.times for one in program.collectives if one.kind != "all-reduce")
-        # lower order: the mean of the parameters, and the outputs of all particles for the norm
-        assert OUTPUTS * PARAMETERS <= moved[J] <= OUTPUTS * PARAMETERS + 1.1 * PARAMETERS
+        # lower order: means of parameters and outputs, two M x M matrices or all outputs for the norm, scalars
+        lower = PARAMETERS + OUTPUTS + 2 * OUTPUTS**2 + 100
+        assert OUTPUTS * PARAMETERS <= moved[J] <= OUTPUTS * PARAMETERS + lower
         assert others <= J * OUTPUTS
-    assert moved[4096] - moved[256] < 2 * OUTPUTS**2 + 64
+    assert abs(moved[4096] - moved[256]) <= 2 * OUTPUTS**2
 
 
 @pytest.mark.parametrize("communication", sharding.COMMUNICATIONS)
@@ -328,7 +336,7 @@ def test_the_cost_model_counts_what_the_compiled_program_does(communication: Any
     assert program.sent == pytest.approx(cost.sent, rel=0.08)  # the mean of the parameters is not in the model
 
 
-@pytest.mark.parametrize("driver", sharding.DRIVERS)
+@pytest.mark.parametrize("driver", slow_but(("shard_map",), ("jit",), of=[(one,) for one in sharding.DRIVERS]))
 def test_no_driver_gathers_the_ensemble(driver: Any) -> None:
     compiled = compiled_step(256, "all_reduce", driver)
     program = hlo.read(compiled.as_text(), 8)
@@ -373,10 +381,18 @@ def test_communication_of_the_all_reduce_does_not_depend_on_the_ensemble() -> No
     assert costs[1].flops == 16 * costs[0].flops
 
 
-def test_the_cheapest_layout_is_the_default(toy: Toy) -> None:
-    few = hlo.read(compiled_step(16, None).as_text(), 8)
-    chosen = sharding.choose_communication(16, OUTPUTS, PARAMETERS, 8)
-    assert few.sent == hlo.read(compiled_step(16, chosen).as_text(), 8).sent
+def test_the_cheapest_layout_is_the_default() -> None:
+    mesh = sharding.make_mesh(8)
+
+    def program(J: int, M: int, communication: Any) -> str:
+        body = partial(eki_jax.direction, axis_name="particles", communication=communication)
+        arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((J, 65536), (J, M), (J, M)))
+        return jax.jit(sharding.spread(body, mesh, (SPREAD,) * 3)).lower(*arrays).as_text()
+
+    for J, M in ((16, 4), (16, 600), (4096, 100)):
+        chosen = sharding.choose_communication(J, M, 65536, 8)
+        assert program(J, M, None) == program(J, M, chosen)
+    assert program(4096, 100, None) != program(4096, 100, "ring")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -392,19 +408,21 @@ def digits_method(devices: int, driver: Any, J: Any = 32, resample: bool = False
     return problem, sharding.shard_method(method, sharding.make_mesh(devices), driver=driver)
 
 
+@pytest.mark.slow
 def test_drivers_give_the_same_training_curve_on_digits() -> None:
     curves = {}
     for driver in sharding.DRIVERS:
-        problem, method = digits_method(8, driver)
-        run = jax.jit(training.epoch(method, 200), donate_argnums=0)
+        problem, method = digits_method(8, driver, J=64)
+        run = jax.jit(training.epoch(method, 100), donate_argnums=0)
         state, metrics = run(jax.jit(method.init)(jax.random.key(0)), jax.random.key(1), *problem.train)
-        accuracy = jax.jit(method.accuracy)(state, *problem.test)
-        curves[driver] = np.append(metrics["train_loss"], accuracy.mean)
-        assert jax.tree.leaves(state.ensemble)[0].addressable_shards[0].data.shape[0] == 4
-        assert accuracy.particles.shape == (32,)
+        curves[driver] = np.asarray(metrics["train_loss"])
+        assert jax.tree.leaves(state.ensemble)[0].addressable_shards[0].data.shape[0] == 8
     np.testing.assert_allclose(curves["pmap"], curves["shard_map"], rtol=2e-3)
     np.testing.assert_allclose(curves["jit"], curves["shard_map"], rtol=2e-3)
-    assert curves["shard_map"][-2] < 0.8 * curves["shard_map"][0]
+    assert curves["shard_map"][-1] < 0.9 * curves["shard_map"][0]
+    accuracy = jax.jit(method.accuracy)(state, *problem.test)
+    single = metrics_of(problem.forward, jax.device_get(state.position), *problem.test)
+    assert largest_difference(accuracy, single) < 0.02
 
 
 @pytest.mark.slow
@@ -458,6 +476,6 @@ def test_predictions_are_those_of_one_device(toy: Toy) -> None:
 
     wanted = predict(ensemble, losses, toy.batch[0], None)
     body = partial(predict, axis_name="particles")
-    for driver in sharding.DRIVERS:
+    for driver in ("shard_map", "jit"):
         spread = sharding.spread(body, mesh, (SPREAD, SPREAD, SAME), driver=driver)
         assert largest_difference(jax.jit(spread)(ensemble, losses, toy.batch[0]), wanted) < 1e-5

@@ -85,11 +85,11 @@ def _predict(arguments: argparse.Namespace, machine: sharding.Machine) -> dict[s
                 rows += predicted.predict(name, network, scaling, particles, n, machine, arguments.messages)
     print(f"\npredicted, not measured: {_about(machine)}")
     for row in rows:
-        if row.scaling == "weak" and row.devices == 8 and row.wins:
+        if row.scaling == "weak" and row.devices in (8, 64, 1024) and row.wins:
             print(
-                f"  {row.network}, weak, J = {arguments.per_gpu} a GPU, 8 GPUs, {row.communication}: "
-                f"compute {1e3 * row.compute:.2f} ms, communication {1e3 * row.communication_seconds:.2f} ms "
-                f"({row.sent / 1e9:.2f} GB a GPU); efficiency {row.efficiency:.2f} if it waits, "
+                f"  {row.network}, J = {arguments.per_gpu} a GPU, {row.devices:4} GPUs, {row.communication}: "
+                f"compute {1e3 * row.compute:6.2f} ms, communication {1e3 * row.communication_seconds:5.2f} ms, "
+                f"{row.sent / 1e9:.2f} GB; efficiency {row.efficiency:.2f} if it waits, "
                 f"{row.efficiency_overlapped:.2f} if it overlaps"
             )
     wins = predicted.winners(rows)
@@ -138,11 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = parser.add_argument_group("what is measured")
     run.add_argument("--strong", type=int, default=512, help="J on all devices together")
-    run.add_argument("--weak", type=int, default=128, help="J on each device")
+    run.add_argument("--weak", type=int, default=64, help="J on each device")
     run.add_argument("--inputs", type=int, default=784, help="inputs of the dense network")
     run.add_argument("--widths", type=int, nargs="+", default=[32, 10], help="its layers' outputs")
     run.add_argument("--batch-size", type=int, default=128, help="samples of a batch")
-    run.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
+    run.add_argument("--steps", type=int, default=3, help="timed steps; the median counts")
     run.add_argument("--max-devices", type=int, default=1024, help="use no more than these")
     run.add_argument("--virtual-devices", type=int, default=8, help="devices to make of a processor")
     run.add_argument(

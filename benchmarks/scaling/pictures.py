@@ -34,7 +34,7 @@ def draw_measured(path: Path, rows: list[measured.Row], kind: str) -> None:
                 _predicted_marks(axes, some)
     for axes in grid[1]:
         axes.set(xlabel="devices")
-    grid[0, 0].legend(fontsize=8)
+    grid[0, 2].legend(fontsize=8)
     figure.suptitle(f"Measured on {kind}; crosses: what the model says is sent")
     figure.savefig(path, dpi=90)
 
