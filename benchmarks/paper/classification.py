@@ -34,7 +34,7 @@ class Cell(NamedTuple):
         growth: Added to J after every epoch, up to ``limit``.
         limit: The largest J.
         rate: Learning rate of gradient methods.
-        images: How many training images are used; None for all.
+        images: How many training images are used, and at most as many test images; None for all.
         first: The paper's accuracy after the first epoch, if it has one.
         final: The paper's final accuracy of the mean particle.
         best: The paper's final accuracy of the best particle.
@@ -211,7 +211,7 @@ def _rows(cell: Cell, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _note(cell: Cell) -> str:
     epochs = f"{cell.epochs} epoch{'s' if cell.epochs > 1 else ''}, batch {cell.batch}"
-    images = "" if cell.images is None else f", {cell.images} images"
+    images = "" if cell.images is None else f", {cell.images} images to train, at most as many to test"
     if not cell.is_ensemble:
         return f"rate {cell.rate}, {epochs}{images}"
     sizes = f"J = {cell.particles}"
