@@ -25,8 +25,8 @@ Contraction = Literal["outputs", "particles"]
 
 # A block's copies are kept below this share of the ensemble and below this many bytes: small enough to stay in a
 # processor's cache between the two products, wide enough for them to run at full speed.
-_BLOCK_SHARE = 1 / 8
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_SHARE = 1 / 4
+_BLOCK_BYTES = 64 * 2**20
 
 
 def direction(
@@ -198,9 +198,9 @@ class Products(NamedTuple):
         Only a block of the direction exists at any time, so that with donated buffers a step keeps one copy of the
         ensemble. ``fn`` works column by column and returns blocks in the shapes and dtypes of its arguments; a
         companion may have another leading axis than the ensemble. Where the scalar ``when`` is False, the blocks stay
-        as they are. Give it wherever ``fn`` returns more than one block: the branch makes the compiler compute all of
-        them before it writes one. Without it, it would copy whole leaves to keep what the second block still reads of
-        the first.
+        as they are. Give it wherever ``fn`` returns more than one block: it is a branch then, which makes the compiler
+        compute all of them before it writes one. Without it, it would copy whole leaves to keep what the second block
+        still reads of the first.
 
         Returns:
             The trees that ``fn`` returns, at most as many as it was given, and tr C(u), the summed variance of all
@@ -232,6 +232,9 @@ class Products(NamedTuple):
             d, squares = self._block_direction(blocks[0])
             if when is None:
                 return fn(d, *blocks), squares
+            if kept == 1:  # nothing to keep apart: a select is fused with the write
+                (block,) = fn(d, *blocks)
+                return (jnp.where(when, block, blocks[0]),), squares
             return lax.cond(when, fn, lambda d, *blocks: blocks[:kept], d, *blocks), squares
 
         total = leaves[0].shape[1]
@@ -289,6 +292,11 @@ def _even_width(total: int, width: int) -> int:
     return next(divisors, total // -(-total // width))
 
 
+def descended(block: Array, step_size: Array, d: Array) -> Array:
+    """``block - step_size d``, computed in the dtype of ``d``, in the dtype of ``block``."""
+    return (block.astype(d.dtype) - step_size.astype(d.dtype) * d).astype(block.dtype)
+
+
 def cheaper_contraction(ensemble_size: int, outputs: int, parameters: int) -> Contraction:
     """The order of the products that needs fewer operations.
 
@@ -309,7 +317,7 @@ def _frobenius(z: Array, r: Array, axis_name: str | None, precision: Precision) 
         return jnp.zeros((), z.dtype)
 
     def by_particles() -> Array:
-        d = product(_gather(z, axis_name), r.T, precision)
+        d = product(r, _gather(z, axis_name).T, precision)
         return _sum_devices(jnp.sum(d * d), axis_name)
 
     if 2 * outputs > size:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._costs import Communication
-from eki_jax._covariance import Contraction, Products
+from eki_jax._covariance import Contraction, Products, descended
 from eki_jax._forward import evaluate_support
-from eki_jax._tree import ensemble_size, local_size
+from eki_jax._tree import ensemble_size, finite_particles, local_size
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, StepSizeFn
 from eki_jax.failures import FailurePolicy, keep_failed
 from eki_jax.losses import supported_outputs, value_and_cotangents
@@ -34,19 +34,35 @@ class EulerState(NamedTuple):
         """The particles to predict with."""
         return self.ensemble
 
+    def with_ensemble(self, ensemble: Ensemble) -> EulerState:
+        """The state with other particles, after noise for example."""
+        return self._replace(ensemble=ensemble)
+
 
 class NesterovState(NamedTuple):
     """State of :func:`nesterov`.
 
+    The momentum is kept as such: as the difference of two stored positions it would lose most of its digits.
+
     Attributes:
         ensemble: v, the extrapolated particles; where the outputs of the next step are wanted.
-        position: u, the particles to predict with.
+        lookahead: v - u, how far they are ahead of the positions.
         count: the number of steps taken, int32.
     """
 
     ensemble: Ensemble
-    position: Ensemble
+    lookahead: Ensemble
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
+
+    @property
+    def position(self) -> Ensemble:
+        """u, the particles to predict with."""
+        return jax.tree.map(lambda v, m: v - m, self.ensemble, self.lookahead)
+
+    def with_ensemble(self, ensemble: Ensemble) -> NesterovState:
+        """The state with other extrapolated particles and the same positions: for noise on the momenta."""
+        lookahead = jax.tree.map(lambda m, new, v: m + (new - v), self.lookahead, ensemble, self.ensemble)
+        return self._replace(ensemble=ensemble, lookahead=lookahead)
 
 
 State = EulerState | NesterovState
@@ -138,7 +154,7 @@ def euler(
 
     def advance(state: EulerState, entries: Any, loss: LossFn, targets: Any) -> tuple[EulerState, Info]:
         def move(dt: Array) -> Callable[..., tuple[Array, ...]]:
-            return lambda d, u: ((u.astype(d.dtype) - dt.astype(d.dtype) * d).astype(u.dtype),)
+            return lambda d, u: (descended(u, dt, d),)
 
         (ensemble,), info = _advance(options, move, (state.ensemble,), entries, loss, targets, state.count)
         return EulerState(ensemble, state.count + 1), info
@@ -199,23 +215,22 @@ def nesterov(
 
     def init(ensemble: Ensemble) -> NesterovState:
         ensemble_size(ensemble, axis_name=axis_name)
-        # A copy, so that a state can be donated: XLA refuses one buffer given twice.
-        return NesterovState(ensemble, jax.tree.map(jnp.array, ensemble), jnp.zeros((), jnp.int32))
+        return NesterovState(ensemble, jax.tree.map(jnp.zeros_like, ensemble), jnp.zeros((), jnp.int32))
 
     def advance(state: NesterovState, entries: Any, loss: LossFn, targets: Any) -> tuple[NesterovState, Info]:
         factor = schedule(state.count)
 
         def move(dt: Array) -> Callable[..., tuple[Array, ...]]:
-            def blocks(d: Array, v: Array, u: Array) -> tuple[Array, Array]:
-                new = v.astype(d.dtype) - dt.astype(d.dtype) * d
-                ahead = new + jnp.asarray(factor, d.dtype) * (new - u.astype(d.dtype))
-                return ahead.astype(v.dtype), new.astype(u.dtype)
+            def blocks(d: Array, v: Array, m: Array) -> tuple[Array, Array]:
+                g = dt.astype(d.dtype) * d
+                ahead = jnp.asarray(factor, d.dtype) * (m.astype(d.dtype) - g)  # lambda (u_{n+1} - u_n)
+                return (v.astype(d.dtype) + (ahead - g)).astype(v.dtype), ahead.astype(m.dtype)
 
             return blocks
 
-        trees = (state.ensemble, state.position)
-        (ensemble, position), info = _advance(options, move, trees, entries, loss, targets, state.count)
-        return NesterovState(ensemble, position, state.count + 1), info
+        trees = (state.ensemble, state.lookahead)
+        (ensemble, lookahead), info = _advance(options, move, trees, entries, loss, targets, state.count)
+        return NesterovState(ensemble, lookahead, state.count + 1), info
 
     return Solver(init, _step(forward, options, advance, chunk_size), _update(options, advance))
 
@@ -277,7 +292,7 @@ def _advance(
     if not callable(options.step_size):
         raise TypeError(f"step_size: {options.step_size!r}; wanted a function; constant_step_size(dt) makes one")
     losses, cotangents = value_and_cotangents(loss, entries, targets, targets_axis=options.targets_axis)
-    healthy = _finite_particles((losses, entries, cotangents))
+    healthy = finite_particles((losses, entries, cotangents))
     products = Products.of(
         trees[0],
         entries,
@@ -297,14 +312,3 @@ def _advance(
     if options.axis_name is not None:
         failed = jax.lax.psum(failed, options.axis_name)
     return moved, Info(losses, dt, norm, jnp.sqrt(variance), ok & (failed == 0), failed)
-
-
-def _moved(u: Array, dt: Array, d: Array, ok: Array) -> Array:
-    new = u.astype(d.dtype) - dt.astype(d.dtype) * d
-    return jnp.where(ok, new.astype(u.dtype), u)
-
-
-def _finite_particles(tree: Any) -> Array:
-    """Which particles' rows are finite in every array, shape (J,)."""
-    rows = [jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(rows).all(axis=0)

@@ -91,6 +91,17 @@ def check_like(cotangents: Any, outputs: Any) -> None:
             )
 
 
+def finite_particles(tree: Any) -> Array:
+    """Which particles' rows are finite in every array, shape (J,).
+
+    >>> import jax.numpy as jnp
+    >>> finite_particles([jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([3.0, 4.0])])
+    Array([ True, False], dtype=bool)
+    """
+    rows = [jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(rows).all(axis=0)
+
+
 def particle_mean(ensemble: Ensemble, *, axis_name: str | None = None) -> Any:
     """The mean particle: a pytree without the particle axis, in the leaves' own dtypes."""
 

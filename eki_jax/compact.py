@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from eki_jax._covariance import Products
 from eki_jax._forward import evaluate_support
-from eki_jax._solvers import Info, Solver, _finite_particles
-from eki_jax._tree import ensemble_size, wide_dtype
+from eki_jax._solvers import Info, Solver
+from eki_jax._tree import ensemble_size, finite_particles, wide_dtype
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, StepSizeFn
 from eki_jax.losses import supported_outputs, value_and_cotangents
 from eki_jax.step_sizes import frobenius_step_size
@@ -137,7 +137,7 @@ def compact_euler(
     def advance(state: CompactState, entries: Any, reduced: LossFn, targets: Any) -> tuple[CompactState, Info]:
         mean, deviations = state.ensemble
         losses, cotangents = value_and_cotangents(reduced, entries, targets)
-        healthy = _finite_particles((losses, entries, cotangents))
+        healthy = finite_particles((losses, entries, cotangents))
         products = Products.of(deviations, entries, cotangents, healthy=healthy, precision=precision)
         norm = products.norm()
         dt = jnp.asarray(step_size(norm, products.size, state.count), norm.dtype)

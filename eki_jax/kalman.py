@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from eki_jax._covariance import Products, _centred, _gather, _sum_devices
+from eki_jax._covariance import Products, _centred, _gather, _sum_devices, descended
 from eki_jax._forward import evaluate
 from eki_jax._noise_covariance import HIGHEST, NoiseCovariance, as_noise_covariance, check_size
 from eki_jax._noise_covariance import LowRank as LowRank
-from eki_jax._solvers import Info, Solver, _finite_particles, _moved
+from eki_jax._solvers import Info, Solver
 from eki_jax._tempering import TemperingFn
 from eki_jax._tempering import data_misfit_controller as data_misfit_controller
 from eki_jax._tempering import tempered as tempered
-from eki_jax._tree import ensemble_size, flatten_outputs, local_size, wide_dtype
+from eki_jax._tree import ensemble_size, finite_particles, flatten_outputs, local_size, wide_dtype
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn
 from eki_jax.ensembles import _particle_keys
 from eki_jax.failures import FailurePolicy, keep_failed
@@ -109,7 +109,7 @@ def enkf(
     def update(state: KalmanState, outputs: Any, targets: Any) -> tuple[KalmanState, Info]:
         residuals = _residuals(state.ensemble, outputs, targets)
         check_size(covariance, residuals.shape[1])
-        healthy = _finite_particles(residuals)
+        healthy = finite_particles(residuals)
         residuals = jnp.where(healthy[:, None], residuals, 0)
         misfits = 0.5 * jnp.sum(residuals * covariance.solve(residuals), axis=1)
         misfits = jnp.where(healthy, misfits, jnp.nan)
@@ -129,7 +129,7 @@ def enkf(
         products = _solve_in_data_space(system) if in_data else _solve_in_ensemble_space(system)
         norm = products.norm()
         ok = jnp.isfinite(norm) & jnp.isfinite(h)
-        moved, variance = products.map_blocks(lambda d, u: (_moved(u, jnp.where(ok, h, 0), d, ok),), state.ensemble)
+        moved, variance = products.map_blocks(lambda d, u: (descended(u, h, d),), state.ensemble, when=ok)
         ensemble = failures.apply(moved[0], healthy, state.count, axis_name)
         failed = _sum_devices(jnp.sum(~healthy, dtype=jnp.int32), axis_name)
         time = state.time + jnp.where(ok, h, 0).astype(state.time.dtype)

@@ -88,7 +88,7 @@ def ensemble_method(
         if step_noise:
             h = info.step_size / ensemble_size(state.ensemble, axis_name=axis_name)
             noisy = perturb(key, state.ensemble, prior, jnp.where(jnp.isfinite(h), h, 0) ** 0.25, axis_name=axis_name)
-            state = state._replace(ensemble=noisy)
+            state = state.with_ensemble(noisy)
         healthy = jnp.isfinite(info.losses)
         total, count = jnp.sum(jnp.where(healthy, info.losses, 0)), jnp.sum(healthy)
         if axis_name is not None:

@@ -83,51 +83,27 @@ def relative(found: Any, wanted: Any) -> Any:
     return jnp.sqrt(square(jax.tree.map(jnp.subtract, found, wanted)) / square(wanted))
 
 
-def trajectories(name: str, dtype: Any, h0: float = 1.0) -> tuple[Any, Any, Any]:
-    """The core's ensemble and optax's after all steps, and how far optax is off in each step from the core's state.
-
-    With h0 = 2, a momentum of 0.9 and this few particles the method itself is unstable: its trajectories part from each
-    other whatever computes them.
-    """
+def trajectories(name: str, dtype: Any, h0: float = 2.0) -> tuple[Any, Any]:
+    """The core's ensemble and optax's after all steps, each from a program of its own."""
     ensemble, batches = digits(dtype)
     solver, tx = pair(name, h0)
     one = partial(optax_step, tx, value_and_extra_args(classifier, cross_entropy()))
-
-    def as_optax(state: Any) -> Any:
-        empty = tx.init(ensemble)
-        if name == "eki":
-            return empty
-        ahead = jax.tree.map(jnp.subtract, state.position, state.ensemble)
-        return (*empty[:2], ScaleByNesterovState(state.count, ahead, empty[2].noise), *empty[3:])
-
-    @jax.jit
-    def run(core: Any, other: Any) -> Any:
-        def both(carry: Any, batch: Any) -> Any:
-            core, other = carry
-            new, _ = solver.step(core, batch)
-            beside, _ = one((core.ensemble, as_optax(core)), batch)
-            return (new, one(other, batch)), relative(beside, new.ensemble)
-
-        return jax.lax.scan(both, (core, other), batches)
-
-    (core, (params, _)), deviations = run(solver.init(ensemble), (ensemble, tx.init(ensemble)))
-    return core.ensemble, params, deviations
+    core = jax.jit(lambda state: jax.lax.scan(solver.step, state, batches)[0])(solver.init(ensemble))
+    other = jax.jit(lambda carry: jax.lax.scan(lambda c, b: (one(c, b), None), carry, batches)[0])
+    return core.ensemble, other((ensemble, tx.init(ensemble)))[0]
 
 
 @pytest.mark.parametrize("name", ["eki", "meki", pytest.param("meki_schedule", marks=pytest.mark.slow)])
 def test_a_chain_follows_the_core_on_digits_in_double_precision(name: str, x64: None) -> None:
-    core, params, deviations = trajectories(name, jnp.float64)
+    core, params = trajectories(name, jnp.float64)
     assert relative(params, core) < 1e-12
-    assert deviations.max() < 1e-14
 
 
 @pytest.mark.parametrize("name", ["eki", "meki"])
-def test_every_step_of_a_chain_is_the_cores_on_digits_in_single_precision(name: str) -> None:
-    core, params, deviations = trajectories(name, jnp.float32)
-    assert deviations.shape == (STEPS,)
-    assert deviations.max() < 1e-6
-    # What is left of that after a hundred steps is the core's own rounding: its momentum is a difference of positions.
-    assert relative(params, core) < 2e-4
+def test_a_chain_follows_the_core_on_digits_in_single_precision(name: str) -> None:
+    """With h0 = 2, momentum 0.9 and this few particles trajectories part: both must round alike, step for step."""
+    core, params = trajectories(name, jnp.float32)
+    assert relative(params, core) < 1e-6
 
 
 def test_a_momentum_that_varies_is_exact_where_an_injected_trace_is_not() -> None:
@@ -263,7 +239,7 @@ def test_meki_with_a_prior_is_nesterov_with_disturbed_momenta(x64: None) -> None
     for n in range(5):
         state, info = solver.step(state, batch)
         scale = -((2.0 / (info.drift_norm + 0.5)) ** 0.25)  # updates descend: the noise's sign is turned
-        state = state._replace(ensemble=perturb(jax.random.fold_in(key, n), state.ensemble, prior, scale))
+        state = state.with_ensemble(perturb(jax.random.fold_in(key, n), state.ensemble, prior, scale))
         carry = optax_step(tx, f, carry, batch)
         assert relative(carry[0], state.ensemble) < 1e-12
         ahead = next(part for part in carry[1] if isinstance(part, ScaleByNesterovState)).momentum

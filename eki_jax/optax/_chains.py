@@ -10,7 +10,7 @@ import optax
 from eki_jax._costs import Communication
 from eki_jax._covariance import Contraction
 from eki_jax._types import Array, Prior
-from eki_jax.optax._gradient import ensemble_gradient, scale_by_drift_norm
+from eki_jax.optax._gradient import ensemble_gradient, kernel_options, scale_by_drift_norm
 from eki_jax.optax._momentum import scale_by_nesterov
 from eki_jax.optax._prior import add_prior_noise
 
@@ -29,8 +29,8 @@ def eki(
     """The paper's EKI as a chain; :func:`eki_jax.euler` step for step.
 
     ``chain(ensemble_gradient(), scale_by_drift_norm(h0, eps), scale(-1.0))``, and :func:`add_prior_noise` behind the
-    step size where a prior is given. A particle that is not finite makes all of them so; :func:`eki_jax.euler` leaves
-    it out.
+    step size where a prior is given. A particle that is not finite is left out and stays where it is,
+    as in :func:`eki_jax.euler`.
 
     Args:
         h0: as in :func:`scale_by_drift_norm`.
@@ -62,12 +62,11 @@ def eki(
     >>> bool(jnp.allclose(ensemble, 4.0, atol=0.2))
     True
     """
+    options = kernel_options(axis_name, contraction, communication, precision)
     noise = _noise(prior, key, h0, eps, axis_name)
     return optax.chain(
-        ensemble_gradient(
-            axis_name=axis_name, contraction=contraction, communication=communication, precision=precision
-        ),
-        scale_by_drift_norm(h0, eps, axis_name=axis_name, precision=precision),
+        ensemble_gradient(**options),
+        scale_by_drift_norm(h0, eps, **options),
         *([] if noise is None else [noise]),
         optax.scale(-1.0),
     )
@@ -122,11 +121,10 @@ def meki(
     >>> bool(jnp.allclose(ensemble, 4.0, atol=0.2))
     True
     """
+    options = kernel_options(axis_name, contraction, communication, precision)
     return optax.chain(
-        ensemble_gradient(
-            axis_name=axis_name, contraction=contraction, communication=communication, precision=precision
-        ),
-        scale_by_drift_norm(h0, eps, axis_name=axis_name, precision=precision),
+        ensemble_gradient(**options),
+        scale_by_drift_norm(h0, eps, **options),
         scale_by_nesterov(momentum, noise=_noise(prior, key, h0, eps, axis_name)),
         optax.scale(-1.0),
     )

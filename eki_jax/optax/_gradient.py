@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from eki_jax._costs import Communication
-from eki_jax._covariance import Contraction, direction, drift_norm
+from eki_jax._covariance import Contraction, Products
 from eki_jax._forward import evaluate_support
-from eki_jax._tree import ensemble_size, wide_dtype
+from eki_jax._tree import finite_particles, wide_dtype
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.losses import value_and_cotangents
 from eki_jax.optax._checks import check_extra_args, check_given, check_params, check_stacked, check_zeros
@@ -92,6 +92,7 @@ def ensemble_gradient(
     Array([[0.8, 5.1],
            [2. , 4.5]], dtype=float32)
     """
+    options = kernel_options(axis_name, contraction, communication, precision)
 
     def init(params: Ensemble) -> optax.EmptyState:
         check_stacked(params, "ensemble_gradient")
@@ -113,22 +114,21 @@ def ensemble_gradient(
             return updates, state
         check_zeros(updates, params)
         check_extra_args(outputs, cotangents, params)
-        d = direction(
-            params,
-            outputs,
-            cotangents,
-            axis_name=axis_name,
-            contraction=contraction,
-            communication=communication,
-            precision=precision,
-        )
+        products = healthy_products(params, outputs, cotangents, **options)
+        (d,), _ = products.map_blocks(lambda d, u: (d.astype(u.dtype),), params)
         return d, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scale_by_drift_norm(
-    h0: float = 2.0, eps: float = 0.5, *, axis_name: str | None = None, precision: Any = None
+    h0: float = 2.0,
+    eps: float = 0.5,
+    *,
+    axis_name: str | None = None,
+    contraction: Contraction | None = None,
+    communication: Communication | None = None,
+    precision: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The paper's adaptive step, ``J h0 / (||D||_F + eps)`` times the updates.
 
@@ -140,6 +140,8 @@ def scale_by_drift_norm(
         h0: length of the step, > 0.
         eps: keeps it bounded, >= 0; in the units of the drift norm.
         axis_name: mapped axis over which the particles are spread.
+        contraction: as for :func:`ensemble_gradient`, whose products then serve both.
+        communication: as for :func:`ensemble_gradient`.
         precision: of the matrix products.
 
     Returns:
@@ -157,6 +159,7 @@ def scale_by_drift_norm(
     6.0
     """
     step_size = frobenius_step_size(h0, eps)
+    options = kernel_options(axis_name, contraction, communication, precision)
 
     def update(
         updates: Ensemble,
@@ -170,11 +173,29 @@ def scale_by_drift_norm(
         del params, extra
         check_given("scale_by_drift_norm", outputs, cotangents)
         check_extra_args(outputs, cotangents, updates, name="updates")
-        size = ensemble_size(outputs, name="outputs", axis_name=axis_name)
-        norm = drift_norm(outputs, cotangents, axis_name=axis_name, precision=precision)
-        return _scaled(step_size(norm, size, jnp.zeros((), jnp.int32)), updates), state
+        if not jax.tree.leaves(updates):  # all masked
+            return updates, state
+        products = healthy_products(updates, outputs, cotangents, **options)
+        return _scaled(step_size(products.norm(), products.size, jnp.zeros((), jnp.int32)), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def kernel_options(
+    axis_name: str | None, contraction: Contraction | None, communication: Communication | None, precision: Any
+) -> dict[str, Any]:
+    """The keywords that the transformations hand on to the kernel."""
+    return {
+        "axis_name": axis_name,
+        "contraction": contraction,
+        "communication": communication,
+        "precision": precision,
+    }
+
+
+def healthy_products(tree: Ensemble, outputs: Any, cotangents: Any, **options: Any) -> Products:
+    """The kernel's products without the particles that are not finite, as the solvers take them."""
+    return Products.of(tree, outputs, cotangents, healthy=finite_particles((outputs, cotangents)), **options)
 
 
 def _scaled(factor: Array, tree: Any) -> Any:

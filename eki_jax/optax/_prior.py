@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_solve
 
-from eki_jax._covariance import direction, drift_norm
+from eki_jax._covariance import direction
 from eki_jax._tree import wide_dtype
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles import perturb
 from eki_jax.optax._checks import check_extra_args, check_given, check_params, is_known
+from eki_jax.optax._gradient import healthy_products
 from eki_jax.priors import Gaussian
 from eki_jax.step_sizes import frobenius_step_size
 
@@ -81,18 +82,12 @@ def add_prior_noise(
         del params, extra
         check_given("add_prior_noise", outputs, cotangents)
         check_extra_args(outputs, cotangents, updates, name="updates")
-        h = step_size(drift_norm(outputs, cotangents, axis_name=axis_name), 1, state.count)
-        new = (
-            updates
-            if not jax.tree.leaves(updates)
-            else perturb(
-                jax.random.fold_in(key, state.count),
-                updates,
-                _MaskedPrior(prior, updates),
-                jnp.asarray(h) ** 0.25,
-                axis_name=axis_name,
-            )
-        )
+        new = updates
+        if jax.tree.leaves(updates):  # not all masked
+            norm = healthy_products(updates, outputs, cotangents, axis_name=axis_name).norm()
+            scale = jnp.asarray(step_size(norm, 1, state.count)) ** 0.25
+            step_key = jax.random.fold_in(key, state.count)
+            new = perturb(step_key, updates, _MaskedPrior(prior, updates), scale, axis_name=axis_name)
         return new, AddPriorNoiseState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
