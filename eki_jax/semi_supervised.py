@@ -30,8 +30,6 @@ from eki_jax.priors import Gaussian, gaussian
 
 # Graphs up to this size are decomposed densely, which is exact and takes about a second.
 _DENSE_NODES = 3000
-# Eigenvalues below this share of the largest count as zero: the functions constant on each connected part.
-_NULL = 1e-8
 
 
 class GraphBasis(NamedTuple):

@@ -95,6 +95,7 @@ def test_null_space_of_every_connected_part_is_left_out():
     laplacian = ss.graph_laplacian(two_parts(), normalized=False)
     basis = ss.eigenbasis(laplacian)
     assert basis.nullity == 2
+    assert basis.eigenvalues[:2].tolist() == [0.0, 0.0]
     draws = eki_jax.sample_ensemble(jax.random.key(0), ss.graph_prior(basis), 50)
     assert float(jnp.abs(draws).max()) > 0.5
     np.testing.assert_allclose(draws[:, :3].sum(1), 0, atol=1e-5)

@@ -192,7 +192,7 @@ def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
     known = {"particles": cell.particles if cell.is_ensemble else 1, "batch": cell.batch, "epochs": cell.epochs}
-    known |= {"seed": seed, "learning_rate": cell.rate}
+    known |= {"seed": seed} | ({} if cell.is_ensemble else {"learning_rate": cell.rate})
     if any(result[name] != value for name, value in known.items()):
         return None
     return {"settings": cell.settings(seed), "history": result["history"], "seconds": result["seconds"]}
