@@ -32,7 +32,7 @@ BEST: dict[str, tuple[float | None, ...]] = {
 # Momentum multiplies the rate by ten in the long run, so that the paper's 0.1 for SGD is 0.01 here.
 RATES = {"sgd": 0.1, "msgd": 0.01}
 # What two cores can pay for: network -> (J, images, epochs)
-_CPU = {"dnn1": (2000, None, 4), "dnn2": (300, 20_000, 2), "dnn3": (100, 10_000, 2), "dnn4": (50, 10_000, 2)}
+_CPU = {"dnn1": (2000, None, 3), "dnn2": (300, 20_000, 2), "dnn3": (100, 10_000, 2), "dnn4": (50, 10_000, 2)}
 # Without momentum the first network takes longer to settle.
 _CPU_EPOCHS_DNN1 = {"eki": 6, "eki-r": 10}
 
