@@ -60,7 +60,7 @@ def draw_predicted(path: Path, rows: list[predicted.Row], about: str) -> None:
         grid[1, column].set(yscale="log", xlabel="GPUs", ylim=(0.5, None))
     for axes in grid.flat:
         axes.axvline(8.5, color="grey", linewidth=0.7)
-    grid[0, -1].legend(fontsize=8, loc="lower left")
+    grid[0, -1].legend(fontsize=7, loc="lower left")
     grid[1, 0].legend(fontsize=8)
     figure.suptitle(f"Predicted, not measured: {about}\n(grey line: the end of one host)", fontsize=10)
     figure.savefig(path, dpi=90)
