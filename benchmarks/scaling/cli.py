@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     payload: dict[str, Any] = {"command": "scaling", "kind": kind}
     if not arguments.predict_only:
         payload |= _measure(arguments, kind)
+        if arguments.anchor:
+            machine = machine._replace(flops=payload["machine_at_hand"]["1"]["flops"])
     payload |= _predict(arguments, machine)
     arguments.output.mkdir(parents=True, exist_ok=True)
     arguments.images.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     rates = parser.add_argument_group("the machine of the predictions")
     machine = sharding.HOPPER
     rates.add_argument("--tflops", type=float, default=machine.flops / 1e12, help="matrix products of one GPU")
+    rates.add_argument("--anchor", action="store_true", help="take that rate as measured on this machine instead")
     rates.add_argument("--local-bandwidth", type=float, default=machine.local.bandwidth / 1e9, help="GB/s in a host")
     rates.add_argument("--local-latency", type=float, default=machine.local.latency * 1e6, help="microseconds")
     rates.add_argument("--remote-bandwidth", type=float, default=machine.remote.bandwidth / 1e9, help="GB/s, a GPU")
