@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.edf import convergence, full_vs_stochastic, harness, stochastic
 from benchmarks.edf.pictures import draw
+from benchmarks.edf.progress import partial_file
 from benchmarks.edf.tables import table
 from benchmarks.problems.files import MissingFile
 from benchmarks.reporting import RESULTS, print_result, save_result
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
         print(f"edf {options.experiment}: {error}")
         return 1
     save_result(out, result)
+    partial_file(out).unlink(missing_ok=True)
     saved = json.loads(out.read_text(encoding="utf-8"))
     picture = draw(saved, out.with_suffix(".png"))
     print(table(saved))

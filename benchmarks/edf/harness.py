@@ -29,7 +29,7 @@ class Preset(NamedTuple):
 
 PRESETS = {
     "smoke": Preset("digits-dnn", 64, 10, 4),
-    "cpu": Preset("digits-dnn", 200, 200, 200),
+    "cpu": Preset("digits-dnn", 200, 100, 200),
     "full": Preset("mnist-dnn2", 600, 2000, 300),
 }
 
