@@ -14,8 +14,6 @@ from eki_jax._costs import choose_communication as choose_communication
 from eki_jax._costs import step_cost as step_cost
 from eki_jax.sharding._drivers import DRIVERS as DRIVERS
 from eki_jax.sharding._drivers import Driver as Driver
-from eki_jax.sharding._drivers import abstract as abstract
-from eki_jax.sharding._drivers import result_specs as result_specs
 from eki_jax.sharding._drivers import spread as spread
 from eki_jax.sharding._mesh import make_mesh as make_mesh
 from eki_jax.sharding._mesh import nearest_sizes as nearest_sizes
@@ -26,3 +24,5 @@ from eki_jax.sharding._solvers import sample_ensemble as sample_ensemble
 from eki_jax.sharding._solvers import shard_method as shard_method
 from eki_jax.sharding._solvers import shard_samples as shard_samples
 from eki_jax.sharding._solvers import shard_solver as shard_solver
+from eki_jax.sharding._specs import abstract as abstract
+from eki_jax.sharding._specs import result_specs as result_specs

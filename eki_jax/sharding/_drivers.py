@@ -11,7 +11,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eki_jax._types import Array
-from eki_jax.sharding._mesh import PARTICLES, check_divisible
+from eki_jax.sharding._mesh import PARTICLES
+from eki_jax.sharding._specs import broadcast, flatten, is_key, is_spec, result_specs
 
 Driver = Literal["shard_map", "pmap", "jit"]
 DRIVERS: tuple[Driver, ...] = get_args(Driver)
@@ -57,9 +58,9 @@ def spread(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *, driver: Drive
 
     def run(*args: Any) -> Any:
         out_specs = result_specs(body, mesh, in_specs, *args)
-        leaves, structure = _flatten(args)
-        flat_specs = _broadcast(in_specs, args)
-        out_leaves, out_structure = _flatten(out_specs, is_leaf=_is_spec)
+        leaves, structure = flatten(args)
+        flat_specs = broadcast(in_specs, args)
+        out_leaves, out_structure = flatten(out_specs, is_leaf=is_spec)
 
         def flat(*local: Any) -> tuple[Any, ...]:
             return tuple(jax.tree.leaves(body(*structure.unflatten(local))))
@@ -67,87 +68,6 @@ def spread(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *, driver: Drive
         return out_structure.unflatten(_RUN[driver](flat, mesh, flat_specs, tuple(out_leaves))(*leaves))
 
     return run
-
-
-def result_specs(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *args: Any) -> Any:
-    """How :func:`spread` spreads what ``body`` returns; nothing is computed.
-
-    Args:
-        body: function of local arrays.
-        mesh: from :func:`make_mesh`.
-        in_specs: as for :func:`spread`.
-        *args: whole arrays, or :class:`jax.ShapeDtypeStruct` of their shapes.
-
-    Returns:
-        A pytree of :class:`jax.sharding.PartitionSpec` like the result.
-
-    Raises:
-        ValueError: an axis that the devices do not divide; a result whose shape depends on their number in another
-            way.
-    """
-    specs = _broadcast(in_specs, args)
-    for leaf, spec in zip(jax.tree.leaves(args), specs, strict=True):
-        check_divisible(jnp.shape(leaf), spec, mesh)
-    whole = _local_results(body, args, specs, dict.fromkeys(mesh.axis_names, 1))
-    share = _local_results(body, args, specs, dict(mesh.shape))
-    devices = mesh.shape[PARTICLES]
-
-    def found(one: Any, part: Any) -> PartitionSpec:
-        if devices == 1 or one.shape == part.shape:
-            return PartitionSpec()
-        axes = [_axis_of(length, its_share, devices) for length, its_share in zip(one.shape, part.shape, strict=True)]
-        return PartitionSpec(*axes)
-
-    return jax.tree.map(found, whole, share)
-
-
-def abstract(fn: Callable[..., Any], *args: Any) -> Any:
-    """Shapes, dtypes and shardings of what ``fn(*args)`` returns, without running it: what a checkpoint is restored as.
-
-    Args:
-        fn: a function of global arrays, such as the ``init`` of a sharded solver; it is compiled.
-        *args: its arguments.
-
-    Returns:
-        A pytree of :class:`jax.ShapeDtypeStruct` with their shardings.
-
-    >>> abstract(jnp.zeros_like, jnp.ones(3)).shape
-    (3,)
-    """
-    compiled = jax.jit(fn).lower(*args).compile()
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(fn, *args),
-        compiled.output_shardings,
-    )
-
-
-def _axis_of(length: int, share: int, devices: int) -> str | None:
-    if length == share:
-        return None
-    if length == devices * share:
-        return PARTICLES
-    raise ValueError(f"body: returned an axis of {length} on one device and of {share} on {devices}; wanted a share")
-
-
-def _local_results(body: Callable[..., Any], args: Any, specs: list[PartitionSpec], sizes: dict[str, int]) -> Any:
-    """Shapes of what one device's ``body`` returns, with so many devices along each axis."""
-    leaves, structure = _flatten(args)
-    mapped = body
-    for axis in reversed(sizes):
-        in_axes = structure.unflatten([0 if axis in spec else None for spec in specs])
-        mapped = jax.vmap(mapped, in_axes=in_axes, axis_name=axis, axis_size=sizes[axis])
-
-    def stacked(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-        shape = list(jnp.shape(leaf))
-        for dimension, axis in enumerate(spec):
-            shape[dimension] //= sizes.get(axis, 1)
-        shape = [sizes[axis] for axis in sizes if axis in spec] + shape
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf) if not _is_key(leaf) else leaf.dtype)
-
-    structs = [stacked(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)]
-    results = jax.eval_shape(mapped, *structure.unflatten(structs))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[len(sizes) :], leaf.dtype), results)
 
 
 def _by_shard_map(
@@ -223,33 +143,13 @@ def _ignoring_first(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _constrained(leaves: tuple[Any, ...], mesh: Mesh, specs: Any) -> list[Array]:
     return [
-        leaf if _is_key(leaf) else lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+        leaf if is_key(leaf) else lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
         for leaf, spec in zip(leaves, specs, strict=True)
     ]
 
 
-def _flatten(tree: Any, **options: Any) -> tuple[list[Any], Any]:
-    return jax.tree.flatten(tree, **options)
-
-
 def _dimension(spec: PartitionSpec, axis: str) -> int | None:
     return list(spec).index(axis) if axis in spec else None
-
-
-def _broadcast(in_specs: Any, args: tuple[Any, ...]) -> list[PartitionSpec]:
-    """One spec for each leaf of the arguments."""
-    specs = jax.tree.map(
-        lambda spec, argument: [spec] * len(jax.tree.leaves(argument)), tuple(in_specs), args, is_leaf=_is_spec
-    )
-    return jax.tree.leaves(specs, is_leaf=_is_spec)
-
-
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, PartitionSpec)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.extended))
 
 
 def _check_driver(driver: str, mesh: Mesh) -> None:

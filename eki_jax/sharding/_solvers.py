@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from eki_jax import ensembles
 from eki_jax._solvers import Solver
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Prior
-from eki_jax.sharding._drivers import Driver, result_specs, spread
+from eki_jax.sharding._drivers import Driver, spread
 from eki_jax.sharding._mesh import BATCH, PARTICLES, nearest_sizes
+from eki_jax.sharding._specs import result_specs
 
 if TYPE_CHECKING:
     from eki_jax.training import Method
