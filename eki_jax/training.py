@@ -20,6 +20,7 @@ from eki_jax._tree import ensemble_size
 from eki_jax._types import Array, Batch, ForwardFn, Prior
 from eki_jax.ensembles import perturb, resample_around_mean, sample_ensemble
 from eki_jax.metrics import Accuracy, classification_accuracy
+from eki_jax.sharding import abstract
 
 
 class Method(NamedTuple):
@@ -238,7 +239,7 @@ def fit(
     measure = jax.jit(method.accuracy)
     redraw = _redrawer(method)
     recorder = Recorder(directory, settings or {}, resume, checkpoint_every)
-    state, history = recorder.restore(lambda done: jax.eval_shape(_resized(method, done), key))
+    state, history = recorder.restore(lambda done: abstract(_resized(method, done), key))
     if state is None:
         state = jax.jit(method.init)(jax.random.fold_in(key, 0))
     with _deferred_interrupt() as stop, progress_bar(progress, len(history), epochs) as show:
