@@ -209,9 +209,10 @@ class Products(NamedTuple):
         trees = (ensemble, *companions)
         columns = [_as_columns(tree) for tree in trees]
         width = self._block_width(columns[0])
+        transposed = self.anomalies.T  # once, not while every block is packed
         results, trace = [], jnp.zeros((), self.anomalies.dtype)
         for leaves in zip(*columns, strict=True):
-            new, squares = self._map_leaf(fn, leaves, width, when)
+            new, squares = self._map_leaf(fn, leaves, width, when, transposed)
             results.append(new)
             trace += squares.astype(trace.dtype)
         structure: Any = jax.tree.structure(ensemble)
@@ -224,12 +225,17 @@ class Products(NamedTuple):
         return reshaped, trace / self.size
 
     def _map_leaf(
-        self, fn: Callable[..., tuple[Array, ...]], leaves: tuple[Array, ...], width: int, when: Array | None
+        self,
+        fn: Callable[..., tuple[Array, ...]],
+        leaves: tuple[Array, ...],
+        width: int,
+        when: Array | None,
+        transposed: Array,
     ) -> tuple[tuple[Array, ...], Array]:
         kept = len(jax.eval_shape(lambda *blocks: fn(blocks[0], *blocks), *leaves))
 
         def one_block(blocks: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-            d, squares = self._block_direction(blocks[0])
+            d, squares = self._block_direction(blocks[0], transposed)
             if when is None:
                 return fn(d, *blocks), squares
             if kept == 1:  # nothing to keep apart: a select is fused with the write
@@ -260,7 +266,7 @@ class Products(NamedTuple):
         arrays, squares = carry
         return arrays[:kept], squares
 
-    def _block_direction(self, block: Array) -> tuple[Array, Array]:
+    def _block_direction(self, block: Array, transposed: Array) -> tuple[Array, Array]:
         """``C_uG r`` for a block of columns, shape (J, w), in the wide dtype; and the block's share of J tr C(u)."""
         wide = wide_dtype(block.dtype, self.anomalies.dtype)
         # Z sums to zero, so the centring changes nothing but the rounding: an ensemble that has nearly collapsed keeps
@@ -271,8 +277,8 @@ class Products(NamedTuple):
         elif self.weights is not None:
             d = self._matmul(self.weights.astype(wide), _gather(u, self.axis_name))
         else:
-            z, r = self.anomalies.astype(wide), self.cotangents.astype(wide)
-            d = self._matmul(r, _sum_devices(self._matmul(z.T, u), self.axis_name))
+            through = _sum_devices(self._matmul(transposed.astype(wide), u), self.axis_name)
+            d = self._matmul(self.cotangents.astype(wide), through)
         squares = _sum_devices(jnp.sum(u * u), self.axis_name)
         return d / jnp.asarray(self.size, wide), squares
 

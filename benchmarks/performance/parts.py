@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +61,8 @@ def _step_row(name: str, size: int, label: str, result: Row) -> Row:
     if "median" not in result:
         return row
     parameters = networks.parameters(networks.build(name)[1])
-    operations = size * (networks.forward_operations(name) + 4 * networks.BATCH * parameters)
+    products = min(4 * size * networks.BATCH * parameters, 2 * size**2 * (networks.BATCH + parameters))
+    operations = size * networks.forward_operations(name) + products
     ensemble = 4 * size * parameters
     row |= {
         "operations": operations,
@@ -210,8 +210,3 @@ PARTS: dict[str, Callable[[Options, Say], list[Row]]] = {
     "growth": growth,
     "precision": precisions,
 }
-
-
-def best_rate(rows: list[Row]) -> float:
-    """The largest matrix rate that was measured in these rows."""
-    return max((row["matmul_rate"] for row in rows if "matmul_rate" in row), default=math.nan)

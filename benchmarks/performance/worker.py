@@ -1,4 +1,4 @@
-"""One measurement of this library (or of plain JAX) in this process: ``python -m benchmarks.performance.worker JSON``."""
+"""One measurement of this library, or of plain JAX: ``python -m benchmarks.performance.worker JSON``."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def matmul_rate(dtype: str | None = None, size: int = 2048) -> tuple[float, float]:
-    """Operations a second of a square product, by wall clock and by processor time: the best of ten."""
+    """Operations a second of a square product, by wall clock and by processor time: medians of ten or more."""
     square = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype or "float32"))
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     times = measure(lambda: product(square).block_until_ready(), 10)
-    return 2 * size**3 / min(times["seconds"]), 2 * size**3 / min(times["processor_seconds"])
+    return 2 * size**3 / times["median"], 2 * size**3 / times["processor_median"]
 
 
 def step(task: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One analysis by cuthbert's ensemble Kalman filter, compiled; in the ensemble's space where that is documented to pay."""
+"""One analysis by cuthbert's ensemble Kalman filter, compiled; in the ensemble's space where M > J."""
 
 from __future__ import annotations
 

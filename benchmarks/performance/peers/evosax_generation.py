@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import evosax.algorithms
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ def main(task: dict) -> dict:
     product = jax.jit(lambda a: a @ a)
     rate = measure(lambda: product(square).block_until_ready(), 7)
     baseline = resident()
-    solution = [(jnp.zeros((i, o)), jnp.zeros(o)) for i, o in zip(widths, widths[1:], strict=False)]
+    solution = [(jnp.zeros((i, o)), jnp.zeros(o)) for i, o in pairwise(widths)]
     x, labels = jax.random.normal(key, (batch, widths[0])), jax.random.randint(key, (batch,), 0, widths[-1])
     strategy = getattr(evosax.algorithms, task["strategy"])(
         population_size=size, solution=solution, optimizer=optax.adam(0.01)
