@@ -116,13 +116,13 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     def train(method, train, test, **options):
         trained.append(options["epochs"])
         history = [{"test_accuracy_mean": 0.5, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}]
-        return type("Result", (), {"state": None, "history": [history[0] | {"forward_passes": 1}]})
+        return type("Result", (), {"history": [history[0] | {"forward_passes": 1}], "interrupted": False})
 
     problem = registry.Problem("p", None, None, None, None, (np.zeros(1),) * 2, (np.zeros(1),) * 2)
     monkeypatch.setattr(classification, "fit", train)
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
     monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
-    cells = [classification.Cell("p", "sgd", label, epochs=n) for n, label in enumerate(("A", "B"), 1)]
+    cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
     table_ = lambda only: classification.run_table("t", "T", cells, "cpu", tmp_path, None, 0, only)["rows"]
     first = table_("A")
     assert [line["ours"] for line in first] == [0.5, None]
@@ -177,3 +177,29 @@ def test_pcn_samples_the_posterior_of_a_known_problem():
 def test_the_fiedler_vector_has_the_paper_s_accuracy(tmp_path, capsys):
     summary = run("voting", tmp_path, capsys)
     assert round(summary["fiedler_final"], 4) == 0.8828
+
+
+@pytest.mark.slow
+def test_a_long_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    import jax
+
+    monkeypatch.setattr(classification, "RUNS", tmp_path / "runs")
+    cell = classification.Cell("digits-dnn", "eki-r", "digits", epochs=2, batch=300, particles=4)
+    path = classification._path(cell, tmp_path / "cells", 0)
+    problem = registry.get("digits-dnn")
+    first = classification.fit(
+        classification.methods.get("eki-r", problem, 4, 0.1),
+        problem.train,
+        problem.test,
+        batch_size=300,
+        epochs=1,
+        key=jax.random.key(0),
+        directory=tmp_path / "runs" / path.stem,
+        settings=cell.settings(0),
+        progress=False,
+    )
+    record = classification.run_cell(cell, tmp_path / "cells", None, 0)
+    assert record["history"][0] == first.history[0]
+    assert len(record["history"]) == 2
+    assert json.loads(path.read_text())["history"] == record["history"]
+    assert not (tmp_path / "runs" / path.stem).exists()

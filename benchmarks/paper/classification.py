@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from benchmarks.reporting import RESULTS, save_result
 from eki_jax.training import fit
 
 NAMES = {"eki": "EKI", "meki": "MEKI", "eki-r": "EKI(R)", "meki-r": "MEKI(R)", "sgd": "SGD", "msgd": "momentum SGD"}
+
+RUNS = Path("runs/paper")  # what unfinished runs leave
 
 
 class Cell(NamedTuple):
@@ -86,7 +89,7 @@ class Cell(NamedTuple):
 
 
 def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Train one cell, or take what an earlier run of the same settings left in ``folder``.
+    """Train one cell, or take what an earlier run of the same settings left in ``folder``, or go on with it.
 
     Returns:
         The settings, the history (a dict an epoch) and the seconds.
@@ -103,9 +106,24 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
     size = cell.ensemble_size if cell.growth else cell.particles
     method = methods.get(cell.method, problem, size, cell.rate)
     started = time.perf_counter()
+    # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them.
+    directory = RUNS / path.stem if cell.images is None else None
     result = fit(
-        method, train, test, batch_size=cell.batch, epochs=cell.epochs, key=jax.random.key(seed), progress=False
+        method,
+        train,
+        test,
+        batch_size=cell.batch,
+        epochs=cell.epochs,
+        key=jax.random.key(seed),
+        directory=directory,
+        settings=settings,
+        resume=directory is not None and (directory / "checkpoints").is_dir(),
+        progress=False,
     )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if directory is not None:
+        shutil.rmtree(directory)
     save_result(path, {"settings": settings, "history": result.history, "seconds": time.perf_counter() - started})
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -31,10 +31,9 @@ BEST: dict[str, tuple[float | None, ...]] = {
 }
 # Momentum multiplies the rate by ten in the long run, so that the paper's 0.1 for SGD is 0.01 here.
 RATES = {"sgd": 0.1, "msgd": 0.01}
-# What two cores can pay for: network -> (J, images, epochs)
-_CPU = {"dnn1": (2000, None, 3), "dnn2": (300, 20_000, 2), "dnn3": (100, 10_000, 2), "dnn4": (50, 10_000, 2)}
-# Without momentum the first network takes longer to settle.
-_CPU_EPOCHS_DNN1 = {"eki": 6, "eki-r": 10}
+# What two cores can pay for: network -> (J, images), and the epochs of DNN 1; the others have two.
+_CPU = {"dnn1": (2000, None), "dnn2": (300, 20_000), "dnn3": (100, 10_000), "dnn4": (50, 10_000)}
+_CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 3}
 
 
 def cells(preset: str) -> list[Cell]:
@@ -62,8 +61,7 @@ def _cell(preset: str, network: str, method: str) -> Cell:
         reason = "" if network == "dnn1" and method in ("eki-r", "meki-r", "msgd") else "not in the smoke preset"
         return cell._replace(particles=8, epochs=2, batch=50, images=100, reason=reason)
     if preset == "cpu" and cell.is_ensemble:
-        particles, images, epochs = _CPU[network]
-        if network == "dnn1":
-            epochs = _CPU_EPOCHS_DNN1.get(method, epochs)
+        particles, images = _CPU[network]
+        epochs = _CPU_EPOCHS[method] if network == "dnn1" else 2
         return cell._replace(particles=particles, images=images, epochs=epochs)
     return cell
