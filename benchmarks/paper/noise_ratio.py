@@ -25,7 +25,7 @@ TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure
 # preset -> network -> (J, batch, epochs, images)
 PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
     "smoke": {"dnn1": (8, 50, 2, 100)},
-    "cpu": {"dnn1": (500, 600, 5, 20_000), "dnn2": (100, 600, 5, 10_000)},
+    "cpu": {"dnn1": (300, 600, 5, 10_000), "dnn2": (60, 600, 5, 6_000)},
     "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
 }
 
