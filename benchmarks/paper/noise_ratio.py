@@ -73,7 +73,7 @@ def _draw(path: Path, bounds: dict[str, np.ndarray]) -> None:
         epochs = np.arange(1, len(values) + 1)
         axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.4, label=label)
         axis.plot(epochs, values.mean(1), linewidth=1)
-    axis.set(xlabel="epoch", ylabel="norm of the mean particle / norm of the noise")
+    axis.set(xlabel="epoch", ylabel="norm of the mean over norm of the noise")
     axis.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
