@@ -156,7 +156,7 @@ def run_table(
     draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in cells)))
     result: dict[str, Any] = {"accuracies": numbers(runs), "rows": rows}
     if not runs:
-        result["skipped"] = rows[0]["note"]
+        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     details = {"runs": {name: {key: run[key] for key in ("settings", "history")} for name, run in runs.items()}}
     return finish(experiment, title, preset, seed, out, result, details)
 
@@ -170,7 +170,7 @@ def _record(cell: Cell, folder: Path, data: Path | None, seed: int, only: str) -
     try:
         return run_cell(cell, folder, data, seed)
     except MissingFile as error:
-        return str(error)
+        return error.reason
 
 
 def numbers(runs: dict[str, Any]) -> dict[str, Any]:

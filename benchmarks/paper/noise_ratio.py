@@ -39,7 +39,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         try:
             problem = registry.get(f"mnist-{network}", data)
         except MissingFile as error:
-            rows.append(skipped(label, "noise ratio", None, str(error)))
+            rows.append(skipped(label, "noise ratio", None, error.reason))
             continue
         problem = problem._replace(train=tuple(array[:images] for array in problem.train))
         prior = eki_jax.xavier(problem.template)
@@ -55,7 +55,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     if bounds:
         _draw(out / "noise-ratio.png", bounds)
     else:
-        result["skipped"] = rows[0]["note"]
+        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     return finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds})
 
 

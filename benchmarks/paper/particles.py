@@ -34,7 +34,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         try:
             problem = registry.get(f"mnist-{network}", data)
         except MissingFile as error:
-            rows.append(skipped(label, "spread of the particles' accuracies", None, str(error)))
+            rows.append(skipped(label, "spread of the particles' accuracies", None, error.reason))
             continue
         problem = problem._replace(train=tuple(array[:images] for array in problem.train))
         method = methods.get("eki", problem, size)
@@ -57,7 +57,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     if seen:
         _draw(out / "particles.png", seen)
     else:
-        result["skipped"] = rows[0]["note"]
+        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     curves = {
         label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
         for label, epochs in seen.items()

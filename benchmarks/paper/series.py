@@ -78,8 +78,8 @@ def run_series(
     try:
         series = load(data)
     except MissingFile as error:
-        rows = [skipped(name.split("_")[0], name.split("_")[1], value, str(error)) for name, value in paper.items()]
-        return finish(experiment, title, preset, seed, out, {"skipped": str(error), "rows": rows}, {})
+        rows = [skipped(name.split("_")[0], name.split("_")[1], value, error.reason) for name, value in paper.items()]
+        return finish(experiment, title, preset, seed, out, {"skipped": error.reason, "rows": rows}, {})
     series = series._replace(train_x=series.train_x[: settings.samples], train_y=series.train_y[: settings.samples])
     keys = jax.random.split(jax.random.key(seed), settings.seeds)
     eki, seconds = _timed(learn_by_eki, series, settings, keys)

@@ -61,8 +61,8 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     try:
         votes = tables.votes(data)
     except MissingFile as error:
-        rows = [skipped(name, "accuracy", PAPER[name], str(error)) for name in PAPER]
-        return finish("voting", TITLE, preset, seed, out, {"skipped": str(error), "rows": rows}, {})
+        rows = [skipped(name, "accuracy", PAPER[name], error.reason) for name in PAPER]
+        return finish("voting", TITLE, preset, seed, out, {"skipped": error.reason, "rows": rows}, {})
     laplacian = graphs.graph_laplacian(graphs.gaussian_affinity(votes.records, WIDTH))
     basis, whole = graphs.eigenbasis(laplacian, settings.modes), graphs.eigenbasis(laplacian)
     cut = np.sign(graphs.fiedler_vector(whole))

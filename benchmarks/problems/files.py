@@ -13,7 +13,15 @@ ENVIRONMENT_VARIABLE = "EKI_JAX_DATA"
 
 
 class MissingFile(FileNotFoundError):
-    """A data file that is not there and could not be downloaded; the message names it and its address."""
+    """A data file that is not there and could not be downloaded; the message names it and its address.
+
+    Attributes:
+        reason: The message without this machine's folders, for results that others read.
+    """
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(f"{reason} ({hint})")
+        self.reason = reason
 
 
 class Source(NamedTuple):
@@ -55,7 +63,9 @@ def locate(source: Source, data: Path | str | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise MissingFile(f"{candidates[0]} is missing; it is published at {source.url}")
+    raise MissingFile(
+        f"{source.folder}/{source.name} is missing; it is published at {source.url}", f"looked into {folder}"
+    )
 
 
 def read(source: Source, data: Path | str | None = None, *, verify: bool = True) -> bytes:
@@ -97,7 +107,7 @@ def _download(source: Source) -> Path:
         raise DamagedFile(f"{source.url}: {error}") from error
     except OSError as error:
         raise MissingFile(
-            f"{source.name} could not be downloaded from {source.url} ({type(error).__name__}); put it into the folder "
-            f"{source.folder}/ of a data folder named by --data or {ENVIRONMENT_VARIABLE}"
+            f"{source.folder}/{source.name} could not be downloaded from {source.url}: {type(error).__name__}",
+            f"put it into a data folder and name that by --data or {ENVIRONMENT_VARIABLE}",
         ) from error
     return Path(paths if source.member is None else paths[0])
