@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks scaling", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     run = parser.add_argument_group("what is measured")
-    run.add_argument("--strong", type=int, default=512, help="J on all devices together")
+    run.add_argument("--strong", type=int, default=256, help="J on all devices together")
     run.add_argument("--weak", type=int, default=64, help="J on each device")
     run.add_argument("--inputs", type=int, default=784, help="inputs of the dense network")
     run.add_argument("--widths", type=int, nargs="+", default=[32, 10], help="its layers' outputs")
