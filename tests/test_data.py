@@ -338,3 +338,20 @@ def test_the_published_votes_have_435_rows():
     votes = tables.votes()
     assert votes.records.shape == (435, 16)
     assert (votes.labels == 1).sum() == 267
+
+
+@pytest.mark.slow
+def test_convolutions_of_an_ensemble_are_those_of_its_particles(tmp_path, monkeypatch):
+    import jax
+
+    images = RNG.integers(0, 256, (3, 28, 28, 1))
+    dataset = data.standardised(images, np.arange(3), images, np.arange(3))
+    monkeypatch.setitem(registry._PROBLEMS, "cnn-mnist", (lambda folder: dataset, registry._PROBLEMS["cnn-mnist"][1]))
+    problem = registry.get("cnn-mnist")
+    draw = lambda leaf: 0.1 * RNG.standard_normal((2, *leaf.shape)).astype(leaf.dtype)
+    ensemble = jax.tree.map(draw, problem.template)
+    together = jax.jit(jax.vmap(problem.forward, (0, None)))(ensemble, problem.test[0])
+    for j in range(2):
+        particle = jax.tree.map(lambda leaf, j=j: leaf[j], ensemble)
+        np.testing.assert_allclose(together[j], problem.forward(particle, problem.test[0]), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(together[0], together[1])

@@ -26,7 +26,7 @@ def cells(preset: str) -> list[Cell]:
             for cell in table
         ]
     if preset == "cpu":
-        small = {"particles": 50, "epochs": 3, "images": 2000, "batch": 100}
+        small = {"particles": 40, "epochs": 3, "images": 1000, "batch": 20}
         return [
             cell._replace(**small) if cell.is_ensemble else cell._replace(epochs=1, images=20_000) for cell in table
         ]
