@@ -20,7 +20,7 @@ MODULES = sorted(
     name
     for package in ("eki_jax", "benchmarks")
     for _, name, _ in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
-    if not name.endswith("__main__")
+    if not name.endswith("__main__") and ".peers." not in name  # each of the peers runs in an environment of its own
 )
 
 
