@@ -6,6 +6,7 @@ Importing this package needs the extra ``flax``; nothing else in ``eki_jax`` imp
 from __future__ import annotations
 
 from eki_jax.flax._linen import linen_forward as linen_forward
+from eki_jax.flax._low_rank import low_rank_forward as low_rank_forward
 from eki_jax.flax._nnx import nnx_forward as nnx_forward
 from eki_jax.flax.convolutional import ConvolutionalNetwork as ConvolutionalNetwork
 from eki_jax.flax.convolutional import Stage as Stage

@@ -1,0 +1,207 @@
+"""How the deviations e_j of the particles from their mean are drawn, shown to the model and summed up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Params
+from eki_jax.natural._low_rank import LowRankMatrix, largest_rank
+from eki_jax.priors import Gaussian, xavier
+
+#: Standard deviations of the deviations' entries: "xavier", a number, a pytree of numbers, or a prior with such factors.
+Scale = Any
+
+
+class Deviations(Protocol):
+    """The protocol between a solver and its deviations; ``factors`` is whatever represents one deviation."""
+
+    def draw(self, key: Array, mean: Params) -> Any:
+        """The factors of one deviation e."""
+
+    def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
+        """``mean + sigma e``, as the model is to see it."""
+
+    def dense(self, mean: Params, factors: Any) -> Params:
+        """E itself, a pytree like ``mean``."""
+
+    def combine(self, mean: Params, factors: Any, weights: Array) -> Params:
+        """``sum_j w_j e_j``, from factors with a leading axis J and weights (J,), without forming any e_j."""
+
+
+class FullRank(NamedTuple):
+    """See :func:`full_rank`."""
+
+    scale: Scale = "xavier"
+
+    def draw(self, key: Array, mean: Params) -> Any:
+        """A deviation itself."""
+        if hasattr(self.scale, "noise") and not isinstance(self.scale, Gaussian):
+            return self.scale.noise(key)
+        return Gaussian(mean, _scales(self.scale, mean)).noise(key)
+
+    def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
+        """The sum, leaf by leaf."""
+        return jax.tree.map(lambda m, e: (m + sigma.astype(e.dtype) * e).astype(m.dtype), mean, factors)
+
+    def dense(self, mean: Params, factors: Any) -> Params:
+        """What was drawn."""
+        del mean
+        return factors
+
+    def combine(self, mean: Params, factors: Any, weights: Array) -> Params:
+        """One product of a vector and a matrix for each leaf."""
+        del mean
+        return jax.tree.map(lambda e: jnp.tensordot(weights.astype(e.dtype), e, axes=1), factors)
+
+
+class LowRank(NamedTuple):
+    """See :func:`low_rank`."""
+
+    rank: int = 1
+    scale: Scale = "xavier"
+    plain: Callable[[str], bool] | None = None
+
+    def draw(self, key: Array, mean: Params) -> Any:
+        """Factors ``(a, b)`` of each matrix, plain numbers for each vector."""
+        leaves = jax.tree_util.tree_leaves_with_path(mean)
+        structure: Any = jax.tree.structure(mean)
+        scales = structure.flatten_up_to(_scales(self.scale, mean))
+        keys = jax.random.split(key, len(leaves))
+        drawn = [self._leaf(*args) for args in zip(leaves, scales, keys, strict=True)]
+        return structure.unflatten(drawn)
+
+    def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
+        """A :class:`LowRankMatrix` for each matrix; vectors are added up."""
+
+        def leaf(path: Any, m: Array, e: Any) -> Any:
+            if not isinstance(e, tuple):
+                return (m + sigma.astype(e.dtype) * e).astype(m.dtype)
+            name = jax.tree_util.keystr(path)
+            return LowRankMatrix(m, (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype), name=name)
+
+        return self._map(leaf, mean, factors)
+
+    def dense(self, mean: Params, factors: Any) -> Params:
+        """``a b^T`` of each matrix."""
+        return self._map(lambda path, m, e: e[0] @ e[1].T if isinstance(e, tuple) else e, mean, factors)
+
+    def combine(self, mean: Params, factors: Any, weights: Array) -> Params:
+        """``A^T diag(w) B``, one matrix product for each matrix."""
+
+        def leaf(path: Any, m: Array, e: Any) -> Array:
+            if not isinstance(e, tuple):
+                return jnp.tensordot(weights.astype(e.dtype), e, axes=1)
+            a, b = e
+            weighted = b * weights.astype(b.dtype)[:, None, None]
+            # (J, r) is one axis to sum over.
+            a, weighted = (jnp.moveaxis(x.reshape(len(x), -1, x.shape[-1]), 1, 2) for x in (a, weighted))
+            product = a.reshape(-1, a.shape[-1]).T @ weighted.reshape(-1, weighted.shape[-1])
+            return product.reshape(m.shape)
+
+        return self._map(leaf, mean, factors)
+
+    @staticmethod
+    def _map(fn: Callable[..., Any], mean: Params, factors: Any) -> Any:
+        structure: Any = jax.tree.structure(mean)
+        pairs = zip(jax.tree_util.tree_leaves_with_path(mean), structure.flatten_up_to(factors), strict=True)
+        return structure.unflatten([fn(path, m, e) for (path, m), e in pairs])
+
+    def _leaf(self, path_and_mean: Any, scale: Any, key: Array) -> Any:
+        path, m = path_and_mean
+        name = jax.tree_util.keystr(path)
+        if m.ndim < 2 or (self.plain is not None and self.plain(name)):
+            return jnp.asarray(scale, m.dtype) * _normal(key, m.shape, m.dtype)
+        if jnp.ndim(scale):
+            raise ValueError(f"scale{name}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")
+        if self.rank > largest_rank(m.shape):
+            raise ValueError(
+                f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape)}; wanted "
+                "no more, or that leaf named by `plain`"
+            )
+        left, right = jax.random.split(key)
+        a = _normal(left, (*m.shape[:-1], self.rank), m.dtype)
+        # Every entry of a b^T then has the variance of a full deviation's.
+        return a * jnp.asarray(scale / math.sqrt(self.rank), m.dtype), _normal(right, (m.shape[-1], self.rank), m.dtype)
+
+
+def full_rank(scale: Scale = "xavier") -> FullRank:
+    """Deviations with independent entries: the whole ensemble exists while a step uses it.
+
+    Args:
+        scale: standard deviations: "xavier" (those of :func:`eki_jax.xavier` for each layer), a number, a pytree of
+            numbers or arrays like the parameters, or a prior, whose centred noise is drawn.
+
+    Raises:
+        ValueError: a scale that is negative or does not fit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> full_rank(1.0).draw(jax.random.key(0), {"w": jnp.zeros((3, 2))})["w"].shape
+    (3, 2)
+    """
+    _check_scale(scale)
+    return FullRank(scale)
+
+
+def low_rank(rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], bool] | None = None) -> LowRank:
+    r"""Deviations ``e_j = a_j b_j^T / sqrt(r)`` of every matrix; vectors are plain.
+
+    A convolution's kernel counts as a matrix from its window and inputs to its outputs. The model sees each particle's
+    matrices as :class:`LowRankMatrix` and pays the mean's product and a cheap one; the J x P numbers of the ensemble
+    never exist. (The idea for evolution strategies: arXiv:2511.16652.)
+
+    Args:
+        rank: r >= 1, not above any matrix's own.
+        scale: standard deviation of the entries of e_j: "xavier", a number, a pytree of numbers, or a prior such as
+            :func:`eki_jax.xavier` of which the factors are taken.
+        plain: says of a leaf's name, such as ``"['Dense_0']['kernel']"``, whether it is to be disturbed in all its
+            entries, at the cost of a copy for each particle that is being evaluated: for leaves that the model does
+            not multiply by.
+
+    Raises:
+        TypeError: ``rank`` is not an integer.
+        ValueError: ``rank`` < 1, or a scale that is negative; when drawn, a rank above a leaf's.
+
+    >>> import jax, jax.numpy as jnp
+    >>> a, b = low_rank(1, 1.0).draw(jax.random.key(0), {"w": jnp.zeros((3, 2))})["w"]
+    >>> a.shape, b.shape
+    ((3, 1), (2, 1))
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise TypeError(f"rank: {rank!r}; wanted an integer >= 1")
+    if rank < 1:
+        raise ValueError(f"rank: {rank}; wanted an integer >= 1")
+    _check_scale(scale)
+    return LowRank(rank, scale, plain)
+
+
+def _scales(scale: Scale, mean: Params) -> Any:
+    """One standard deviation (or array of them) for each leaf, a pytree like ``mean``."""
+    if isinstance(scale, str):
+        return xavier(mean).factor
+    if isinstance(scale, Gaussian):
+        return scale.factor
+    structure: Any = jax.tree.structure(mean)
+    if jax.tree.structure(scale) == jax.tree.structure(0):
+        return structure.unflatten([scale] * structure.num_leaves)
+    try:
+        return structure.unflatten(structure.flatten_up_to(scale))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"scale: its structure does not fit the parameters': {error}") from error
+
+
+def _check_scale(scale: Scale) -> None:
+    if isinstance(scale, str) and scale != "xavier":
+        raise ValueError(f"scale: {scale!r}; wanted 'xavier', numbers, or a prior")
+    if isinstance(scale, int | float) and not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale: {scale}; wanted a number > 0")
+
+
+def _normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Drawn flat, in whole vectors: see :mod:`eki_jax.priors`."""
+    size = math.prod(shape)
+    return jax.random.normal(key, (-(-size // 64) * 64,), dtype)[:size].reshape(shape)

@@ -1,0 +1,111 @@
+"""A matrix plus a perturbation of low rank that is never added to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name"])
+@dataclass(frozen=True)
+class LowRankMatrix:
+    """``mean + left @ right.T`` where the products with it are cheap: what a model gets in the place of a weight matrix.
+
+    It knows the products a model makes: ``x @ w``, ``w @ x``, ``w.T``, and rows ``w[i]`` (an embedding). A model written
+    with these needs no change; for flax modules see :func:`eki_jax.flax.low_rank_forward`. :meth:`dense` adds up.
+
+    Attributes:
+        mean: shape (..., n, k). All axes but the last are one: a convolution's window and inputs.
+        left: shape (..., n, r).
+        right: shape (k, r).
+        name: of the leaf, for errors.
+
+    >>> import jax.numpy as jnp
+    >>> w = LowRankMatrix(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.array([[1.0], [2.0], [3.0]]))
+    >>> jnp.array([1.0, 1.0]) @ w
+    Array([2., 4., 6.], dtype=float32)
+    >>> w[0], w.T.shape
+    (Array([1., 2., 3.], dtype=float32), (3, 2))
+    """
+
+    mean: Array
+    left: Array
+    right: Array
+    name: str = field(default="", kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the matrix."""
+        return self.mean.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.mean.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the mean."""
+        return self.mean.dtype
+
+    @property
+    def T(self) -> LowRankMatrix:
+        """The transpose of a matrix with two axes."""
+        self._matrix("its transpose")
+        return LowRankMatrix(self.mean.T, self.right, self.left, name=self.name)
+
+    def __rmatmul__(self, x: Any) -> Array:
+        """``x @ w``."""
+        self._matrix("a product with it")
+        return jnp.matmul(x, self.mean) + self.perturbation(x)
+
+    def __matmul__(self, x: Any) -> Array:
+        """``w @ x``."""
+        self._matrix("a product with it")
+        return jnp.matmul(self.mean, x) + jnp.matmul(self.left, jnp.matmul(self.right.T, x))
+
+    def __getitem__(self, index: Any) -> Array:
+        """Rows, by integers or a slice of the first axis."""
+        self._matrix("its rows")
+        if isinstance(index, tuple):
+            raise TypeError(f"{self!r}: an index with {len(index)} axes; wanted rows, w[i]")
+        return self.mean[index] + jnp.matmul(self.left[index], self.right.T)
+
+    def __repr__(self) -> str:
+        return f"LowRankMatrix(leaf {self.name or '?'}, shape {self.mean.shape}, rank {self.right.shape[-1]})"
+
+    def perturbation(self, x: Array) -> Array:
+        """``(x @ left) @ right.T``, without the mean."""
+        inner = jnp.matmul(x, self.left)
+        if self.right.shape[-1] == 1:  # an outer product, which fuses with what follows
+            return inner * self.right[:, 0]
+        return jnp.matmul(inner, self.right.T)
+
+    def dense(self) -> Array:
+        """The matrix itself, added up."""
+        return self.mean + jnp.matmul(self.left, self.right.T).astype(self.mean.dtype)
+
+    def _matrix(self, what: str) -> None:
+        if self.mean.ndim != 2:
+            raise TypeError(f"{self!r}: has {self.mean.ndim} axes; {what} is defined for 2")
+
+
+def is_low_rank(leaf: Any) -> bool:
+    """Whether a leaf of a particle's parameters is a :class:`LowRankMatrix`."""
+    return isinstance(leaf, LowRankMatrix)
+
+
+def largest_rank(shape: tuple[int, ...]) -> int:
+    """The rank of a full matrix of that shape, all axes but the last taken as one.
+
+    >>> largest_rank((3, 3, 2, 8)), largest_rank((5, 9))
+    (8, 5)
+    """
+    return min(math.prod(shape[:-1]), shape[-1])
