@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from eki_jax.checkpoints import Checkpoints
 
 History = list[dict[str, Any]]
@@ -56,9 +58,10 @@ class Recorder:
         """Write a line of metrics, the picture, and a checkpoint if one is due."""
         if self._directory is None or self._checkpoints is None:
             return
-        lines = "".join(json.dumps(row) + "\n" for row in history)
-        (self._directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        plot_accuracy(self._directory / "accuracy.png", history)
+        if jax.process_index() == 0:  # of several processes one is enough; the checkpoints need them all
+            lines = "".join(json.dumps(row) + "\n" for row in history)
+            (self._directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
+            plot_accuracy(self._directory / "accuracy.png", history)
         if last or (self._every and len(history) % self._every == 0):
             self._checkpoints.save(len(history), state, history)
 
@@ -95,7 +98,7 @@ def plot_accuracy(path: Path, history: History) -> None:
 @contextmanager
 def progress_bar(shown: bool, done: int, epochs: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar on standard error with the accuracy and the time left; standard output stays the caller's."""
-    if not shown:
+    if not shown or jax.process_index() != 0:
         yield lambda row: None
         return
     rich = importlib.import_module("rich.progress")

@@ -82,12 +82,11 @@ def raise_failed() -> FailurePolicy:
     """
 
     def apply(ensemble: Ensemble, healthy: Array, count: Array, axis_name: str | None) -> Ensemble:
-        checkify.check(
-            jnp.all(healthy),
-            "{failed} of {size} particles returned outputs or losses that are not finite",
-            failed=jnp.sum(~healthy),
-            size=jnp.asarray(healthy.shape[0]),
-        )
+        failed, size = jnp.sum(~healthy, dtype=jnp.int32), jnp.asarray(healthy.shape[0], jnp.int32)
+        if axis_name is not None:  # so that the particles of all devices count
+            failed, size = lax.psum(failed, axis_name), size * lax.axis_size(axis_name)
+        message = "{failed} of {size} particles returned outputs or losses that are not finite"
+        checkify.check(failed == 0, message, failed=failed, size=size)
         return ensemble
 
     return FailurePolicy(apply)
@@ -126,15 +125,27 @@ def _redraw(key: Array, ensemble: Ensemble, *, healthy: Array, ok: Array, axis_n
     keys = jax.vmap(partial(jax.random.fold_in, key))(index)
     normal = jax.vmap(lambda k: jax.random.normal(k, every.shape))(keys)
 
-    def leaf(u: Array) -> Array:
-        wide = wide_dtype(u.dtype)
-        rows = u.reshape(local, -1).astype(wide)
-        rows = rows if axis_name is None else lax.all_gather(rows, axis_name, tiled=True)
+    def drawn(rows: Array) -> Array:
+        """Draws for this device's particles from some columns of everybody's, shape (J, columns)."""
         rows = jnp.where(every[:, None], rows, 0)
         mean = jnp.sum(rows, axis=0) / ok
         anomalies = jnp.where(every[:, None], rows - mean, 0)
-        drawn = mean + normal.astype(wide) @ anomalies / jnp.sqrt(ok.astype(wide))
-        chosen = jnp.where(healthy[:, None], u.reshape(local, -1), drawn.astype(u.dtype))
-        return chosen.reshape(u.shape)
+        return mean + normal.astype(rows.dtype) @ anomalies / jnp.sqrt(ok.astype(rows.dtype))
+
+    def leaf(u: Array) -> Array:
+        rows = u.reshape(local, -1).astype(wide_dtype(u.dtype))
+        new = drawn(rows) if axis_name is None else _by_blocks(drawn, rows, axis_name)
+        return jnp.where(healthy[:, None], u.reshape(local, -1), new.astype(u.dtype)).reshape(u.shape)
 
     return jax.tree.map(leaf, ensemble)
+
+
+def _by_blocks(drawn: Callable[[Array], Array], rows: Array, axis_name: str) -> Array:
+    """``drawn`` of one block of columns after another, gathered: no device holds more than its share at a time."""
+    local, columns = rows.shape
+    blocks = lax.axis_size(axis_name)
+    width = -(-columns // blocks)
+    padded = jnp.pad(rows, ((0, 0), (0, blocks * width - columns)))
+    parts = jnp.moveaxis(padded.reshape(local, blocks, width), 1, 0)
+    done = lax.map(lambda part: drawn(lax.all_gather(part, axis_name, tiled=True)), parts)
+    return jnp.moveaxis(done, 0, 1).reshape(local, blocks * width)[:, :columns]

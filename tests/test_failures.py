@@ -83,6 +83,13 @@ def test_raise_says_how_many() -> None:
     assert np.isfinite(np.asarray(state.ensemble)).all()  # what was learned is still there
 
 
+def test_raise_counts_the_particles_of_all_devices() -> None:
+    apply = lambda healthy: raise_failed().apply(jnp.zeros(2), healthy, jnp.array(0), "p")
+    healthy = jnp.array([[True, False], [True, True]])
+    with pytest.raises(FloatingPointError, match="1 of 4 particles"):
+        checked(jax.vmap(apply, axis_name="p"))(healthy)
+
+
 def test_an_overflowing_norm_skips_the_step() -> None:
     state, info = updated(keep_failed(), outputs=jnp.asarray(OUTPUTS) * 1e25)
     np.testing.assert_array_equal(state.ensemble, START)

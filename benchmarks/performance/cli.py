@@ -10,11 +10,12 @@ from typing import Any
 from benchmarks.performance.environments import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
+from benchmarks.performance.tables import write
 from benchmarks.reporting import RESULTS, print_result, save_result
 
 
 def main(argv: list[str]) -> int:
-    """Measure the parts asked for, one JSON file each, and draw what is there."""
+    """Measure the parts asked for, one JSON file each; draw and tabulate what is there."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks performance", description=__doc__)
     parser.add_argument("--preset", choices=("quick", "default", "full"), default="default", help="how many shapes")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated, of: {', '.join(PARTS)}")
@@ -35,8 +36,9 @@ def main(argv: list[str]) -> int:
         rows = PARTS[name](options, lambda row: print("  " + line(row), flush=True))
         payload = {"part": name, "preset": options.preset, "seconds": time.perf_counter() - start, "rows": rows}
         written[name] = save_result(arguments.out / f"performance-{name}.json", payload)
-    picture = draw(arguments.out)
-    print_result({"results": {k: path.name for k, path in written.items()}, "picture": picture and picture.name})
+    picture, table = draw(arguments.out), write(arguments.out)
+    files = {"results": {part: path.name for part, path in written.items()}}
+    print_result({**files, "picture": picture and picture.name, "table": table.name})
     return 0
 
 

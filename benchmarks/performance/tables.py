@@ -1,0 +1,135 @@
+"""The tables of a run, in Markdown, from the JSON files that its parts wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def write(folder: Path) -> Path:
+    """Write performance.md beside the JSON files in ``folder``."""
+    sections = []
+    for name, (title, columns) in _TABLES.items():
+        path = folder / f"performance-{name}.json"
+        if path.exists():
+            sections.append(_section(title, columns, json.loads(path.read_text(encoding="utf-8"))))
+    path = folder / "performance.md"
+    text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"
+    path.write_text(text + "\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
+
+
+def _section(title: str, columns: dict[str, Callable[[Row], str]], result: dict[str, Any]) -> str:
+    where = result["environment"]
+    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in result["rows"]:
+        lines.append("| " + " | ".join(_cell(row, column) for column in columns.values()) + " |")
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
+    run = f"`--parts {result['part']} --preset {result['preset']}`"
+    lines += ["", f"({run}; {where['device']}, {where['processors']} processors; {versions})"]
+    return "\n".join(lines)
+
+
+def _cell(row: Row, column: Callable[[Row], str]) -> str:
+    try:
+        return column(row)
+    except (KeyError, TypeError):  # this measurement was skipped, or does not have the figure
+        return "–"
+
+
+def _milliseconds(row: Row) -> str:
+    return f"{row['median'] * 1e3:,.1f}" if "median" in row else f"skipped: {row['skipped']}"
+
+
+def _mebibytes(row: Row) -> str:
+    return f"{row['peak_bytes'] / 2**20:,.0f}"
+
+
+def _times_ours(row: Row) -> str:
+    if "times_ours_at_least" in row:
+        return f"> {row['times_ours_at_least']:.1f}"
+    return f"{row['times_ours']:.2f}"
+
+
+def _gigaflops(row: Row) -> str:
+    return f"{row['matmul_rate'] / 1e9:.0f}"
+
+
+_STEP: dict[str, Callable[[Row], str]] = {
+    "network": lambda row: row["network"],
+    "J": lambda row: f"{row['J']:,}",
+    "what": lambda row: row["what"],
+    "ms a step": _milliseconds,
+}
+_PROBLEM: dict[str, Callable[[Row], str]] = {
+    "P": lambda row: f"{row['P']:,}",
+    "M": lambda row: f"{row['M']:,}",
+    "J": lambda row: f"{row['J']:,}",
+    "library": lambda row: row["what"],
+    "ms": _milliseconds,
+    "times ours": _times_ours,
+    "by processor time": lambda row: f"{row['times_ours_processor']:.2f}",
+    "peak, MiB": _mebibytes,
+}
+_TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
+    "steps": (
+        "The step",
+        {
+            **_STEP,
+            "% of the matrix rate": lambda row: f"{100 * row['of_matmul_rate']:.0f}",
+            "matrix rate, GFLOP/s": _gigaflops,
+            "compiled in s": lambda row: f"{row['compile_seconds']:.1f}",
+            "peak, MiB": _mebibytes,
+            "peak / ensemble": lambda row: f"{row['peak_over_ensemble']:.2f}",
+            "bound kept": lambda row: "yes" if row["within_bound"] else "no",
+        },
+    ),
+    "frameworks": (
+        "The same step elsewhere",
+        {
+            **_STEP,
+            "times ours": _times_ours,
+            "by processor time": lambda row: f"{row['times_ours_processor']:.2f}",
+            "its matrix rate, GFLOP/s": _gigaflops,
+            "peak, MiB": _mebibytes,
+        },
+    ),
+    "linear": ("One assimilation of a linear inverse problem", _PROBLEM),
+    "evolution": (
+        "A generation of evolution strategies",
+        {
+            **_STEP,
+            "ns a particle and sample": lambda row: f"{row['seconds_per_sample_and_particle'] * 1e9:.1f}",
+            "times ours": _times_ours,
+            "peak, MiB": _mebibytes,
+        },
+    ),
+    "growth": (
+        "How the kernel's cost grows",
+        {
+            "products": lambda row: row["contraction"],
+            "along": lambda row: row["axis"],
+            "sizes": lambda row: f"{row['points'][0][row['axis']]:,} to {row['points'][-1][row['axis']]:,}",
+            "fitted exponent": lambda row: f"{row['fitted']:.2f}",
+            "predicted": lambda row: f"{row['predicted']:.2f}",
+        },
+    ),
+    "precision": (
+        "What lower precision costs",
+        {
+            "precision": lambda row: row["what"],
+            **{
+                f"direction's relative error, {name}": lambda row, name=name: f"{row['direction_error'][name]:.1e}"
+                for name in ("digits-dnn", "mnist-dnn1")
+            },
+            **{
+                f"test accuracy, {name}": lambda row, name=name: f"{row['test_accuracy'][name]:.4f}"
+                for name in ("digits-dnn", "mnist-dnn1")
+            },
+        },
+    ),
+}
