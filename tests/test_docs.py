@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import doctest
 import importlib
+import io
 import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +37,9 @@ def test_examples_in_docstrings_run(name: str) -> None:
 def public_names() -> list[str]:
     """The names that ``eki_jax/__init__.py`` exports, one a line as ``x as x``."""
     tree = ast.parse((ROOT / "eki_jax/__init__.py").read_text())
-    return [alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname]
+    return [
+        alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname
+    ]
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -63,7 +68,31 @@ def test_the_quick_start_has_exactly_two_commands() -> None:
     assert "python -m pytest" in commands[1]
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+SLOW = {"continuous.md", "momentum.md"}  # ODE solvers compile for long
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else (), id=page.name)
+        for page in PAGES
+        if BLOCK.search(page.read_text())
+    ],
+)
+def test_snippets_run_and_print_what_the_page_says(page: Path) -> None:
+    """Every ``python`` block of a page, in order, in one namespace; failures name the page and the line."""
+    text = page.read_text()
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 1
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile("\n" * line + block[1], page.name, "exec"), namespace)
+        assert block[2] is None or printed.getvalue() == block[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_pictures_exist(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text())
     missing = [link for link in links if not (page.parent / link).exists()]

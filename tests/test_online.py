@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -132,10 +130,3 @@ def test_more_than_twenty_thousand_samples_a_second():
     started = time.process_time()
     jax.block_until_ready(run(state))
     assert 30_000 / (time.process_time() - started) > 20_000
-
-
-def test_the_page_s_example_runs():
-    page = (Path(__file__).parents[1] / "docs" / "online.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "online.md", "exec"), {})
