@@ -49,7 +49,8 @@ def _mebibytes(row: Row) -> str:
     return f"{row['peak_bytes'] / 2**20:,.0f}"
 
 
-def _times_ours(row: Row) -> str:
+def times_ours(row: Row) -> str:
+    """How many times as long as ours, or more than how many."""
     if "times_ours_at_least" in row:
         return f"> {row['times_ours_at_least']:.1f}"
     return f"{row['times_ours']:.2f}"
@@ -71,7 +72,7 @@ _PROBLEM: dict[str, Callable[[Row], str]] = {
     "J": lambda row: f"{row['J']:,}",
     "library": lambda row: row["what"],
     "ms": _milliseconds,
-    "times ours": _times_ours,
+    "times ours": times_ours,
     "by processor time": lambda row: f"{row['times_ours_processor']:.2f}",
     "peak, MiB": _mebibytes,
 }
@@ -92,7 +93,7 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
         "The same step elsewhere",
         {
             **_STEP,
-            "times ours": _times_ours,
+            "times ours": times_ours,
             "by processor time": lambda row: f"{row['times_ours_processor']:.2f}",
             "its matrix rate, GFLOP/s": _gigaflops,
             "peak, MiB": _mebibytes,
@@ -104,7 +105,7 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
         {
             **_STEP,
             "ns a particle and sample": lambda row: f"{row['seconds_per_sample_and_particle'] * 1e9:.1f}",
-            "times ours": _times_ours,
+            "times ours": times_ours,
             "peak, MiB": _mebibytes,
         },
     ),
