@@ -1,4 +1,4 @@
-"""Unmodified linen modules evaluated with matrices of the form mean plus low rank."""
+"""Unmodified flax modules evaluated with matrices of the form mean plus low rank."""
 
 from __future__ import annotations
 
@@ -8,56 +8,105 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
 from eki_jax._types import Array
 from eki_jax.flax._linen import linen_forward
+from eki_jax.flax._low_rank_nnx import perturbed_call
+from eki_jax.flax._nnx import nnx_forward
 from eki_jax.natural._low_rank import LowRankMatrix, is_low_rank
+
+Matrices = dict[tuple[str, ...], LowRankMatrix]
 
 
 def low_rank_forward(
-    module: nn.Module,
+    module: nn.Module | nnx.Module,
     *example_inputs: Any,
     method: str | None = None,
     constants: Mapping[str, Any] | None = None,
 ) -> tuple[Callable[..., Any], Any]:
+    """A linen or nnx module as a forward map that takes low-rank deviations of its matrices.
+
+    Like :func:`linen_forward` and :func:`nnx_forward`, but ``params`` may have a
+    :class:`eki_jax.natural.LowRankMatrix` in the place of the kernel of a dense or convolutional layer (grouped and
+    dilated ones too) or of an embedding, recurrent cells made of such layers included: the layer then adds
+    ``(x a) b^T`` to what it returns for the mean. All other leaves are arrays. The module is not modified.
+
+    Args:
+        module: A linen module, or an initialized nnx module.
+        *example_inputs: For a linen module, inputs like those of a mini-batch.
+        method: Name of the method to call; ``None`` for ``__call__``.
+        constants: Values of a linen module's other collections.
+
+    Returns:
+        ``(forward, template)`` as from :func:`linen_forward`.
+
+    Raises:
+        ValueError: As :func:`linen_forward` and :func:`nnx_forward`; from ``forward``, a :class:`LowRankMatrix` for a
+            leaf that no such layer uses; it is named.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from eki_jax.natural import LowRankMatrix
+        >>> forward, template = low_rank_forward(nn.Dense(3, use_bias=False), jnp.ones((1, 2)))
+        >>> w = LowRankMatrix(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones((3, 1)))
+        >>> forward({"kernel": w}, jnp.ones((1, 2)))
+        Array([[4., 4., 4.]], dtype=float32)
+    """
+    if isinstance(module, nnx.Module):
+        _, template = nnx_forward(module, method=method or "__call__")
+        return _split(perturbed_call(module, method or "__call__"), type(module).__name__), template
     plain, template = linen_forward(module, *example_inputs, method=method, constants=constants)
+
+    def intercepted(means: Any, matrices: Matrices, *inputs: Any) -> tuple[Any, set[tuple[str, ...]]]:
+        interceptor = _Interceptor(matrices)
+        with nn.intercept_methods(interceptor):
+            outputs = plain(means, *inputs)
+        return outputs, interceptor.used
+
+    return _split(intercepted, type(module).__name__), template
+
+
+def _split(run: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """``forward(params, *inputs)`` from a function of the means and the low-rank matrices by path."""
 
     def forward(params: Any, *inputs: Any) -> Any:
         leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank)
         matrices = {_names(path): leaf for path, leaf in leaves if is_low_rank(leaf)}
         means = jax.tree.map(lambda leaf: leaf.mean if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
-        interceptor = _Interceptor(matrices)
-        with nn.intercept_methods(interceptor):
-            outputs = plain(means, *inputs)
-        unused = sorted(set(matrices) - interceptor.used)
-        if unused:
+        outputs, used = run(means, matrices, *inputs)
+        unknown = sorted(set(matrices) - used)
+        if unknown:
             raise ValueError(
-                f"module: {type(module).__name__} does not use the leaf {matrices[unused[0]].name} through a layer that is "
-                f"known ({', '.join(kind.__name__ for kind in _LAYERS)}); disturb it in all its entries with "
+                f"module: {kind} uses the leaf {'/'.join(unknown[0])} in no layer that can take a deviation of low "
+                "rank (Dense or Linear, Conv without a mask, Embed); disturb it in all its entries with "
                 "low_rank(..., plain=lambda name: ...)"
             )
         return outputs
 
-    return forward, template
+    return forward
 
 
 class _Interceptor:
-    def __init__(self, matrices: Mapping[tuple[str, ...], LowRankMatrix]) -> None:
-        self.matrices, self.used = matrices, set()
+    """Adds to what a linen layer returns for its mean parameters what its deviation contributes."""
+
+    def __init__(self, matrices: Matrices) -> None:
+        self.matrices = matrices
+        self.used: set[tuple[str, ...]] = set()
 
     def __call__(
         self, next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         module = context.module
-        for kind, (leaf, methods) in _LAYERS.items():
-            if type(module) is not kind or context.method_name not in methods:
-                continue
-            key = (*module.path, leaf)
-            if key not in self.matrices:
-                break
-            self.used.add(key)
-            return next_fun(*args, **kwargs) + methods[context.method_name](module, self.matrices[key], *args, **kwargs)
-        return next_fun(*args, **kwargs)
+        leaf, methods = _LAYERS.get(type(module), ("", {}))
+        contribution = methods.get(context.method_name)
+        path = (*module.path, leaf)
+        if contribution is None or path not in self.matrices or getattr(module, "mask", None) is not None:
+            return next_fun(*args, **kwargs)
+        self.used.add(path)
+        outputs = next_fun(*args, **kwargs)
+        return outputs + contribution(module, self.matrices[path], *args, **kwargs).astype(outputs.dtype)
 
 
 def _dense(module: nn.Dense, w: LowRankMatrix, inputs: Array) -> Array:
@@ -65,26 +114,20 @@ def _dense(module: nn.Dense, w: LowRankMatrix, inputs: Array) -> Array:
 
 
 def _conv(module: nn.Conv, w: LowRankMatrix, inputs: Array) -> Array:
-    rank, groups = w.right.shape[-1], module.feature_group_count
-    narrow = module.clone(features=rank * groups, use_bias=False, parent=None, name=None)
-    kernel = jnp.tile(w.left, groups)
-    inner = narrow.apply({"params": {"kernel": kernel}}, inputs)
-    if groups == 1:
-        return inner * w.right[:, 0] if rank == 1 else inner @ w.right.T
-    inner = inner.reshape(*inner.shape[:-1], groups, rank)
-    right = w.right.reshape(groups, -1, rank)
-    return jnp.einsum("...gr,gkr->...gk", inner, right).reshape(*inner.shape[:-2], -1)
+    groups, rank = module.feature_group_count, w.right.shape[-1]
+    narrow: Any = module.clone(features=rank * groups, use_bias=False, parent=None, name=None)
+    return w.expanded(narrow.apply({"params": {"kernel": jnp.tile(w.left, groups)}}, inputs), groups)
 
 
 def _embed(module: nn.Embed, w: LowRankMatrix, inputs: Array) -> Array:
-    return w.left[inputs] @ w.right.T
+    return w.perturbation_of_rows(inputs)
 
 
 def _attend(module: nn.Embed, w: LowRankMatrix, query: Array) -> Array:
     return w.T.perturbation(query)
 
 
-_LAYERS: dict[Any, tuple[str, dict[str, Callable[..., Array]]]] = {
+_LAYERS: dict[type, tuple[str, dict[str, Callable[..., Array]]]] = {
     nn.Dense: ("kernel", {"__call__": _dense}),
     nn.Conv: ("kernel", {"__call__": _conv}),
     nn.Embed: ("embedding", {"__call__": _embed, "attend": _attend}),
@@ -92,4 +135,4 @@ _LAYERS: dict[Any, tuple[str, dict[str, Callable[..., Array]]]] = {
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+    return tuple(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path)

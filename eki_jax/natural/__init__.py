@@ -12,6 +12,7 @@ from eki_jax.natural._damping import adaptive_damping as adaptive_damping
 from eki_jax.natural._deviations import Deviations as Deviations
 from eki_jax.natural._deviations import full_rank as full_rank
 from eki_jax.natural._deviations import low_rank as low_rank
+from eki_jax.natural._direction import value_and_natural_direction as value_and_natural_direction
 from eki_jax.natural._losses import mean_over_samples as mean_over_samples
 from eki_jax.natural._losses import softmax_cross_entropy as softmax_cross_entropy
 from eki_jax.natural._low_rank import LowRankMatrix as LowRankMatrix

@@ -1,7 +1,7 @@
 r"""The loss's second-order model around the mean output.
 
 For outputs z with M numbers, ``L(z + d) ~ L(z) + g^T d + 1/2 d^T H d``. H is never needed by itself: with a factor
-``H = S S^T`` the ensemble's curvature is ``(Z S)(Z S)^T``. Where the loss is a sum over samples S has one block a sample.
+``H = S S^T`` the curvature of the ensemble is ``(Z S)(Z S)^T``. For a sum over samples S has a block for each.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def curvature(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
         targets: what the loss takes.
 
     Raises:
-        ValueError: a loss that is not a scalar, or one of more than 4,096 outputs that does not say what it is a sum of.
+        ValueError: a loss that is not a scalar, or one of more than 4,096 outputs that is not known to be a sum.
 
     >>> import jax.numpy as jnp
     >>> model = curvature(lambda z, y: jnp.sum(jnp.exp(z) * y), jnp.zeros(2), jnp.array([1.0, 4.0]))

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array, Params
-from eki_jax.natural._low_rank import LowRankMatrix, largest_rank
+from eki_jax.natural._low_rank import LowRankMatrix, Tape, largest_rank
 from eki_jax.priors import Gaussian, xavier
 
-#: Standard deviations of the deviations' entries: "xavier", a number, a pytree of numbers, or a prior with such factors.
+#: Standard deviations of the entries: "xavier", a number, a pytree of numbers, or a prior with such factors.
 Scale = Any
 
 
@@ -65,6 +65,7 @@ class LowRank(NamedTuple):
     rank: int = 1
     scale: Scale = "xavier"
     plain: Callable[[str], bool] | None = None
+    formed: bool = False
 
     def draw(self, key: Array, mean: Params) -> Any:
         """Factors ``(a, b)`` of each matrix, plain numbers for each vector."""
@@ -75,14 +76,15 @@ class LowRank(NamedTuple):
         drawn = [self._leaf(*args) for args in zip(leaves, scales, keys, strict=True)]
         return structure.unflatten(drawn)
 
-    def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
-        """A :class:`LowRankMatrix` for each matrix; vectors are added up."""
+    def particle(self, mean: Params, factors: Any, sigma: Array, tape: Tape | None = None) -> Params:
+        """A :class:`LowRankMatrix` for each matrix, unless they are to be formed; vectors are added up."""
 
         def leaf(path: Any, m: Array, e: Any) -> Any:
             if not isinstance(e, tuple):
                 return (m + sigma.astype(e.dtype) * e).astype(m.dtype)
-            name = jax.tree_util.keystr(path)
-            return LowRankMatrix(m, (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype), name=name)
+            left, right = (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype)
+            matrix = LowRankMatrix(m, left, right, name=jax.tree_util.keystr(path), tape=tape)
+            return matrix.dense() if self.formed else matrix
 
         return self._map(leaf, mean, factors)
 
@@ -105,6 +107,10 @@ class LowRank(NamedTuple):
 
         return self._map(leaf, mean, factors)
 
+    def scales(self, mean: Params) -> Params:
+        """The standard deviations of each leaf's entries, a pytree like ``mean``."""
+        return _scales(self.scale, mean)
+
     @staticmethod
     def _map(fn: Callable[..., Any], mean: Params, factors: Any) -> Any:
         structure: Any = jax.tree.structure(mean)
@@ -120,8 +126,8 @@ class LowRank(NamedTuple):
             raise ValueError(f"scale{name}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")
         if self.rank > largest_rank(m.shape):
             raise ValueError(
-                f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape)}; wanted "
-                "no more, or that leaf named by `plain`"
+                f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape)}; "
+                "wanted no more, or that leaf named by `plain`"
             )
         left, right = jax.random.split(key)
         a = _normal(left, (*m.shape[:-1], self.rank), m.dtype)
@@ -147,7 +153,9 @@ def full_rank(scale: Scale = "xavier") -> FullRank:
     return FullRank(scale)
 
 
-def low_rank(rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], bool] | None = None) -> LowRank:
+def low_rank(
+    rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], bool] | None = None, formed: bool = False
+) -> LowRank:
     r"""Deviations ``e_j = a_j b_j^T / sqrt(r)`` of every matrix; vectors are plain.
 
     A convolution's kernel counts as a matrix from its window and inputs to its outputs. The model sees each particle's
@@ -161,6 +169,8 @@ def low_rank(rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], b
         plain: says of a leaf's name, such as ``"['Dense_0']['kernel']"``, whether it is to be disturbed in all its
             entries, at the cost of a copy for each particle that is being evaluated: for leaves that the model does
             not multiply by.
+        formed: hand matrices to the model in full, a chunk of particles at a time: for models that do something else
+            with their weights than multiply by them, such as rounding.
 
     Raises:
         TypeError: ``rank`` is not an integer.
@@ -176,7 +186,7 @@ def low_rank(rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], b
     if rank < 1:
         raise ValueError(f"rank: {rank}; wanted an integer >= 1")
     _check_scale(scale)
-    return LowRank(rank, scale, plain)
+    return LowRank(rank, scale, plain, formed)
 
 
 def _scales(scale: Scale, mean: Params) -> Any:
@@ -186,7 +196,7 @@ def _scales(scale: Scale, mean: Params) -> Any:
     if isinstance(scale, Gaussian):
         return scale.factor
     structure: Any = jax.tree.structure(mean)
-    if jax.tree.structure(scale) == jax.tree.structure(0):
+    if jax.tree_util.all_leaves([scale]):
         return structure.unflatten([scale] * structure.num_leaves)
     try:
         return structure.unflatten(structure.flatten_up_to(scale))

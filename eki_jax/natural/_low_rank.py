@@ -9,23 +9,46 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 from eki_jax._types import Array
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name"])
+class Tape:
+    """What a model's products with its low-rank matrices were: one entry for each matrix's name.
+
+    A matrix that is multiplied twice, or inside of a loop or another function that is traced by itself, has no one
+    product that the outputs depend on; its entry is None.
+
+    Args:
+        inputs: record the left factors x of ``x @ w``, else the inner products ``x @ left``.
+    """
+
+    def __init__(self, *, inputs: bool) -> None:
+        self.entries: dict[str, Array | None] = {}
+        self._inputs = inputs
+        self._trace = get_opaque_trace_state()
+
+    def record(self, name: str, x: Array, inner: Array) -> None:
+        """Remember one product."""
+        own = name not in self.entries and self._trace == get_opaque_trace_state()
+        self.entries[name] = (x if self._inputs else inner) if own else None
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name", "tape"])
 @dataclass(frozen=True)
 class LowRankMatrix:
-    """``mean + left @ right.T`` where the products with it are cheap: what a model gets in the place of a weight matrix.
+    """``mean + left @ right.T`` where products with it are cheap: what a model gets in the place of a weight matrix.
 
-    It knows the products a model makes: ``x @ w``, ``w @ x``, ``w.T``, and rows ``w[i]`` (an embedding). A model written
+    It knows the products a model makes: ``x @ w``, ``w @ x``, ``w.T``, and rows ``w[i]`` (an embedding). One written
     with these needs no change; for flax modules see :func:`eki_jax.flax.low_rank_forward`. :meth:`dense` adds up.
 
     Attributes:
         mean: shape (..., n, k). All axes but the last are one: a convolution's window and inputs.
         left: shape (..., n, r).
         right: shape (k, r).
-        name: of the leaf, for errors.
+        name: of the leaf, for errors and for the tape.
+        tape: where to record products, or None.
 
     >>> import jax.numpy as jnp
     >>> w = LowRankMatrix(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.array([[1.0], [2.0], [3.0]]))
@@ -39,6 +62,7 @@ class LowRankMatrix:
     left: Array
     right: Array
     name: str = field(default="", kw_only=True)
+    tape: Tape | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,6 +83,7 @@ class LowRankMatrix:
     def T(self) -> LowRankMatrix:
         """The transpose of a matrix with two axes."""
         self._matrix("its transpose")
+        self._used()
         return LowRankMatrix(self.mean.T, self.right, self.left, name=self.name)
 
     def __rmatmul__(self, x: Any) -> Array:
@@ -69,6 +94,7 @@ class LowRankMatrix:
     def __matmul__(self, x: Any) -> Array:
         """``w @ x``."""
         self._matrix("a product with it")
+        self._used()
         return jnp.matmul(self.mean, x) + jnp.matmul(self.left, jnp.matmul(self.right.T, x))
 
     def __getitem__(self, index: Any) -> Array:
@@ -76,7 +102,7 @@ class LowRankMatrix:
         self._matrix("its rows")
         if isinstance(index, tuple):
             raise TypeError(f"{self!r}: an index with {len(index)} axes; wanted rows, w[i]")
-        return self.mean[index] + jnp.matmul(self.left[index], self.right.T)
+        return self.mean[index] + self.perturbation_of_rows(index)
 
     def __repr__(self) -> str:
         return f"LowRankMatrix(leaf {self.name or '?'}, shape {self.mean.shape}, rank {self.right.shape[-1]})"
@@ -84,13 +110,36 @@ class LowRankMatrix:
     def perturbation(self, x: Array) -> Array:
         """``(x @ left) @ right.T``, without the mean."""
         inner = jnp.matmul(x, self.left)
+        if self.tape is not None:
+            self.tape.record(self.name, x, inner)
         if self.right.shape[-1] == 1:  # an outer product, which fuses with what follows
             return inner * self.right[:, 0]
         return jnp.matmul(inner, self.right.T)
 
+    def perturbation_of_rows(self, index: Array) -> Array:
+        """``left[index] @ right.T``, without the mean."""
+        self._used()
+        return jnp.matmul(self.left[index], self.right.T)
+
+    def expanded(self, inner: Array, groups: int = 1) -> Array:
+        """``inner @ right.T`` for the inner products (..., groups r) of a convolution with ``left`` for each group."""
+        self._used()
+        rank = self.right.shape[-1]
+        if groups == 1:
+            return inner * self.right[:, 0] if rank == 1 else jnp.matmul(inner, self.right.T)
+        inner = inner.reshape(*inner.shape[:-1], groups, rank)
+        right = self.right.reshape(groups, -1, rank)
+        return jnp.einsum("...gr,gkr->...gk", inner, right).reshape(*inner.shape[:-2], -1)
+
     def dense(self) -> Array:
         """The matrix itself, added up."""
+        self._used()
         return self.mean + jnp.matmul(self.left, self.right.T).astype(self.mean.dtype)
+
+    def _used(self) -> None:
+        """Tell the tape of a use that is no product ``x @ w``."""
+        if self.tape is not None:
+            self.tape.entries[self.name] = None
 
     def _matrix(self, what: str) -> None:
         if self.mean.ndim != 2:

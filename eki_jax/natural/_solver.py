@@ -7,18 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from eki_jax._forward import activation_bytes, map_particles
 from eki_jax._tree import local_size
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
+from eki_jax.natural import _axes
 from eki_jax.natural._damping import AdaptiveDamping, as_schedule
 from eki_jax.natural._deviations import Deviations, low_rank
-from eki_jax.natural._span import span_step
-
-# What the intermediate values of one chunk of particles may take.
-_CHUNK_BYTES = {"cpu": 64 * 2**20}
-_DEVICE_BYTES = 512 * 2**20
+from eki_jax.natural._direction import Direction, make_estimator, mean_loss
+from eki_jax.natural._solve import HIGHEST, Space
 
 
 class NaturalState(NamedTuple):
@@ -43,7 +39,7 @@ class NaturalInfo(NamedTuple):
     """What a person wants to see of a step; all of it before the step moved anything, but for ``measured``.
 
     Attributes:
-        loss: of the particles' mean output.
+        loss: of the particles' mean output (of the mean particle's, for localized steps).
         predicted: by how much the second-order model of the loss falls.
         measured: by how much the loss of the mean particle fell on the same batch; None where lambda does not adapt.
         sigma: scale of the deviations.
@@ -72,12 +68,14 @@ class NaturalSolver(NamedTuple):
         update: ``update(state, outputs, targets) -> (state, info)``, for models that run somewhere else: evaluate
             ``ensemble(state)`` there and hand in the outputs, shape (J, ...).
         ensemble: ``ensemble(state) -> (J, ...)``, the particles of the next step, formed in full.
+        passes: forward passes that ``step`` spends on a sample.
     """
 
     init: Callable[[Params, Array], NaturalState]
     step: Callable[[NaturalState, Batch], tuple[NaturalState, NaturalInfo]]
     update: Callable[[NaturalState, Any, Any], tuple[NaturalState, NaturalInfo]]
     ensemble: Callable[[NaturalState], Ensemble]
+    passes: int
 
 
 def natural_gradient(
@@ -91,107 +89,164 @@ def natural_gradient(
     learning_rate: Schedule = 1.0,
     antithetic: bool = False,
     redraw_every: int = 1,
-    averaging: float | None = None,
-    space: Any = None,
+    averaging: Schedule | None = None,
+    localized: bool = False,
+    iterations: int = 10,
+    space: Space | None = None,
+    axis_name: str | None = None,
+    batch_axis_name: str | None = None,
     chunk_size: int | None = None,
-    precision: Any = None,
+    precision: Any = HIGHEST,
 ) -> NaturalSolver:
-    if particles < 2:
-        raise ValueError(f"particles: {particles}; wanted J >= 2")
-    if antithetic and particles % 2:
-        raise ValueError(f"particles: {particles} with antithetic=True; wanted an even number, for pairs")
+    r"""A damped Gauss-Newton step in the span of random deviations: the Kalman update with the loss's own Hessian.
+
+    Particles ``u_j = m + sigma e_j`` have outputs whose centred rows are Z. With the loss's gradient g and Hessian H in
+    the outputs, both at the mean output,
+
+    .. math:: w = (\tfrac{Z H Z^T}{J - 1} + \lambda I)^{-1} \tfrac{Z g}{\sqrt{J - 1}}, \qquad
+              m \leftarrow m - \eta\, \sigma \sum_j w_j e_j / \sqrt{J - 1} .
+
+    The model is evaluated and never differentiated. See ``docs/natural_gradient.md`` for the derivation.
+
+    Args:
+        forward: ``forward(params, x) -> outputs`` for one particle: logits for :func:`softmax_cross_entropy`. With
+            :func:`low_rank` deviations its matrices come as :class:`LowRankMatrix`, which knows ``x @ w``; for flax
+            modules :func:`eki_jax.flax.low_rank_forward` makes such a function. None where only ``update`` is used.
+        loss: convex in the outputs: :func:`softmax_cross_entropy`, :func:`eki_jax.squared_error`,
+            :func:`mean_over_samples`, or any ``loss(outputs, targets) -> scalar`` of at most 4,096 outputs.
+        particles: J >= 2, on all devices together.
+        sigma: scale of the deviations, > 0, or a schedule of the step count.
+        damping: lambda > 0, a schedule, or :func:`adaptive_damping`. lambda = 1 is the Kalman update of the prior
+            N(m, sigma^2 C) with C the covariance of the deviations.
+        deviations: :func:`low_rank` or :func:`full_rank`.
+        learning_rate: eta > 0, or a schedule.
+        antithetic: draw deviations in pairs of opposite sign; J even.
+        redraw_every: steps between fresh deviations; the steps of an epoch for one draw an epoch.
+        averaging: factor in [0, 1) of an exponential average of the iterates, corrected for its start, or a schedule of
+            factors (n -> n / (n + 1) for the plain mean); in ``state.average``. None for none.
+        localized: estimate the derivative of each sample's outputs with respect to a matrix from that sample's products
+            with it alone, and solve for all parameters instead of their span: some ten times fewer particles for the
+            same accuracy. For matrices of :func:`low_rank` deviations that a model multiplies by once a sample (dense
+            layers); other leaves keep the plain estimate. Gradient and Hessian are then those at the mean particle's
+            output. See :mod:`eki_jax.natural._localized` for the estimate.
+        iterations: of conjugate gradients for a ``localized`` step.
+        space: "ensemble" (J x J) or "output" forces where the system is solved; the smaller by default.
+        axis_name: mapped axis over which the particles are spread; all its devices have the same state, x and targets.
+        batch_axis_name: mapped axis over which the samples of x and targets are spread.
+        chunk_size: particles evaluated at a time; from a memory budget by default.
+        precision: of the products that form the matrix.
+
+    Returns:
+        A :class:`NaturalSolver` with :class:`NaturalState`.
+
+    Raises:
+        TypeError: a ``loss`` that is no function; from ``init``, parameters that are not floating-point; from
+            ``update``, adaptive damping, which needs the model.
+        ValueError: fewer than 2 particles; sigma, lambda, eta or an averaging factor out of range; a loss that is not
+            convex, where values are known (in a compiled function the step is refused and ``info.is_finite`` is
+            False); a rank above a leaf's; outputs or targets that do not fit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import eki_jax
+    >>> solver = natural_gradient(lambda u, x: x @ u, eki_jax.squared_error(), 20, damping=1e-6)
+    >>> x = jax.random.normal(jax.random.key(0), (8, 3))
+    >>> state = solver.init(jnp.zeros(3), jax.random.key(1))
+    >>> state, info = solver.step(state, (x, x @ jnp.array([1.0, -2.0, 3.0])))
+    >>> jnp.round(state.position, 1)  # linear least squares: one step
+    Array([ 1., -2.,  3.], dtype=float32)
+    """
     if redraw_every < 1:
         raise ValueError(f"redraw_every: {redraw_every}; wanted a number of steps >= 1")
-    if averaging is not None and not 0 <= averaging < 1:
-        raise ValueError(f"averaging: {averaging}; wanted a factor in [0, 1), or None")
+    if not (averaging is None or callable(averaging) or 0 <= averaging < 1):
+        raise ValueError(f"averaging: {averaging}; wanted a factor in [0, 1), a schedule, or None")
+    estimator = make_estimator(
+        loss,
+        particles,
+        deviations,
+        antithetic=antithetic,
+        localized=localized,
+        iterations=iterations,
+        space=space,
+        axis_name=axis_name,
+        batch_axis_name=batch_axis_name,
+        chunk_size=chunk_size,
+        precision=precision,
+    )
     sigma_of, rate_of = as_schedule(sigma, "sigma"), as_schedule(learning_rate, "learning_rate")
     damping_of = None if isinstance(damping, AdaptiveDamping) else as_schedule(damping, "damping")
 
     def init(params: Params, key: Array) -> NaturalState:
-        params = jax.tree.map(jnp.asarray, params)
-        initial = None if damping_of is not None else jnp.asarray(damping.initial, jnp.float32)
-        average = None if averaging is None else jax.tree.map(jnp.zeros_like, params)
-        return NaturalState(params, average, key, initial, jnp.zeros((), jnp.int32))
+        params = _floating(params)
+        initial = jnp.asarray(damping.initial, jnp.float32) if isinstance(damping, AdaptiveDamping) else None
+        alone = estimator.cloud._replace(axis_name=None)
+        jax.eval_shape(lambda: alone.draw(key, params))  # raises where the deviations do not fit the parameters
+        return NaturalState(params, None if averaging is None else params, key, initial, jnp.zeros((), jnp.int32))
 
-    def factors_of(state: NaturalState) -> tuple[Any, Array]:
-        key = jax.random.fold_in(state.key, state.count // redraw_every)
-        index = jnp.arange(particles)
-        seeds = index // 2 if antithetic else index
-        signs = jnp.where(index % 2 == 1, -1.0, 1.0) if antithetic else jnp.ones(particles)
-        draw = lambda i: deviations.draw(jax.random.fold_in(key, i), state.position)
-        one = jax.eval_shape(draw, jax.ShapeDtypeStruct((), jnp.int32))
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
-        return map_particles(draw, seeds, min(particles, max(1, 16 * 2**20 // max(1, size)))), signs
+    def drawn(state: NaturalState) -> Any:
+        return estimator.cloud.draw(jax.random.fold_in(state.key, state.count // redraw_every), state.position)
 
-    def scale_of(state: NaturalState) -> Array:
-        return jnp.asarray(sigma_of(state.count), jnp.float32)
+    def settings(state: NaturalState) -> tuple[Array, Array]:
+        lam = state.damping if damping_of is None else damping_of(state.count)
+        return jnp.asarray(sigma_of(state.count), jnp.float32), jnp.asarray(lam, jnp.float32)
 
     def step(state: NaturalState, batch: Batch) -> tuple[NaturalState, NaturalInfo]:
         if forward is None:
             raise TypeError("forward: None; wanted a model for step(), or call update() with the outputs")
-        x, targets = batch
-        factors, signs = factors_of(state)
-        scale = scale_of(state)
-
-        def one(row: Any) -> Any:
-            factor, sign = row
-            return forward(deviations.particle(state.position, factor, sign * scale), x)
-
-        size = chunk_size or _chunk(one, (factors, signs), x)
-        outputs = map_particles(one, (factors, signs), size)
-        measure = lambda params: loss(forward(params, x), targets)
-        return advance(state, factors, signs, outputs, targets, measure)
+        found = estimator.from_model(forward, state.position, drawn(state), *settings(state), batch)
+        new, info = moved(state, found)
+        if isinstance(damping, AdaptiveDamping):
+            x, targets = batch
+            losses = (mean_loss(loss, forward(s.position, x), targets, estimator.axes) for s in (state, new))
+            measured = next(losses) - next(losses)
+            ratio = jnp.where(jnp.isfinite(measured), measured / jnp.maximum(info.predicted, 1e-30), -jnp.inf)
+            new, info = new._replace(damping=damping.next(info.damping, ratio)), info._replace(measured=measured)
+        return new, info
 
     def update(state: NaturalState, outputs: Any, targets: Any) -> tuple[NaturalState, NaturalInfo]:
-        if damping_of is None:
-            raise TypeError("damping: adaptive, which needs the model: wanted a number or a schedule for update()")
-        factors, signs = factors_of(state)
-        found = local_size(outputs, name="outputs")
-        if found != particles:
-            raise ValueError(f"outputs: leading axis {found} for {particles} particles; wanted ({particles}, ...)")
-        return advance(state, factors, signs, outputs, targets, None)
+        if isinstance(damping, AdaptiveDamping):
+            raise TypeError("damping: adaptive, which evaluates the model; wanted a number or a schedule for update()")
+        if localized:
+            raise TypeError("localized: True, which sees inside of the model; wanted False for update()")
+        local = particles // _axes.size(axis_name)
+        size = local_size(outputs, name="outputs")
+        if size != local:
+            raise ValueError(f"outputs: leading axis {size} for {local} particles; wanted shape ({local}, ...)")
+        return moved(state, estimator.from_outputs(state.position, drawn(state), *settings(state), outputs, targets))
 
-    def advance(
-        state: NaturalState, factors: Any, signs: Array, outputs: Any, targets: Any, measure: Any
-    ) -> tuple[NaturalState, NaturalInfo]:
-        lam = jnp.asarray(damping_of(state.count) if damping_of is not None else state.damping)
-        rate, scale = jnp.asarray(rate_of(state.count), jnp.float32), scale_of(state)
-        found = span_step(loss, outputs, targets, lam, space=space, precision=precision)
-        ok = jnp.isfinite(found.weights).all() & found.is_convex
-        norm = -rate * scale * lax.rsqrt(jnp.maximum(found.healthy_count - 1, 1))
-        weights = jnp.where(ok, norm * found.weights * signs, 0)
-        move = deviations.combine(state.position, factors, weights)
-        position = jax.tree.map(lambda m, d: (m + d).astype(m.dtype), state.position, move)
-        predicted, measured, adapted = found.predicted(rate), None, state.damping
-        if damping_of is None:
-            measured = measure(state.position) - measure(position)
-            ratio = jnp.where(jnp.isfinite(measured), measured, -jnp.inf) / jnp.maximum(predicted, 1e-30)
-            adapted = damping.next(lam, ratio)
+    def moved(state: NaturalState, found: Direction) -> tuple[NaturalState, NaturalInfo]:
+        rate = jnp.asarray(rate_of(state.count), jnp.float32)
+        scale, lam = settings(state)
+        position = jax.tree.map(lambda m, d: (m - rate * d).astype(m.dtype), state.position, found.ascent)
+        failed = jnp.asarray(particles - found.healthy, jnp.int32)
+        finite = found.usable & (failed == 0)
+        info = NaturalInfo(found.loss, found.predicted(rate), None, scale, lam, found.fallback, finite, failed)
         average = _averaged(state, position, averaging)
-        failed = jnp.asarray(particles - found.healthy_count, jnp.int32)
-        info = NaturalInfo(found.loss, predicted, measured, scale, lam, found.fallback, ok & (failed == 0), failed)
-        return NaturalState(position, average, state.key, adapted, state.count + 1), info
+        return NaturalState(position, average, state.key, state.damping, state.count + 1), info
 
     def ensemble(state: NaturalState) -> Ensemble:
-        factors, signs = factors_of(state)
-        scale = scale_of(state)
+        return estimator.cloud.ensemble(state.position, drawn(state), settings(state)[0])
 
-        def one(row: Any) -> Params:
-            e = deviations.dense(state.position, row[0])
-            return jax.tree.map(lambda m, d: (m + row[1] * scale * d).astype(m.dtype), state.position, e)
-
-        return jax.vmap(one)((factors, signs))
-
-    return NaturalSolver(init, step, update, ensemble)
+    passes = particles + localized + 2 * isinstance(damping, AdaptiveDamping)
+    return NaturalSolver(init, step, update, ensemble, passes)
 
 
-def _averaged(state: NaturalState, position: Params, averaging: float | None) -> Params | None:
+def _averaged(state: NaturalState, position: Params, averaging: Schedule | None) -> Params | None:
     if averaging is None:
         return None
-    return jax.tree.map(lambda a, m: (averaging * a + (1 - averaging) * m).astype(m.dtype), state.average, position)
+    if callable(averaging):
+        factor = jnp.asarray(averaging(state.count), jnp.float32)
+    else:  # as the weights c^n, c^(n-1), ..., 1 over their sum: the start has no weight
+        n = state.count.astype(jnp.float32)
+        factor = averaging * (1 - averaging**n) / (1 - averaging ** (n + 1))
+    return jax.tree.map(lambda a, m: (a + (1 - factor) * (m - a)).astype(m.dtype), state.average, position)
 
 
-def _chunk(one: Callable[[Any], Any], rows: Any, x: Any) -> int:
-    per_particle = activation_bytes(lambda row, x: one(row), rows, x)
-    budget = _CHUNK_BYTES.get(jax.default_backend(), _DEVICE_BYTES)
-    return max(1, budget // max(1, per_particle))
+def _floating(params: Params) -> Params:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError("params: has no arrays; wanted one particle's parameters")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"params{jax.tree_util.keystr(path)}: dtype {dtype}; wanted a floating-point dtype")
+    return jax.tree.map(jnp.asarray, params)

@@ -1,0 +1,145 @@
+"""The particles around a mean: drawn from a key, evaluated in chunks, summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._forward import activation_bytes, map_particles
+from eki_jax._types import Array, Ensemble, ForwardFn, Params
+from eki_jax.natural import _axes
+from eki_jax.natural._deviations import Deviations, LowRank
+from eki_jax.natural._low_rank import LowRankMatrix, Tape, is_low_rank
+
+# What the values of one chunk of particles may take: their intermediate values, and the numbers drawn for them.
+_ACTIVATION_BYTES = {"cpu": 64 * 2**20}
+_DEVICE_BYTES = 512 * 2**20
+_DRAW_BYTES = 16 * 2**20
+
+
+class Cloud(NamedTuple):
+    """Deviations e_j of J particles, as a function of a key and of each particle's index.
+
+    Attributes:
+        deviations: how one is drawn.
+        particles: J, on all devices together.
+        antithetic: whether particle 2i + 1 has minus the deviation of particle 2i.
+        axis_name: mapped axis over which the particles are spread.
+    """
+
+    deviations: Deviations
+    particles: int
+    antithetic: bool = False
+    axis_name: str | None = None
+
+    def draw(self, key: Array, mean: Params) -> tuple[Any, Array]:
+        """The factors of this device's particles, with a leading axis, and their signs."""
+        devices = _axes.size(self.axis_name)
+        if self.particles % devices:
+            raise ValueError(f"particles: {self.particles} on {devices} devices; wanted a multiple of {devices}")
+        local = self.particles // devices
+        number = jnp.arange(local) + _axes.index(self.axis_name) * local
+        seeds = number // 2 if self.antithetic else number
+        signs = jnp.where(number % 2 == 1, -1.0, 1.0) if self.antithetic else jnp.ones(local)
+
+        def one(seed: Array) -> Any:
+            return self.deviations.draw(jax.random.fold_in(key, seed), mean)
+
+        shapes = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        return map_particles(one, seeds, min(local, max(1, _DRAW_BYTES // max(1, size)))), signs
+
+    def evaluate(
+        self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, x: Any, chunk_size: int | None
+    ) -> Any:
+        """The model's outputs, shape (J, ...)."""
+
+        def one(row: Any, x: Any) -> Any:
+            factors, sign = row
+            return _called(forward, self.deviations.particle(mean, factors, sign * sigma), x)
+
+        return _in_chunks(one, drawn, x, chunk_size)
+
+    def inputs(self, forward: ForwardFn, mean: Params, drawn: Any, x: Any) -> tuple[Any, dict[str, Array]]:
+        """The mean particle's outputs, and the inputs (B, n) of those matrices that each sample meets once."""
+        assert isinstance(self.deviations, LowRank)
+        tape = Tape(inputs=True)
+        factors = jax.tree.map(lambda leaf: leaf[0], drawn[0])
+        outputs = _called(forward, self.deviations.particle(mean, factors, jnp.zeros(()), tape), x)
+        samples = jax.tree.leaves(outputs)[0].shape[:1]
+        local = {n: x for n, x in tape.entries.items() if x is not None and x.ndim == 2 and x.shape[:1] == samples}
+        return outputs, local
+
+    def evaluate_recorded(
+        self,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        x: Any,
+        chunk_size: int | None,
+        names: list[str],
+    ) -> tuple[Any, dict[str, Array]]:
+        """The model's outputs, and the inner products ``x (sigma a_j)`` with the matrices of these names."""
+        deviations = self.deviations
+        assert isinstance(deviations, LowRank)
+
+        def one(row: Any, x: Any) -> Any:
+            factors, sign = row
+            tape = Tape(inputs=False)
+            outputs = forward(deviations.particle(mean, factors, sign * sigma, tape), x)
+            return outputs, {name: tape.entries[name] for name in names}
+
+        return _in_chunks(one, drawn, x, chunk_size)
+
+    def ensemble(self, mean: Params, drawn: Any, sigma: Array) -> Ensemble:
+        """``mean + sigma e_j``, every one of them in full."""
+
+        def one(row: Any) -> Params:
+            e = self.deviations.dense(mean, row[0])
+            return jax.tree.map(lambda m, d: (m + (row[1] * sigma).astype(d.dtype) * d).astype(m.dtype), mean, e)
+
+        return jax.vmap(one)(drawn)
+
+    def combine(self, mean: Params, drawn: Any, weights: Array) -> Params:
+        """``sum_j w_j e_j`` over all devices."""
+        factors, signs = drawn
+        total = self.deviations.combine(mean, factors, weights * signs)
+        return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
+
+
+def _in_chunks(one: Callable[[Any, Any], Any], rows: Any, x: Any, chunk_size: int | None) -> Any:
+    if chunk_size is None:
+        budget = _ACTIVATION_BYTES.get(jax.default_backend(), _DEVICE_BYTES)
+        chunk_size = max(1, budget // max(1, activation_bytes(one, rows, x)))
+    return map_particles(lambda row: one(row, x), rows, chunk_size)
+
+
+def _called(forward: ForwardFn, params: Params, x: Any) -> Any:
+    """``forward(params, x)``; a leaf that it cannot take as a :class:`LowRankMatrix` is named."""
+    try:
+        return forward(params, x)
+    except TypeError as error:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
+            if is_low_rank(leaf) and not _takes(forward, params, x, leaf):
+                raise TypeError(
+                    f"forward: cannot take the leaf {jax.tree_util.keystr(path)} of shape {leaf.shape} as a "
+                    "LowRankMatrix, which knows x @ w, w @ x, w.T and w[rows]; name it in low_rank(..., plain=...), or "
+                    f"set formed=True ({error})"
+                ) from error
+        raise
+
+
+def _takes(forward: ForwardFn, params: Params, x: Any, matrix: LowRankMatrix) -> bool:
+    """Whether the model runs with ``matrix`` alone of low rank."""
+    alone = jax.tree.map(
+        lambda leaf: leaf.dense() if is_low_rank(leaf) and leaf is not matrix else leaf, params, is_leaf=is_low_rank
+    )
+    try:
+        jax.eval_shape(lambda: forward(alone, x))
+    except TypeError:
+        return False
+    return True
