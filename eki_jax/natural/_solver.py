@@ -23,7 +23,8 @@ class NaturalState(NamedTuple):
     Attributes:
         position: m, one particle's parameters.
         average: the average of the iterates, a pytree like ``position``, or None without averaging.
-        key: of all deviations; those of a step are a function of it, of ``count`` and of the particle's index.
+        key: the data of the key of all deviations, uint32, so that any checkpoint can hold it; the deviations of a step
+            are a function of it, of ``count`` and of the particle's index.
         damping: lambda, if it adapts itself, else None.
         count: the number of steps taken, int32.
     """
@@ -180,10 +181,12 @@ def natural_gradient(
         initial = jnp.asarray(damping.initial, jnp.float32) if isinstance(damping, AdaptiveDamping) else None
         alone = estimator.cloud._replace(axis_name=None)
         jax.eval_shape(lambda: alone.draw(key, params))  # raises where the deviations do not fit the parameters
-        return NaturalState(params, None if averaging is None else params, key, initial, jnp.zeros((), jnp.int32))
+        average = None if averaging is None else params
+        return NaturalState(params, average, jax.random.key_data(key), initial, jnp.zeros((), jnp.int32))
 
     def drawn(state: NaturalState) -> Any:
-        return estimator.cloud.draw(jax.random.fold_in(state.key, state.count // redraw_every), state.position)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.count // redraw_every)
+        return estimator.cloud.draw(key, state.position)
 
     def settings(state: NaturalState) -> tuple[Array, Array]:
         lam = state.damping if damping_of is None else damping_of(state.count)

@@ -121,14 +121,16 @@ def _in_output_space(loss: LossFn, outputs: Any, targets: Any, damping: Array, a
         outside = rows @ model.remainder / damping
         inner = inner - copies * axes.sum(outside @ factor)
     if axes.batch is not None:
-        inner = lax.pmean(inner, axes.names)
+        inner = lax.pmean(inner, axes.batch)
     solution, fallback = damped_solve(matrix, inner, damping)
     weights = jnp.matmul(factor, solution, precision=precision) + outside
     if axes.batch is not None:
         weights = lax.pmean(weights, axes.batch)
     slope = copies * axes.sum(jnp.vdot(rows @ model.gradient, weights))
     moved = copies * axes.sum(weights @ factor)
-    value, convex = axes.sum(model.value) / axes.devices, _all(model.is_convex, axes)
+    value, convex = model.value, model.is_convex
+    if axes.batch is not None:
+        value, convex = lax.pmean(value, axes.batch), _all(convex, Axes(batch=axes.batch))
     return SpanStep(weights, value, slope, jnp.vdot(moved, moved), number, fallback, convex, None)
 
 
