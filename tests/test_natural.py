@@ -129,6 +129,22 @@ def test_damping_one_is_the_kalman_update_of_the_mean(x64: None) -> None:
     np.testing.assert_allclose(moved.position, state.position + gain @ (y - a @ u.mean(axis=0)), rtol=1e-6)
 
 
+def test_transformed_deviations_have_the_posteriors_covariance(x64: None) -> None:
+    a, y, _ = linear_problem()
+    make = lambda **options: natural.natural_gradient(
+        lambda u, x: x @ u, eki_jax.squared_error(25.0), 12, sigma=0.5, damping=1.0, square_root=True, **options
+    )
+    solver = make(deviations=natural.full_rank(1.0), antithetic=True)
+    state = solver.init(jnp.ones(4), jax.random.key(0))
+    precision = jnp.linalg.inv(jnp.cov(solver.ensemble(state).T))
+    for _ in range(2):  # every step sees the data once more
+        state, _ = jax.jit(solver.step)(state, (a, y))
+        precision = precision + 25.0 * a.T @ a
+        np.testing.assert_allclose(jnp.cov(solver.ensemble(state).T), jnp.linalg.inv(precision), rtol=1e-5, atol=1e-9)
+    with pytest.raises(ValueError, match="square_root: True wants full_rank"):
+        make()
+
+
 def test_many_deviations_give_the_damped_newton_step(x64: None) -> None:
     a, y, _ = linear_problem()
     solver = natural.natural_gradient(

@@ -33,6 +33,7 @@ class Direction(NamedTuple):
         healthy: the number of particles that took part.
         fallback: whether Cholesky's factorization failed.
         usable: whether the direction is finite and the loss convex.
+        matrix: the particles' ``Z H Z^T / (J - 1)`` where it was formed, shape (J, J), else None.
     """
 
     ascent: Params
@@ -42,6 +43,7 @@ class Direction(NamedTuple):
     healthy: Array
     fallback: Array
     usable: Array
+    matrix: Array | None = None
 
     def predicted(self, rate: Array) -> Array:
         """The decrease of the loss's second-order model after ``rate`` times the step."""
@@ -94,7 +96,9 @@ class Estimator(NamedTuple):
         usable = jnp.isfinite(found.slope) & jnp.isfinite(found.bend) & found.is_convex
         weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
         ascent = self.cloud.combine(mean, drawn, jnp.where(usable, weights, 0))
-        return Direction(ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, usable)
+        return Direction(
+            ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, usable, found.matrix
+        )
 
     def _localized(
         self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch

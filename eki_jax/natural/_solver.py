@@ -12,9 +12,9 @@ from eki_jax._tree import local_size
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
 from eki_jax.natural import _axes
 from eki_jax.natural._damping import AdaptiveDamping, as_schedule
-from eki_jax.natural._deviations import Deviations, low_rank
+from eki_jax.natural._deviations import Deviations, FullRank, low_rank
 from eki_jax.natural._direction import Direction, make_estimator, mean_loss
-from eki_jax.natural._solve import HIGHEST, Space
+from eki_jax.natural._solve import HIGHEST, Space, inverse_square_root
 
 
 class NaturalState(NamedTuple):
@@ -26,6 +26,7 @@ class NaturalState(NamedTuple):
         key: the data of the key of all deviations, uint32, so that any checkpoint can hold it; the deviations of a step
             are a function of it, of ``count`` and of the particle's index.
         damping: lambda, if it adapts itself, else None.
+        transform: T with deviations ``sum_k T_jk e_k``, shape (J, J), where they are transformed, else None.
         count: the number of steps taken, int32.
     """
 
@@ -33,6 +34,7 @@ class NaturalState(NamedTuple):
     average: Params | None
     key: Array
     damping: Array | None
+    transform: Array | None
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
 
 
@@ -90,6 +92,7 @@ def natural_gradient(
     learning_rate: Schedule = 1.0,
     antithetic: bool = False,
     redraw_every: int = 1,
+    square_root: bool = False,
     averaging: Schedule | None = None,
     localized: bool = False,
     iterations: int = 10,
@@ -123,6 +126,9 @@ def natural_gradient(
         learning_rate: eta > 0, or a schedule.
         antithetic: draw deviations in pairs of opposite sign; J even.
         redraw_every: steps between fresh deviations; the steps of an epoch for one draw an epoch.
+        square_root: keep the first deviations and transform them too, by ``(I + Z H Z^T / ((J - 1) lambda))^(-1/2)``:
+            with lambda = 1 and a loss that is a negative log-likelihood, :attr:`NaturalSolver.ensemble` then has the
+            posterior's covariance (exactly, for a linear model). For :func:`full_rank` on one device.
         averaging: factor in [0, 1) of an exponential average of the iterates, corrected for its start, or a schedule of
             factors (n -> n / (n + 1) for the plain mean); in ``state.average``. None for none.
         localized: estimate the derivative of each sample's outputs with respect to a matrix from that sample's products
@@ -167,12 +173,14 @@ def natural_gradient(
         antithetic=antithetic,
         localized=localized,
         iterations=iterations,
-        space=space,
+        space="ensemble" if square_root else space,
         axis_name=axis_name,
         batch_axis_name=batch_axis_name,
         chunk_size=chunk_size,
         precision=precision,
     )
+    if square_root and (not isinstance(deviations, FullRank) or axis_name or batch_axis_name or localized):
+        raise ValueError("square_root: True wants full_rank(...) deviations, localized=False and one device")
     sigma_of, rate_of = as_schedule(sigma, "sigma"), as_schedule(learning_rate, "learning_rate")
     damping_of = None if isinstance(damping, AdaptiveDamping) else as_schedule(damping, "damping")
 
@@ -182,11 +190,13 @@ def natural_gradient(
         alone = estimator.cloud._replace(axis_name=None)
         jax.eval_shape(lambda: alone.draw(key, params))  # raises where the deviations do not fit the parameters
         average = None if averaging is None else params
-        return NaturalState(params, average, jax.random.key_data(key), initial, jnp.zeros((), jnp.int32))
+        transform = jnp.eye(particles) if square_root else None
+        return NaturalState(params, average, jax.random.key_data(key), initial, transform, jnp.zeros((), jnp.int32))
 
     def drawn(state: NaturalState) -> Any:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.count // redraw_every)
-        return estimator.cloud.draw(key, state.position)
+        number = 0 if square_root else state.count // redraw_every
+        rows = estimator.cloud.draw(jax.random.fold_in(jax.random.wrap_key_data(state.key), number), state.position)
+        return rows if state.transform is None else _transformed(state.transform, *rows)
 
     def settings(state: NaturalState) -> tuple[Array, Array]:
         lam = state.damping if damping_of is None else damping_of(state.count)
@@ -223,14 +233,23 @@ def natural_gradient(
         failed = jnp.asarray(particles - found.healthy, jnp.int32)
         finite = found.usable & (failed == 0)
         info = NaturalInfo(found.loss, found.predicted(rate), None, scale, lam, found.fallback, finite, failed)
-        average = _averaged(state, position, averaging)
-        return NaturalState(position, average, state.key, state.damping, state.count + 1), info
+        new = state._replace(position=position, average=_averaged(state, position, averaging), count=state.count + 1)
+        if state.transform is not None and found.matrix is not None:
+            shrink = inverse_square_root(found.matrix, lam) @ state.transform
+            new = new._replace(transform=jnp.where(found.usable, shrink, state.transform))
+        return new, info
 
     def ensemble(state: NaturalState) -> Ensemble:
         return estimator.cloud.ensemble(state.position, drawn(state), settings(state)[0])
 
     passes = particles + localized + 2 * isinstance(damping, AdaptiveDamping)
     return NaturalSolver(init, step, update, ensemble, passes)
+
+
+def _transformed(transform: Array, factors: Any, signs: Array) -> tuple[Any, Array]:
+    """Deviations ``sum_k T_jk sign_k e_k``; their signs are then all positive."""
+    t = transform * signs
+    return jax.tree.map(lambda e: jnp.tensordot(t.astype(e.dtype), e, axes=1), factors), jnp.ones_like(signs)
 
 
 def _averaged(state: NaturalState, position: Params, averaging: Schedule | None) -> Params | None:

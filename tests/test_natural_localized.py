@@ -1,0 +1,211 @@
+"""The localized estimate of the model's derivative, and the step that it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import eki_jax
+from eki_jax import natural
+from eki_jax.flax import TanhRNN, dense_network, low_rank_forward
+from eki_jax.natural._cloud import Cloud
+from eki_jax.natural._localized import Columns, Local, Spanned, estimated_jacobian
+from eki_jax.natural._span import centred
+
+SIGMA = 1e-3
+LOSS = natural.softmax_cross_entropy()
+
+
+def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, antithetic: bool = False) -> Any:
+    deviations = natural.low_rank(rank, 0.5)
+    cloud = Cloud(deviations, particles, antithetic)
+    drawn, sigma = cloud.draw(jax.random.key(0), params), jnp.asarray(SIGMA)
+    here, inputs = cloud.inputs(forward, params, drawn, x)
+    outputs, inner = cloud.evaluate_recorded(forward, params, drawn, sigma, x, None, list(inputs))
+    rows, _ = centred(outputs)
+    return estimated_jacobian(deviations, params, drawn, rows, sigma, inputs, inner, len(x)), here, (cloud, drawn)
+
+
+def formed(jacobian: Any, params: Any) -> np.ndarray:
+    """The Jacobian as a matrix, a column for each parameter, in parameter units (the scale is 0.5)."""
+    _, unravel = jax.flatten_util.ravel_pytree(params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return np.asarray(jax.vmap(lambda e: jacobian.times(unravel(e)))(jnp.eye(size)).T) / 0.5
+
+
+def exact(forward: Any, params: Any, x: Any) -> np.ndarray:
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return np.asarray(jax.jacobian(lambda p: forward(unravel(p), x).ravel())(flat))
+
+
+def network(dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
+    x = jax.random.normal(jax.random.key(4), (6, 9), dtype)
+    forward, template = low_rank_forward(dense_network((5, 3), jnp.tanh), x, method="logits")
+    params = jax.tree.map(lambda m: m.astype(dtype), eki_jax.xavier(template).sample(jax.random.key(1)))
+    return forward, params, x
+
+
+@pytest.mark.parametrize(("rank", "antithetic"), [(1, False), (2, True)])
+def test_its_error_is_that_of_the_layers_outputs_not_of_its_parameters(rank: int, antithetic: bool, x64: None) -> None:
+    forward, params, x = network()
+    truth = exact(forward, params, x)
+    errors = []
+    for particles in (100, 1600):
+        jacobian, here, _ = estimate(forward, params, x, particles, rank, antithetic)
+        np.testing.assert_allclose(here, forward(params, x), rtol=1e-10)
+        errors.append(np.linalg.norm(formed(jacobian, params) - truth) / np.linalg.norm(truth))
+    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.35)  # as 1 / sqrt(J)
+    assert errors[0] < 1.4 * np.sqrt(
+        2 * (5 + 3) / 100 * (1 + antithetic)
+    )  # 16 numbers reach a sample: layers and biases
+
+
+def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
+    forward, params, x = network()
+    jacobian, _, (cloud, drawn) = estimate(forward, params, x, 100)
+    kinds = dict(zip(["bias0", "kernel0", "bias1", "kernel1"], jacobian.parts, strict=True))
+    assert isinstance(kinds["kernel0"], Local)
+    assert isinstance(kinds["kernel1"], Local)
+    assert isinstance(kinds["bias0"], Columns)
+    truth = exact(forward, params, x)
+    plain = cloud.ensemble(params, drawn, jnp.asarray(SIGMA))
+    rows, _ = centred(eki_jax.evaluate(forward, plain, x))
+    e = np.stack(
+        [jax.flatten_util.ravel_pytree(jax.tree.map(lambda u, m: u[j] - m, plain, params))[0] for j in range(100)]
+    )
+    unlocalized = np.asarray(rows).T @ e * np.sqrt(99) / 99 / (0.5 * SIGMA) ** 2
+    error = lambda found: np.linalg.norm(found - truth) / np.linalg.norm(truth)
+    assert error(formed(jacobian, params)) < 0.6 * error(unlocalized)
+
+
+def test_one_layer_by_hand(x64: None) -> None:
+    """Delta_x = sum_j z_j (x a_j) b_j^T / sum_j (x a_j)^2, in two loops."""
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    params = {"w": jnp.zeros((4, 2), jnp.float64)}
+    forward = lambda p, x: jnp.sin(x @ p["w"])
+    jacobian, _, (_, (factors, _)) = estimate(forward, params, jnp.asarray(x), 20)
+    a, b = (np.asarray(f)[:, :, 0] for f in factors["w"])
+    z = np.sin(SIGMA * np.einsum("bn,jn,jk->jbk", x, a, b))
+    z = z - z.mean(axis=0)
+    for sample in range(3):
+        s = SIGMA * (a @ x[sample])
+        slope = sum(np.outer(z[j, sample], s[j] * b[j]) for j in range(20)) * 20 / 19 / np.sum(s**2)
+        np.testing.assert_allclose(jacobian.parts[0].slopes[sample] / 0.5, slope * 19 / 20, rtol=1e-6)
+    v, r = jnp.ones((4, 2)), jnp.arange(6.0)
+    np.testing.assert_allclose(jnp.vdot(jacobian.times({"w": v}), r), jnp.vdot(jacobian.transposed(r)["w"], v))
+
+
+class Mixed(nn.Module):
+    """A convolution, a dense layer that is used twice, and one that is used once."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.tanh(nn.Conv(2, (3,))(x)).reshape(len(x), -1)
+        twice = nn.Dense(x.shape[1])
+        return nn.Dense(3)(nn.tanh(twice(nn.tanh(twice(x)))))
+
+
+def test_other_leaves_keep_the_plain_estimate(x64: None) -> None:
+    x = jax.random.normal(jax.random.key(4), (5, 6, 2), jnp.float64)
+    forward, template = low_rank_forward(Mixed(), x)
+    params = jax.tree.map(lambda m: m.astype(jnp.float64), eki_jax.xavier(template).sample(jax.random.key(1)))
+    jacobian, _, _ = estimate(forward, params, x, 60)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    kinds = {name: type(part) for name, part in zip(names, jacobian.parts, strict=True)}
+    assert kinds["['Conv_0']['kernel']"] is Columns  # 12 numbers, less than there are particles
+    assert kinds["['Dense_0']['kernel']"] is Spanned
+    assert kinds["['Dense_1']['kernel']"] is Local
+    many, _, _ = estimate(forward, params, x, 20000)
+    truth = exact(forward, params, x)
+    assert np.linalg.norm(formed(many, params) - truth) < 0.15 * np.linalg.norm(truth)
+    for j in (jacobian, many):  # the transpose is the transpose
+        v, r = jax.tree.map(lambda m: jnp.cos(jnp.arange(m.size).reshape(m.shape)), params), jnp.arange(15.0)
+        back = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(j.transposed(r)), jax.tree.leaves(v), strict=True))
+        np.testing.assert_allclose(jnp.vdot(j.times(v), r), back, rtol=1e-9)
+
+
+def test_inside_a_loop_nothing_is_local() -> None:
+    x = jax.random.normal(jax.random.key(4), (5, 3, 4))
+    forward, template = low_rank_forward(TanhRNN(units=4, outputs=3), x, method="logits")
+    params = eki_jax.xavier(template).sample(jax.random.key(1))
+    cloud = Cloud(natural.low_rank(1), 8)
+    _, inputs = cloud.inputs(forward, params, cloud.draw(jax.random.key(0), params), x)
+    assert list(inputs) == ["['output']['kernel']"]
+    solver = natural.natural_gradient(forward, LOSS, 40, damping=1e-3, localized=True)
+    state = solver.init(params, jax.random.key(0))
+    for _ in range(6):
+        state, info = jax.jit(solver.step)(state, (x, jnp.arange(5) % 3))
+    assert bool(info.is_finite)
+    assert float(LOSS(forward(state.position, x), jnp.arange(5) % 3)) < 0.7 * float(
+        LOSS(forward(params, x), jnp.arange(5) % 3)
+    )
+
+
+def test_the_step_solves_the_damped_system(x64: None) -> None:
+    forward, params, x = network()
+    y = jnp.arange(6) % 3
+    options = {"sigma": SIGMA, "damping": 0.02 * SIGMA**2, "deviations": natural.low_rank(1, 0.5)}
+    f = natural.value_and_natural_direction(forward, LOSS, 50, **options, localized=True, iterations=200)
+    value, direction = f(params, (x, y), jax.random.key(0))
+    np.testing.assert_allclose(value, LOSS(forward(params, x), y))
+    jacobian = 0.5 * formed(estimate(forward, params, x, 50)[0], params)
+    z = forward(params, x).ravel()
+    of_flat = lambda z: LOSS(z.reshape(6, 3), y)
+    h, g = np.asarray(jax.hessian(of_flat)(z)), np.asarray(jax.grad(of_flat)(z))
+    wanted = 0.5 * np.linalg.solve(jacobian.T @ h @ jacobian + 0.02 * np.eye(jacobian.shape[1]), jacobian.T @ g)
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(direction)[0], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_with_many_particles_both_estimates_agree(x64: None) -> None:
+    forward, params, x = network()
+    batch = (x, jnp.arange(6) % 3)
+    directions = [
+        natural.value_and_natural_direction(
+            forward, LOSS, 6000, SIGMA, 0.1 * SIGMA**2, natural.low_rank(1, 0.5), localized=localized, iterations=100
+        )(params, batch, jax.random.key(0))[1]
+        for localized in (False, True)
+    ]
+    a, b = (jax.flatten_util.ravel_pytree(d)[0] for d in directions)
+    assert float(jnp.linalg.norm(a - b)) < 0.25 * float(jnp.linalg.norm(b))
+
+
+def test_failed_particles_are_dropped() -> None:
+    forward, params, x = network(jnp.float32)
+    rough = lambda p, x: forward(p, x) + 0 * jnp.sqrt(p["Dense_0"]["bias"][0] - params["Dense_0"]["bias"][0] + 0.05)
+    solver = natural.natural_gradient(rough, LOSS, 40, localized=True, averaging=0.5)
+    state, info = solver.step(solver.init(params, jax.random.key(0)), (x, jnp.arange(6) % 3))
+    assert 0 < int(info.failed) < 40
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.position))
+    assert float(info.predicted) > 0
+
+
+def test_its_direction_drives_any_optimizer() -> None:
+    forward, params, x = network(jnp.float32)
+    batch = (x, jnp.arange(6) % 3)
+    f = jax.jit(natural.value_and_natural_direction(forward, LOSS, 40, localized=True))
+    for tx in (optax.adam(0.05), optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.3, momentum=0.5))):
+        u, state = params, tx.init(params)
+        for count in range(15):
+            value, direction = f(u, batch, jax.random.fold_in(jax.random.key(0), count), count)
+            updates, state = tx.update(direction, state, u)
+            u = optax.apply_updates(u, updates)
+        assert float(value) < 0.3 * float(LOSS(forward(params, batch[0]), batch[1]))
+
+
+def test_bad_settings_are_named() -> None:
+    make = lambda **options: natural.natural_gradient(lambda p, x: x @ p, LOSS, 4, localized=True, **options)
+    with pytest.raises(ValueError, match=r"localized: True with deviations of full rank"):
+        make(deviations=natural.full_rank())
+    with pytest.raises(ValueError, match="iterations: 0"):
+        make(iterations=0)
+    solver = make()
+    with pytest.raises(TypeError, match="sees inside of the model"):
+        solver.update(solver.init(jnp.ones((3, 2)), jax.random.key(0)), jnp.zeros((4, 5, 2)), jnp.zeros(5, jnp.int32))
+    assert solver.passes == 5
