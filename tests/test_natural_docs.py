@@ -1,0 +1,36 @@
+"""The page on natural-gradient ensembles prints what it says; its example runs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+
+
+def test_the_pages_snippets_print_what_the_page_says() -> None:
+    blocks = BLOCK.findall((ROOT / "docs" / "natural_gradient.md").read_text())
+    assert len(blocks) == 2
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for code, printed in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(code, "docs/natural_gradient.md", "exec"), namespace)
+        assert out.getvalue() == printed
+
+
+@pytest.mark.slow
+def test_the_digits_example_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    curves = importlib.import_module("natural_digits").main(epochs=4, picture=str(tmp_path / "digits.png"))
+    eki, full, low, localized = curves.values()
+    assert min(full.accuracies[-1], low.accuracies[-1], localized.accuracies[-1]) > 0.85
+    assert max(eki.accuracies) < localized.accuracies[0]
+    assert localized.passes[-1] < 0.3 * low.passes[-1]
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
