@@ -1,9 +1,9 @@
-"""The training methods by name: the paper's six, each as the training loop wants it."""
+"""The training methods by name, each as the training loop wants it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 
 import eki_jax
 from benchmarks.problems.registry import Problem
+from eki_jax import natural
 from eki_jax.metrics import Accuracy
 from eki_jax.training import Method, ensemble_method
 
@@ -28,9 +29,15 @@ def ensemble(problem: Problem, J: Particles, *, momentum: float | None, resample
     return ensemble_method(solver, problem.forward, prior, J, resample=resample, step_noise=step_noise)
 
 
-def gradient(problem: Problem, transformation: optax.GradientTransformation) -> Method:
-    """A gradient method on one draw of the same prior, by backpropagation through the logits."""
+def gradient(
+    problem: Problem, transformation: optax.GradientTransformation, *, straight_through: bool = False
+) -> Method:
+    """A gradient method on one draw of the same prior, by backpropagation through the logits.
+
+    Where these have no derivatives, ``straight_through`` takes those of the straight-through estimator.
+    """
     prior = eki_jax.xavier(problem.template)
+    logits = problem.straight_through if straight_through else problem.logits
 
     def init(key: jax.Array) -> Any:
         params = prior.sample(key)
@@ -38,7 +45,7 @@ def gradient(problem: Problem, transformation: optax.GradientTransformation) -> 
 
     def loss(params: Any, batch: Any) -> jax.Array:
         x, labels = batch
-        return optax.softmax_cross_entropy_with_integer_labels(problem.logits(params, x), labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), labels).mean()
 
     def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
         del key
@@ -54,23 +61,93 @@ def gradient(problem: Problem, transformation: optax.GradientTransformation) -> 
     return Method(init, step, accuracy, passes=lambda size: 3)  # a backward pass counts for two
 
 
-# name -> (problem, J, learning rate, momentum factor) -> Method
-METHODS: dict[str, Callable[[Problem, Particles, float, float], Method]] = {
-    "eki": lambda p, J, rate, m: ensemble(p, J, momentum=None, resample=False, step_noise=False),
-    "meki": lambda p, J, rate, m: ensemble(p, J, momentum=m, resample=False, step_noise=False),
-    "eki-r": lambda p, J, rate, m: ensemble(p, J, momentum=None, resample=True, step_noise=False),
-    "meki-r": lambda p, J, rate, m: ensemble(p, J, momentum=m, resample=False, step_noise=True),
-    "sgd": lambda p, J, rate, m: gradient(p, optax.sgd(rate)),
-    "msgd": lambda p, J, rate, m: gradient(p, optax.sgd(rate, momentum=m)),
+class Natural(NamedTuple):
+    """Settings of the natural-gradient methods.
+
+    Attributes:
+        sigma: Scale of the deviations, a number or a schedule of the step count.
+        damping: lambda, a number, a schedule, or an adaptive one.
+        rank: Of the low-rank deviations.
+        averaging: Factor of the average over the iterates that predictions are made with; None for none.
+    """
+
+    sigma: Any = 0.1
+    damping: Any = 1e-4
+    rank: int = 1
+    averaging: float | None = None
+
+
+def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_rank: bool) -> Method:
+    """The natural gradient in the span of deviations around one draw of the same prior."""
+    if callable(J):
+        raise ValueError("particles: a function of the epoch; wanted a number for a natural-gradient method")
+    forward = problem.low_rank_logits if low_rank else problem.particle_logits
+    solver = natural.natural_gradient(
+        forward,
+        natural.softmax_cross_entropy(),
+        particles=J,
+        sigma=settings.sigma,
+        damping=settings.damping,
+        deviations=natural.low_rank(settings.rank) if low_rank else natural.full_rank(),
+        averaging=settings.averaging,
+    )
+    prior = eki_jax.xavier(problem.template)
+
+    def init(key: jax.Array) -> Any:
+        mean, deviations = jax.random.split(key)
+        return solver.init(prior.sample(mean), deviations)
+
+    def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        del key  # the state's own key and count make the deviations
+        state, info = solver.step(state, batch)
+        return state, {
+            "train_loss": info.loss,
+            "sigma": info.sigma,
+            "damping": info.damping,
+            "predicted": info.predicted,
+            "failed": info.failed,
+        }
+
+    def accuracy(state: Any, x: jax.Array, labels: jax.Array) -> Accuracy:
+        mean = state.position if state.average is None else state.average
+        share = jnp.mean(jnp.argmax(problem.logits(mean, x), axis=-1) == labels)
+        return Accuracy(share, share, share, share[None])
+
+    return Method(init, step, accuracy, ensemble_size=lambda epoch: J, passes=lambda size: solver.passes)
+
+
+# name -> (problem, J, learning rate, momentum factor, settings of the natural gradient) -> Method
+METHODS: dict[str, Callable[[Problem, Particles, float, float, Natural], Method]] = {
+    "eki": lambda p, J, rate, m, n: ensemble(p, J, momentum=None, resample=False, step_noise=False),
+    "meki": lambda p, J, rate, m, n: ensemble(p, J, momentum=m, resample=False, step_noise=False),
+    "eki-r": lambda p, J, rate, m, n: ensemble(p, J, momentum=None, resample=True, step_noise=False),
+    "meki-r": lambda p, J, rate, m, n: ensemble(p, J, momentum=m, resample=False, step_noise=True),
+    "natural-eki": lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False),
+    "natural-eki-lowrank": lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True),
+    "sgd": lambda p, J, rate, m, n: gradient(p, optax.sgd(rate)),
+    "msgd": lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m)),
+    "ste": lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m), straight_through=True),
 }
 
 
 def is_ensemble(method: str) -> bool:
     """Whether the method moves an ensemble (and spends no gradient)."""
-    return method not in ("sgd", "msgd")
+    return method not in ("sgd", "msgd", "ste")
 
 
-def get(name: str, problem: Problem, J: Particles = 2000, rate: float = 0.1, momentum: float = 0.9) -> Method:
+def is_natural(method: str) -> bool:
+    """Whether the method is a natural gradient."""
+    return method.startswith("natural-eki")
+
+
+def get(
+    name: str,
+    problem: Problem,
+    J: Particles = 2000,
+    rate: float = 0.1,
+    momentum: float = 0.9,
+    settings: Natural = Natural(),  # noqa: B008
+) -> Method:
     """The method called ``name`` for ``problem``.
 
     Raises:
@@ -78,4 +155,4 @@ def get(name: str, problem: Problem, J: Particles = 2000, rate: float = 0.1, mom
     """
     if name not in METHODS:
         raise ValueError(f"method: {name!r}; wanted one of {', '.join(METHODS)}")
-    return METHODS[name](problem, J, rate, momentum)
+    return METHODS[name](problem, J, rate, momentum, settings)

@@ -13,6 +13,7 @@ from flax import linen as nn
 from benchmarks.problems import data as datasets
 from eki_jax import flax as models
 from eki_jax.losses import cross_entropy
+from eki_jax.natural import LowRankMatrix
 
 
 class Problem(NamedTuple):
@@ -22,6 +23,10 @@ class Problem(NamedTuple):
         name: As in ``names()``.
         forward: ``forward(params, x)`` to class probabilities ``(batch, classes)``, for one particle.
         logits: The same before the softmax (for gradient methods).
+        particle_logits: The same, written for many particles and not for derivatives.
+        low_rank_logits: The same for one particle whose matrices may be a mean and a low-rank deviation.
+        straight_through: The logits with made-up derivatives, where ``logits`` has none that are of use; else
+            ``logits``.
         template: Shapes of one particle's parameters, a pytree of ``jax.ShapeDtypeStruct``.
         loss: The loss of probabilities and integer labels.
         train: ``(x, labels)``, NumPy arrays, float32 and int32.
@@ -31,6 +36,9 @@ class Problem(NamedTuple):
     name: str
     forward: Callable[..., Any]
     logits: Callable[..., Any]
+    particle_logits: Callable[..., Any]
+    low_rank_logits: Callable[..., Any]
+    straight_through: Callable[..., Any]
     template: Any
     loss: Any
     train: tuple[np.ndarray, np.ndarray]
@@ -40,6 +48,18 @@ class Problem(NamedTuple):
 Loader = Callable[[Path | str | None], datasets.Dataset]
 _DENSE = {"dnn1": models.dnn1, "dnn2": models.dnn2, "dnn3": models.dnn3, "dnn4": models.dnn4}
 _DEEP = {"cnn1": models.cnn1, "cnn2": models.cnn2, "cnn3": models.cnn3}
+# Networks without derivatives, each with its twin that has made-up ones.
+_DISCRETE = {
+    "mnist-sign": (
+        lambda: models.dense_network((100, 10), models.sign),
+        lambda: models.dense_network((100, 10), models.straight_through_sign),
+    ),
+    "mnist-int8": (
+        lambda: models.Int8Network((100, 10)),
+        lambda: models.Int8Network((100, 10), straight_through=True),
+    ),
+}
+_CONVOLUTIONAL = (models.ConvolutionalNetwork, models.SmallConvolutionalNetwork)
 
 
 def _rows(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -51,9 +71,12 @@ def _rows(dataset: datasets.Dataset) -> datasets.Dataset:
 _PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
     "digits-dnn": (lambda data: datasets.digits(), lambda: models.dense_network((64, 10))),
     **{f"mnist-{name}": (datasets.mnist, network) for name, network in _DENSE.items()},
+    **{name: (datasets.mnist, network) for name, (network, _) in _DISCRETE.items()},
+    "mnist-small-cnn": (datasets.mnist, models.small_cnn),
     "cnn-mnist": (datasets.mnist, models.cnn_mnist),
     "mnist-rnn": (lambda data: _rows(datasets.mnist(data)), models.TanhRNN),
     **{f"fashion-{name}": (datasets.fashion_mnist, network) for name, network in _DENSE.items()},
+    "cifar10-small-cnn": (datasets.cifar10, models.small_cnn),
     **{f"cifar10-{name}": (datasets.cifar10, network) for name, network in _DEEP.items()},
     **{f"svhn-{name}": (datasets.svhn, network) for name, network in _DEEP.items()},
 }
@@ -87,8 +110,35 @@ def get(name: str, data: Path | str | None = None) -> Problem:
     example = dataset.train_x[:1]
     forward, template = models.linen_forward(module, example)
     logits, _ = models.linen_forward(module, example, method="logits")
-    if isinstance(module, models.ConvolutionalNetwork) and jax.default_backend() == "cpu":
+    straight_through = particle_logits = logits
+    if name in _DISCRETE:
+        straight_through, _ = models.linen_forward(_DISCRETE[name][1](), example, method="logits")
+    if isinstance(module, _CONVOLUTIONAL) and jax.default_backend() == "cpu":
         # Convolutions with a kernel for every particle become grouped ones, which processors do six times slower.
         forward = jax.custom_batching.sequential_vmap(forward)
+        particle_logits = jax.custom_batching.sequential_vmap(logits)
     train, test = (dataset.train_x, dataset.train_y), (dataset.test_x, dataset.test_y)
-    return Problem(name, forward, logits, template, cross_entropy(), train, test)
+    return Problem(
+        name,
+        forward,
+        logits,
+        particle_logits,
+        _low_rank_logits(module, example, logits),
+        straight_through,
+        template,
+        cross_entropy(),
+        train,
+        test,
+    )
+
+
+def _low_rank_logits(module: nn.Module, example: np.ndarray, logits: Callable[..., Any]) -> Callable[..., Any]:
+    """The model for a mean with low-rank deviations, which need not be formed where the layers are linear in them."""
+    if isinstance(module, models.Int8Network):  # rounding is not linear: every particle's weights are formed
+
+        def formed(params: Any, x: Any) -> Any:
+            is_leaf = lambda leaf: isinstance(leaf, LowRankMatrix)
+            return logits(jax.tree.map(lambda l: l.dense() if is_leaf(l) else l, params, is_leaf=is_leaf), x)
+
+        return formed
+    return models.low_rank_forward(module, example, method="logits")[0]
