@@ -20,4 +20,14 @@ from eki_jax.flax.dense import dnn1 as dnn1
 from eki_jax.flax.dense import dnn2 as dnn2
 from eki_jax.flax.dense import dnn3 as dnn3
 from eki_jax.flax.dense import dnn4 as dnn4
+from eki_jax.flax.discrete import INT8_STEP as INT8_STEP
+from eki_jax.flax.discrete import Int8Network as Int8Network
+from eki_jax.flax.discrete import from_int8 as from_int8
+from eki_jax.flax.discrete import quantized as quantized
+from eki_jax.flax.discrete import sign as sign
+from eki_jax.flax.discrete import straight_through_quantized as straight_through_quantized
+from eki_jax.flax.discrete import straight_through_sign as straight_through_sign
+from eki_jax.flax.discrete import to_int8 as to_int8
 from eki_jax.flax.recurrent import TanhRNN as TanhRNN
+from eki_jax.flax.small_convolutional import SmallConvolutionalNetwork as SmallConvolutionalNetwork
+from eki_jax.flax.small_convolutional import small_cnn as small_cnn

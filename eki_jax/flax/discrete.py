@@ -1,0 +1,110 @@
+"""Networks without useful derivatives: sign activations, and weights that are 8-bit integers.
+
+Backpropagation through them finds zeros. Each has a straight-through twin, the same values with made-up derivatives
+(Bengio, Leonard & Courville, arXiv:1308.3432; Hubara et al., arXiv:1602.02830), for the gradient method that is used
+in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+#: A weight is an integer from -128 to 127 times this: from -2 to 2 in steps of 1/64.
+INT8_STEP = 2.0**-6
+
+
+def sign(x: Array) -> Array:
+    """1 where ``x >= 0``, else -1: the two values of a neuron with a threshold. Its derivative is zero.
+
+    >>> sign(jnp.array([-0.5, 0.0, 2.0]))
+    Array([-1.,  1.,  1.], dtype=float32)
+    """
+    return jnp.where(x >= 0, 1, -1).astype(x.dtype)
+
+
+@jax.custom_vjp
+def straight_through_sign(x: Array) -> Array:
+    """``sign`` forwards; backwards the derivative of ``x`` clipped to [-1, 1].
+
+    >>> jax.vmap(jax.grad(straight_through_sign))(jnp.array([-3.0, 0.5]))
+    Array([0., 1.], dtype=float32)
+    """
+    return sign(x)
+
+
+straight_through_sign.defvjp(
+    lambda x: (sign(x), x), lambda x, cotangent: (jnp.where(jnp.abs(x) <= 1, cotangent, 0).astype(x.dtype),)
+)
+
+
+def to_int8(weights: Array) -> Array:
+    """The nearest integers of ``weights / INT8_STEP``, in 8 bits.
+
+    >>> to_int8(jnp.array([0.1, -0.01, 50.0]))
+    Array([  6,  -1, 127], dtype=int8)
+    """
+    return jnp.clip(jnp.round(weights / INT8_STEP), -128, 127).astype(jnp.int8)
+
+
+def from_int8(integers: Array, dtype: jnp.dtype = jnp.float32) -> Array:
+    """The weights that ``integers`` stand for."""
+    return integers.astype(dtype) * INT8_STEP
+
+
+def quantized(weights: Array) -> Array:
+    """The weights as the 8-bit network has them; their derivative is zero."""
+    return from_int8(to_int8(weights), weights.dtype)
+
+
+@jax.custom_vjp
+def straight_through_quantized(weights: Array) -> Array:
+    """``quantized`` forwards; backwards as if nothing were rounded, and zero beyond the range.
+
+    >>> jax.vmap(jax.grad(straight_through_quantized))(jnp.array([0.1, 9.0]))
+    Array([1., 0.], dtype=float32)
+    """
+    return quantized(weights)
+
+
+def _quantized_backward(weights: Array, cotangent: Array) -> tuple[Array]:
+    inside = (weights >= -128.5 * INT8_STEP) & (weights <= 127.5 * INT8_STEP)
+    return (jnp.where(inside, cotangent, 0).astype(weights.dtype),)
+
+
+straight_through_quantized.defvjp(lambda weights: (quantized(weights), weights), _quantized_backward)
+
+
+class Int8Network(nn.Module):
+    """A dense network whose kernels and biases are 8-bit integers times one step, with ReLU and a softmax.
+
+    The parameters are latent real numbers, rounded in every forward pass: an ensemble moves them, and only integers
+    reach the data.
+
+    Attributes:
+        widths: Outputs of every layer, the last being the number of classes.
+        straight_through: Derivatives as if nothing were rounded, for the gradient method.
+    """
+
+    widths: Sequence[int]
+    straight_through: bool = False
+
+    @nn.compact
+    def logits(self, x: Array) -> Array:
+        """Values before the softmax, shape ``(batch, classes)``."""
+        rounded = straight_through_quantized if self.straight_through else quantized
+        x = x.reshape((x.shape[0], -1))
+        for index, width in enumerate(self.widths):
+            kernel = self.param(f"kernel_{index}", nn.initializers.xavier_normal(), (x.shape[-1], width))
+            bias = self.param(f"bias_{index}", nn.initializers.zeros, (width,))
+            x = x @ rounded(kernel) + rounded(bias)
+            x = jax.nn.relu(x) if index + 1 < len(self.widths) else x
+        return x
+
+    def __call__(self, x: Array) -> Array:
+        """Class probabilities, shape ``(batch, classes)``."""
+        return jax.nn.softmax(self.logits(x))
