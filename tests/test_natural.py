@@ -50,9 +50,8 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("space", ["ensemble", "output"])
+@pytest.mark.parametrize(("space", "particles", "samples"), [("ensemble", 9, 2), ("output", 5, 4)])
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize(("particles", "samples"), [(5, 4), (30, 2)])
 def test_weights_are_those_of_the_formula(name: str, space: Any, particles: int, samples: int, x64: None) -> None:
     outputs, targets = sample(1, particles, samples)
     found = span_step(LOSSES[name], outputs, targets, jnp.asarray(0.01), space=space)

@@ -26,10 +26,16 @@ LOSS = natural.softmax_cross_entropy()
 def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, antithetic: bool = False) -> Any:
     deviations = natural.low_rank(rank, 0.5)
     cloud = Cloud(deviations, particles, antithetic)
-    drawn, sigma = cloud.draw(jax.random.key(0), params), jnp.asarray(SIGMA)
-    here, inputs = cloud.inputs(forward, params, drawn, x)
-    outputs, inner = cloud.evaluate_recorded(forward, params, drawn, sigma, x, None, list(inputs))
-    rows, _ = centred(outputs)
+    sigma = jnp.asarray(SIGMA)
+
+    @jax.jit
+    def recorded(params: Any) -> Any:
+        drawn = cloud.draw(jax.random.key(0), params)
+        here, inputs = cloud.inputs(forward, params, drawn, x)
+        outputs, inner = cloud.evaluate_recorded(forward, params, drawn, sigma, x, None, list(inputs))
+        return drawn, here, inputs, inner, centred(outputs)[0]
+
+    drawn, here, inputs, inner, rows = recorded(params)
     return estimated_jacobian(deviations, params, drawn, rows, sigma, inputs, inner, len(x)), here, (cloud, drawn)
 
 
@@ -37,12 +43,12 @@ def formed(jacobian: Any, params: Any) -> np.ndarray:
     """The Jacobian as a matrix, a column for each parameter, in parameter units (the scale is 0.5)."""
     _, unravel = jax.flatten_util.ravel_pytree(params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return np.asarray(jax.vmap(lambda e: jacobian.times(unravel(e)))(jnp.eye(size)).T) / 0.5
+    return np.asarray(jax.jit(jax.vmap(lambda e: jacobian.times(unravel(e))))(jnp.eye(size)).T) / 0.5
 
 
 def exact(forward: Any, params: Any, x: Any) -> np.ndarray:
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return np.asarray(jax.jacobian(lambda p: forward(unravel(p), x).ravel())(flat))
+    return np.asarray(jax.jit(jax.jacobian(lambda p: forward(unravel(p), x).ravel()))(flat))
 
 
 def network(dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
@@ -52,7 +58,7 @@ def network(dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
     return forward, params, x
 
 
-@pytest.mark.parametrize(("rank", "antithetic"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("rank", "antithetic"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_its_error_is_that_of_the_layers_outputs_not_of_its_parameters(rank: int, antithetic: bool, x64: None) -> None:
     forward, params, x = network()
     truth = exact(forward, params, x)
@@ -76,7 +82,7 @@ def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
     assert isinstance(kinds["bias0"], Columns)
     truth = exact(forward, params, x)
     plain = cloud.ensemble(params, drawn, jnp.asarray(SIGMA))
-    rows, _ = centred(eki_jax.evaluate(forward, plain, x))
+    rows, _ = centred(jax.jit(eki_jax.evaluate, static_argnums=0)(forward, plain, x))
     e = np.stack(
         [jax.flatten_util.ravel_pytree(jax.tree.map(lambda u, m: u[j] - m, plain, params))[0] for j in range(100)]
     )
@@ -122,9 +128,9 @@ def test_other_leaves_keep_the_plain_estimate(x64: None) -> None:
     assert kinds["['Conv_0']['kernel']"] is Columns  # 12 numbers, less than there are particles
     assert kinds["['Dense_0']['kernel']"] is Spanned
     assert kinds["['Dense_1']['kernel']"] is Local
-    many, _, _ = estimate(forward, params, x, 20000)
+    many, _, _ = estimate(forward, params, x, 6000)
     truth = exact(forward, params, x)
-    assert np.linalg.norm(formed(many, params) - truth) < 0.15 * np.linalg.norm(truth)
+    assert np.linalg.norm(formed(many, params) - truth) < 0.25 * np.linalg.norm(truth)
     for j in (jacobian, many):  # the transpose is the transpose
         v, r = jax.tree.map(lambda m: jnp.cos(jnp.arange(m.size).reshape(m.shape)), params), jnp.arange(15.0)
         back = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(j.transposed(r)), jax.tree.leaves(v), strict=True))
@@ -153,7 +159,7 @@ def test_the_step_solves_the_damped_system(x64: None) -> None:
     y = jnp.arange(6) % 3
     options = {"sigma": SIGMA, "damping": 0.02 * SIGMA**2, "deviations": natural.low_rank(1, 0.5)}
     f = natural.value_and_natural_direction(forward, LOSS, 50, **options, localized=True, iterations=200)
-    value, direction = f(params, (x, y), jax.random.key(0))
+    value, direction = jax.jit(f)(params, (x, y), jax.random.key(0))
     np.testing.assert_allclose(value, LOSS(forward(params, x), y))
     jacobian = 0.5 * formed(estimate(forward, params, x, 50)[0], params)
     z = forward(params, x).ravel()
@@ -163,24 +169,34 @@ def test_the_step_solves_the_damped_system(x64: None) -> None:
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(direction)[0], wanted, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_many_particles_both_estimates_agree(x64: None) -> None:
     forward, params, x = network()
     batch = (x, jnp.arange(6) % 3)
     directions = [
-        natural.value_and_natural_direction(
-            forward, LOSS, 6000, SIGMA, 0.1 * SIGMA**2, natural.low_rank(1, 0.5), localized=localized, iterations=100
+        jax.jit(
+            natural.value_and_natural_direction(
+                forward,
+                LOSS,
+                3000,
+                SIGMA,
+                0.1 * SIGMA**2,
+                natural.low_rank(1, 0.5),
+                localized=localized,
+                iterations=100,
+            )
         )(params, batch, jax.random.key(0))[1]
         for localized in (False, True)
     ]
     a, b = (jax.flatten_util.ravel_pytree(d)[0] for d in directions)
-    assert float(jnp.linalg.norm(a - b)) < 0.25 * float(jnp.linalg.norm(b))
+    assert float(jnp.linalg.norm(a - b)) < 0.3 * float(jnp.linalg.norm(b))
 
 
 def test_failed_particles_are_dropped() -> None:
     forward, params, x = network(jnp.float32)
     rough = lambda p, x: forward(p, x) + 0 * jnp.sqrt(p["Dense_0"]["bias"][0] - params["Dense_0"]["bias"][0] + 0.05)
     solver = natural.natural_gradient(rough, LOSS, 40, localized=True, averaging=0.5)
-    state, info = solver.step(solver.init(params, jax.random.key(0)), (x, jnp.arange(6) % 3))
+    state, info = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), (x, jnp.arange(6) % 3))
     assert 0 < int(info.failed) < 40
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.position))
     assert float(info.predicted) > 0

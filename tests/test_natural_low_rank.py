@@ -70,7 +70,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 6, 6, 2))
 SEQUENCES = np.random.default_rng(1).normal(size=(2, 3, 4))
 
 
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_linen_layers(rank: int, x64: None) -> None:
     check_module(Layers(), jnp.asarray(IMAGES), rank)
 
@@ -118,6 +118,7 @@ def test_nnx_layers(x64: None) -> None:
     assert type(module.embed) is nnx.Embed  # the caller's module is as it was
 
 
+@pytest.mark.slow
 def test_nnx_recurrent_networks(x64: None) -> None:
     check_module(NnxRecurrent(nnx.Rngs(0)), jnp.asarray(SEQUENCES))
 

@@ -55,7 +55,7 @@ SLOW = pytest.mark.slow
     [
         ("softmax", "ensemble", (4, 2), {"antithetic": True}),
         ("softmax", "output", (4, 2), {}),
-        ("sum", "ensemble", (2, 1), {"damping": natural.adaptive_damping(1e-3)}),
+        pytest.param("sum", "ensemble", (2, 1), {"damping": natural.adaptive_damping(1e-3)}, marks=SLOW),
         pytest.param("softmax", None, (1, 4), {"damping": natural.adaptive_damping(1e-3)}, marks=SLOW),
         pytest.param("softmax", None, (8, 1), {"deviations": natural.full_rank()}, marks=SLOW),
         pytest.param("samples", None, (2, 4), {}, marks=SLOW),

@@ -88,8 +88,8 @@ def _softmax(loss: SoftmaxCrossEntropy, logits: Array, targets: Any) -> Curvatur
 
     def times_factor(rows: Array) -> Array:
         z = rows.reshape(len(rows), *p.shape)
-        inner = jnp.einsum("jbc,bc->jb", z, p)
-        return ((z - inner[..., None]) * (share * root)).reshape(len(rows), -1)
+        inner = jnp.sum(z * p, axis=-1, keepdims=True)  # as a batched product it would be transposed first
+        return ((z - inner) * (share * root)).reshape(len(rows), -1)
 
     residual = (p - labels) / samples
     # gamma is unbounded where the true class has no probability; the part of g it cannot carry in floats remains.

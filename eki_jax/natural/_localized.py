@@ -39,12 +39,12 @@ class Local(NamedTuple):
 
     def times(self, v: Array) -> Array:
         """Jacobian times a matrix, shape (B C,)."""
-        return jnp.einsum("bn,bcn->bc", self.inputs @ v, self.slopes).ravel()
+        return jnp.sum((self.inputs @ v)[:, None] * self.slopes, axis=-1).ravel()
 
     def transposed(self, r: Array) -> Array:
         """Jacobian transposed times outputs."""
         samples, classes, _ = self.slopes.shape
-        return self.inputs.T @ jnp.einsum("bc,bcn->bn", r.reshape(samples, classes), self.slopes)
+        return self.inputs.T @ jnp.sum(r.reshape(samples, classes, 1) * self.slopes, axis=1)
 
 
 class Columns(NamedTuple):
@@ -162,7 +162,7 @@ def estimated_jacobian(
 def _slopes(rows: Array, inner: Array, right: Array, samples: int) -> Array:
     """``sum_j z_jbc s_jbr b_jnr / sum_jr s_jbr^2``, shape (B, C, n)."""
     z = rows.reshape(len(rows), samples, -1)
-    norm = jnp.einsum("jbr,jbr->b", inner, inner)
+    norm = jnp.sum(inner**2, axis=(0, 2))
     total = sum(jnp.einsum("jbc,jn->bcn", z * inner[:, :, r, None], right[:, :, r]) for r in range(inner.shape[-1]))
     return total / jnp.where(norm > 0, norm, 1)[:, None, None]
 
