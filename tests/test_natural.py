@@ -236,22 +236,31 @@ def test_schedules_follow_the_count() -> None:
     )
 
 
+def test_what_a_schedule_may_not_give_moves_nothing() -> None:
+    forward, params, batch = classifier()
+    for wrong in ({"sigma": lambda n: -0.1 + n}, {"damping": lambda n: 0.0 * n}):
+        solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, **wrong)
+        state, info = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), batch)
+        assert not bool(info.is_finite)
+        assert bool((state.position["w"] == params["w"]).all())
+
+
 def test_the_average_of_the_iterates_forgets_the_start() -> None:
     forward, params, batch = classifier()
     solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, averaging=0.8)
-    state = solver.init(params, jax.random.key(0))
-    seen = []
+    state = solver.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
+    seen, step = [], jax.jit(solver.step, donate_argnums=0)
     for _ in range(4):
-        state, _ = solver.step(state, batch)
-        seen.append(state.position["w"])
+        state, _ = step(state, batch)
+        seen.append(np.asarray(state.position["w"]).copy())
     weights = 0.8 ** np.arange(3, -1, -1)
     wanted = sum(w * m for w, m in zip(weights / weights.sum(), seen, strict=True))
     np.testing.assert_allclose(state.average["w"], wanted, rtol=1e-5, atol=1e-6)
     mean = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, averaging=lambda n: n / (n + 1))
     state = mean.init(params, jax.random.key(0))
     for _ in range(4):
-        state, _ = mean.step(state, batch)
-    np.testing.assert_allclose(state.average["w"], sum(seen) / 4, rtol=1e-5, atol=1e-6)
+        state, _ = jax.jit(mean.step)(state, batch)
+    np.testing.assert_allclose(state.average["w"], sum(seen) / 4, rtol=1e-3, atol=1e-4)
 
 
 def test_damping_adapts_to_how_well_the_loss_was_predicted() -> None:

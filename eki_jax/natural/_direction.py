@@ -93,7 +93,7 @@ class Estimator(NamedTuple):
         found = span_step(
             self.loss, outputs, targets, damping, space=self.space, axes=self.axes, precision=self.precision
         )
-        usable = jnp.isfinite(found.slope) & jnp.isfinite(found.bend) & found.is_convex
+        usable = _usable(found.slope, found.bend, sigma, damping) & found.is_convex
         weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
         ascent = self.cloud.combine(mean, drawn, jnp.where(usable, weights, 0))
         return Direction(
@@ -119,11 +119,16 @@ class Estimator(NamedTuple):
         d = damped_newton(jacobian, curve, model.gradient, damping / sigma**2, self.iterations)
         along = jacobian.times(d)
         slope, bend = jnp.vdot(model.gradient, along), jnp.vdot(along, curve(along))
-        usable = jnp.isfinite(slope) & jnp.isfinite(bend) & model.is_convex
+        usable = _usable(slope, bend, sigma, damping) & model.is_convex
         scales = deviations.scales(mean)
         ascent = jax.tree.map(lambda m, v, s: jnp.where(usable, (s * v).astype(m.dtype), 0), mean, d, scales)
         number = jnp.sum(healthy).astype(rows.dtype)
         return Direction(ascent, model.value, slope, bend, number, jnp.asarray(False), usable)
+
+
+def _usable(slope: Array, bend: Array, sigma: Array, damping: Array) -> Array:
+    """Whether a step is finite, and came from settings that schedules may give."""
+    return jnp.isfinite(slope) & jnp.isfinite(bend) & (sigma > 0) & (damping > 0)
 
 
 def value_and_natural_direction(

@@ -48,7 +48,8 @@ class NaturalInfo(NamedTuple):
         sigma: scale of the deviations.
         damping: lambda.
         fallback: whether Cholesky's factorization failed and eigenvalues were used.
-        is_finite: whether the step was finite and the loss convex; if not, the mean stayed where it was.
+        is_finite: whether all particles and the step were finite, the loss convex, and what schedules gave for sigma
+            and lambda positive. The mean stays where it was unless all but the particles were so.
         failed: the number of particles whose outputs were not finite; they took no part.
     """
 
@@ -189,7 +190,7 @@ def natural_gradient(
         initial = jnp.asarray(damping.initial, jnp.float32) if isinstance(damping, AdaptiveDamping) else None
         alone = estimator.cloud._replace(axis_name=None)
         jax.eval_shape(lambda: alone.draw(key, params))  # raises where the deviations do not fit the parameters
-        average = None if averaging is None else params
+        average = None if averaging is None else jax.tree.map(jnp.copy, params)  # a buffer of its own, to donate
         transform = jnp.eye(particles) if square_root else None
         return NaturalState(params, average, jax.random.key_data(key), initial, transform, jnp.zeros((), jnp.int32))
 
