@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_a_higher_order_trains_faster_on_the_digits() -> None:
-    losses = runpy.run_path(str(ROOT / "examples" / "edf_digits.py"))["main"]()
+    losses = runpy.run_path(str(ROOT / "examples" / "edf_digits.py"))["main"](steps=12)  # before any is at rounding
     adam, first, fifth, twentieth = losses.values()
     assert adam > first > fifth > twentieth
 
