@@ -13,6 +13,7 @@ import eki_jax
 from benchmarks.problems.registry import Problem
 from eki_jax import natural
 from eki_jax.metrics import Accuracy
+from eki_jax.prediction import mean_particle
 from eki_jax.training import Method, ensemble_method
 
 Particles = int | Callable[[int], int]
@@ -25,7 +26,7 @@ def ensemble(problem: Problem, J: Particles, *, momentum: float | None, resample
         if momentum is None
         else eki_jax.nesterov(problem.forward, problem.loss, momentum=momentum)
     )
-    prior = eki_jax.xavier(problem.template)
+    prior = problem.prior
     return ensemble_method(solver, problem.forward, prior, J, resample=resample, step_noise=step_noise)
 
 
@@ -36,7 +37,7 @@ def gradient(
 
     Where these have no derivatives, ``straight_through`` takes those of the straight-through estimator.
     """
-    prior = eki_jax.xavier(problem.template)
+    prior = problem.prior
     logits = problem.straight_through if straight_through else problem.logits
 
     def init(key: jax.Array) -> Any:
@@ -61,37 +62,46 @@ def gradient(
     return Method(init, step, accuracy, passes=lambda size: 3)  # a backward pass counts for two
 
 
+# lambda of the natural gradient: of the span of the deviations, and of the localized estimate.
+DAMPING = 1e-3
+LOCAL_DAMPING = 1e-5
+
+
 class Natural(NamedTuple):
-    """Settings of the natural-gradient methods.
+    """Settings of the natural-gradient methods; None is a default that depends on the method.
 
     Attributes:
         sigma: Scale of the deviations, a number or a schedule of the step count.
         damping: lambda, a number, a schedule, or an adaptive one.
         rank: Of the low-rank deviations.
-        averaging: Factor of the average over the iterates that predictions are made with; None for none.
+        rate: eta, a number or a schedule.
+        averaging: Whether predictions are made with an average over the iterates.
     """
 
     sigma: Any = 0.1
-    damping: Any = 1e-4
+    damping: Any = None
     rank: int = 1
-    averaging: float | None = None
+    rate: Any = None
+    averaging: bool = True
 
 
 def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_rank: bool) -> Method:
-    """The natural gradient in the span of deviations around one draw of the same prior."""
+    """The natural gradient with deviations around one draw of the prior; with low rank localized where they can be."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for a natural-gradient method")
-    forward = problem.low_rank_logits if low_rank else problem.particle_logits
+    local = low_rank and problem.is_local
     solver = natural.natural_gradient(
-        forward,
+        problem.low_rank_logits if low_rank else problem.particle_logits,
         natural.softmax_cross_entropy(),
         particles=J,
         sigma=settings.sigma,
-        damping=settings.damping,
-        deviations=natural.low_rank(settings.rank) if low_rank else natural.full_rank(),
-        averaging=settings.averaging,
+        damping=(LOCAL_DAMPING if local else DAMPING) if settings.damping is None else settings.damping,
+        deviations=natural.low_rank(settings.rank, problem.prior) if low_rank else natural.full_rank(problem.prior),
+        learning_rate=(0.5 if local else 1.0) if settings.rate is None else settings.rate,
+        averaging=(lambda count: jnp.minimum(0.97, count / (count + 10))) if settings.averaging else None,
+        localized=local,
     )
-    prior = eki_jax.xavier(problem.template)
+    prior = problem.prior
 
     def init(key: jax.Array) -> Any:
         mean, deviations = jax.random.split(key)
@@ -109,8 +119,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         }
 
     def accuracy(state: Any, x: jax.Array, labels: jax.Array) -> Accuracy:
-        mean = state.position if state.average is None else state.average
-        share = jnp.mean(jnp.argmax(problem.logits(mean, x), axis=-1) == labels)
+        share = jnp.mean(jnp.argmax(problem.logits(position("natural-eki", state), x), axis=-1) == labels)
         return Accuracy(share, share, share, share[None])
 
     return Method(init, step, accuracy, ensemble_size=lambda epoch: J, passes=lambda size: solver.passes)
@@ -138,6 +147,13 @@ def is_ensemble(method: str) -> bool:
 def is_natural(method: str) -> bool:
     """Whether the method is a natural gradient."""
     return method.startswith("natural-eki")
+
+
+def position(method: str, state: Any) -> Any:
+    """One particle's parameters, which a state of the method predicts with."""
+    if is_natural(method):
+        return state.position if state.average is None else state.average
+    return mean_particle(state.position) if is_ensemble(method) else state[0]
 
 
 def get(

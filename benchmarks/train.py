@@ -18,6 +18,9 @@ from eki_jax.training import Result, check_labels, fit
 # Particles, samples a step, epochs: enough for the digits in a minute; the paper's J and batch for its networks.
 _DIGITS = (1000, 100, 25)
 _PAPER = (2000, 600, 20)
+_NATURAL = (1000, 1000)
+_OWN = ("sigma", "damping", "rank", "rate")  # flags of the natural-gradient methods, named only where given
+_DAMPINGS = "1e-5 where dense layers are localized, else 1e-3"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,14 +35,35 @@ def parser() -> argparse.ArgumentParser:
     known = ", ".join(registry.names())
     parser.add_argument("--problem", metavar="P", help=f"one of {known} (default: digits-dnn, no download)")
     parser.add_argument("--method", metavar="M", help=f"one of {', '.join(methods.METHODS)} (default: eki-r)")
-    parser.add_argument("--particles", metavar="J", type=int, help="ensemble size (default: 1000 for digits, or 2000)")
-    parser.add_argument("--batch", metavar="B", type=int, help="samples a step (default: 100 for digits, else 600)")
     parser.add_argument(
-        "--epochs", metavar="N", type=int, help="passes over the data (default: 25 for digits, else 20)"
+        "--particles",
+        metavar="J",
+        type=int,
+        help="ensemble size (default: 1000, or 2000 for eki, meki, eki-r and meki-r on other data than digits)",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="B",
+        type=int,
+        help="samples a step (default: 1000 for natural-eki*; else 100 for digits, or 600)",
+    )
+    parser.add_argument(
+        "--epochs",
+        metavar="N",
+        type=int,
+        help="passes over the data (default: 25 for digits, else 20)",
     )
     parser.add_argument("--seed", metavar="S", type=int, help="of everything random (default: 0)")
-    parser.add_argument("--learning-rate", metavar="R", type=float, help="of sgd and msgd (default: 0.1)")
-    parser.add_argument("--momentum", metavar="F", type=float, help="of meki, meki-r and msgd (default: 0.9)")
+    parser.add_argument("--learning-rate", metavar="R", type=float, help="of sgd, msgd and ste (default: 0.1)")
+    parser.add_argument("--momentum", metavar="F", type=float, help="of meki, meki-r, msgd and ste (default: 0.9)")
+    parser.add_argument(
+        "--sigma", metavar="S", type=float, help="of natural-eki*: scale of the deviations (default: 0.1)"
+    )
+    parser.add_argument("--damping", metavar="L", type=float, help=f"of natural-eki*: lambda (default: {_DAMPINGS})")
+    parser.add_argument("--rank", metavar="R", type=int, help="of natural-eki-lowrank (default: 1)")
+    parser.add_argument(
+        "--rate", metavar="E", type=float, help="of natural-eki*: eta (default: 1, or 0.5 if localized)"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the results (default: a new one in runs/)")
     parser.add_argument(
         "--data", metavar="DIR", type=Path, help="folder of the data files; else EKI_JAX_DATA, else download"
@@ -78,7 +102,12 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     for name, (x, labels) in (("train", problem.train), ("test", problem.test)):
         check_labels(problem.forward, problem.template, x, labels, name=name)
     method = methods.get(
-        settings["method"], problem, settings["particles"], settings["learning_rate"], settings["momentum"]
+        settings["method"],
+        problem,
+        settings["particles"],
+        settings["learning_rate"],
+        settings["momentum"],
+        methods.Natural(**{name: settings[name] for name in _OWN if name in settings}),
     )
     result = fit(
         method,
@@ -117,7 +146,10 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
             raise FileNotFoundError(f"--resume {arguments.resume}: no settings.json there; wanted the folder of a run")
         before = json.loads(path.read_text(encoding="utf-8"))
     problem = arguments.problem or before.get("problem", "digits-dnn")
+    chosen = arguments.method or before.get("method", "eki-r")
     particles, batch, epochs = _DIGITS if problem.startswith("digits") else _PAPER
+    if methods.is_natural(chosen):
+        particles, batch, epochs = *_NATURAL, epochs
     defaults = {
         "method": "eki-r",
         "particles": particles,
@@ -130,6 +162,11 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     for name, default in defaults.items():
         given = getattr(arguments, name)
         settings[name] = before.get(name, default) if given is None else given
+    if methods.is_natural(chosen):
+        for name in _OWN:
+            given = getattr(arguments, name)
+            value = before.get(name) if given is None else given
+            settings.update({} if value is None else {name: value})
     if not methods.is_ensemble(settings["method"]):
         settings["particles"] = 1
     return settings, arguments.epochs or before.get("epochs", epochs)

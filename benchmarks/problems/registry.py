@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.problems import data as datasets
+from benchmarks.problems import small_cnn
 from eki_jax import flax as models
 from eki_jax.losses import cross_entropy
 from eki_jax.natural import LowRankMatrix
+from eki_jax.priors import Gaussian, gaussian, xavier
 
 
 class Problem(NamedTuple):
@@ -25,9 +28,11 @@ class Problem(NamedTuple):
         logits: The same before the softmax (for gradient methods).
         particle_logits: The same, written for many particles and not for derivatives.
         low_rank_logits: The same for one particle whose matrices may be a mean and a low-rank deviation.
+        is_local: Whether ``low_rank_logits`` multiplies by its dense layers' matrices once a sample.
         straight_through: The logits with made-up derivatives, where ``logits`` has none that are of use; else
             ``logits``.
         template: Shapes of one particle's parameters, a pytree of ``jax.ShapeDtypeStruct``.
+        prior: Where every method starts: the particles, or one draw for a single mean.
         loss: The loss of probabilities and integer labels.
         train: ``(x, labels)``, NumPy arrays, float32 and int32.
         test: The same for testing.
@@ -38,8 +43,10 @@ class Problem(NamedTuple):
     logits: Callable[..., Any]
     particle_logits: Callable[..., Any]
     low_rank_logits: Callable[..., Any]
+    is_local: bool
     straight_through: Callable[..., Any]
     template: Any
+    prior: Gaussian
     loss: Any
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
@@ -59,7 +66,6 @@ _DISCRETE = {
         lambda: models.Int8Network((100, 10), straight_through=True),
     ),
 }
-_CONVOLUTIONAL = (models.ConvolutionalNetwork, models.SmallConvolutionalNetwork)
 
 
 def _rows(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -105,40 +111,66 @@ def get(name: str, data: Path | str | None = None) -> Problem:
     """
     if name not in _PROBLEMS:
         raise ValueError(f"name: {name!r}; wanted one of {', '.join(_PROBLEMS)}")
-    load, network = _PROBLEMS[name]
-    dataset, module = load(data), network()
+    return build(name, _PROBLEMS[name][0](data))
+
+
+def build(name: str, dataset: datasets.Dataset) -> Problem:
+    """The problem called ``name`` with data that were loaded before."""
+    module = _PROBLEMS[name][1]()
     example = dataset.train_x[:1]
     forward, template = models.linen_forward(module, example)
     logits, _ = models.linen_forward(module, example, method="logits")
     straight_through = particle_logits = logits
     if name in _DISCRETE:
         straight_through, _ = models.linen_forward(_DISCRETE[name][1](), example, method="logits")
-    if isinstance(module, _CONVOLUTIONAL) and jax.default_backend() == "cpu":
+    if isinstance(module, models.ConvolutionalNetwork) and jax.default_backend() == "cpu":
         # Convolutions with a kernel for every particle become grouped ones, which processors do six times slower.
         forward = jax.custom_batching.sequential_vmap(forward)
         particle_logits = jax.custom_batching.sequential_vmap(logits)
+    low_rank_logits, is_local = _low_rank_logits(module, example, logits)
+    prior = xavier(template)
+    if isinstance(module, models.SmallConvolutionalNetwork):
+        particle_logits = low_rank_logits = small_cnn.particle_logits
+        forward = lambda params, x: jax.nn.softmax(small_cnn.particle_logits(params, x))
+        prior = _glorot(template)
     train, test = (dataset.train_x, dataset.train_y), (dataset.test_x, dataset.test_y)
     return Problem(
-        name,
-        forward,
-        logits,
-        particle_logits,
-        _low_rank_logits(module, example, logits),
-        straight_through,
-        template,
-        cross_entropy(),
-        train,
-        test,
+        name=name,
+        forward=forward,
+        logits=logits,
+        particle_logits=particle_logits,
+        low_rank_logits=low_rank_logits,
+        is_local=is_local,
+        straight_through=straight_through,
+        template=template,
+        prior=prior,
+        loss=cross_entropy(),
+        train=train,
+        test=test,
     )
 
 
-def _low_rank_logits(module: nn.Module, example: np.ndarray, logits: Callable[..., Any]) -> Callable[..., Any]:
-    """The model for a mean with low-rank deviations, which need not be formed where the layers are linear in them."""
+def _low_rank_logits(
+    module: nn.Module, example: np.ndarray, logits: Callable[..., Any]
+) -> tuple[Callable[..., Any], bool]:
+    """The model for a mean with low-rank deviations, and whether its dense layers multiply once a sample."""
     if isinstance(module, models.Int8Network):  # rounding is not linear: every particle's weights are formed
 
         def formed(params: Any, x: Any) -> Any:
             is_leaf = lambda leaf: isinstance(leaf, LowRankMatrix)
-            return logits(jax.tree.map(lambda l: l.dense() if is_leaf(l) else l, params, is_leaf=is_leaf), x)
+            dense = lambda leaf: leaf.dense() if is_leaf(leaf) else leaf
+            return logits(jax.tree.map(dense, params, is_leaf=is_leaf), x)
 
-        return formed
-    return models.low_rank_forward(module, example, method="logits")[0]
+        return formed, False
+    forward, _ = models.low_rank_forward(module, example, method="logits")
+    return forward, not isinstance(module, models.TanhRNN)
+
+
+def _glorot(template: Any) -> Gaussian:
+    """Xavier's prior with a convolution's window among its fans, which keeps the first outputs of order one."""
+    kernel_of = lambda layer: layer["kernel"].shape
+    factors = {
+        name: {leaf: math.sqrt(2 / (math.prod(kernel_of(layer)[:-2]) * sum(kernel_of(layer)[-2:]))) for leaf in layer}
+        for name, layer in template.items()
+    }
+    return gaussian(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template), factors)

@@ -1,0 +1,91 @@
+"""A run as a curve: test accuracy against forward passes and against seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks.problems.registry import Problem
+
+
+class Run(NamedTuple):
+    """A method as the curve needs it.
+
+    Attributes:
+        init: ``init(key) -> state``.
+        step: ``step(state, key, (x, labels)) -> state``.
+        position: ``position(state) -> params``, what the method predicts with.
+        passes: Forward passes that a step spends on a sample.
+    """
+
+    init: Callable[[jax.Array], Any]
+    step: Callable[[Any, jax.Array, Any], Any]
+    position: Callable[[Any], Any]
+    passes: int
+
+
+def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
+    """Train until the budget is spent; batches are drawn without replacement within every epoch.
+
+    Args:
+        problem: Its training set and test set.
+        run: The method.
+        task: ``batch``, ``seed``, ``budget`` (sample-forward passes in all) and ``every`` (how many between two
+            measurements, rounded down to whole steps, at least one).
+
+    Returns:
+        The task with ``passes``, ``seconds`` (of the steps alone: neither compilation nor measuring) and
+        ``test_accuracy``, one number a measurement, and ``compile_seconds``.
+
+    Raises:
+        ValueError: The budget does not pay for one step.
+    """
+    batch = min(task["batch"], len(problem.train[1]))
+    cost = run.passes * batch
+    if cost > task["budget"]:
+        raise ValueError(f"budget: {task['budget']} passes; wanted at least the {cost} of one step")
+    steps = max(1, task["every"] // cost)
+    x, labels, test_x, test_labels = jax.device_put((*problem.train, *problem.test))
+    first_key, key = jax.random.split(jax.random.key(task["seed"]))
+
+    def piece(state: Any, chosen: jax.Array, first: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
+        def body(state: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+            rows, index = inputs
+            return run.step(state, jax.random.fold_in(key, index), (x[rows], labels[rows])), None
+
+        return lax.scan(body, state, (chosen, first + jnp.arange(steps)))[0]
+
+    def accuracy(state: Any, test_x: jax.Array, test_labels: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.argmax(problem.logits(run.position(state), test_x), axis=-1) == test_labels)
+
+    batches = _batches(len(problem.train[1]), batch, task["seed"])
+    chosen = jnp.stack([next(batches) for _ in range(steps)])
+    state = jax.jit(run.init)(first_key)
+    started = time.perf_counter()
+    advance = jax.jit(piece).lower(state, chosen, jnp.int32(0), x, labels).compile()
+    measure = jax.jit(accuracy).lower(state, test_x, test_labels).compile()
+    curve: dict[str, Any] = {"compile_seconds": time.perf_counter() - started}
+    passes, seconds = [0], [0.0]
+    accuracies = [float(measure(state, test_x, test_labels))]
+    while passes[-1] + steps * cost <= task["budget"]:
+        started = time.perf_counter()
+        state = jax.block_until_ready(advance(state, chosen, jnp.int32(passes[-1] // cost), x, labels))
+        seconds.append(seconds[-1] + time.perf_counter() - started)
+        chosen = jnp.stack([next(batches) for _ in range(steps)])
+        passes.append(passes[-1] + steps * cost)
+        accuracies.append(round(float(measure(state, test_x, test_labels)), 6))
+    return {**task, **curve, "passes": passes, "seconds": seconds, "test_accuracy": accuracies}
+
+
+def _batches(samples: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of the batches, epoch after epoch; those that do not fill a batch wait for the next shuffle."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(samples)
+        yield from order[: samples // size * size].reshape(-1, size)

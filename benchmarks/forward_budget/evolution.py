@@ -1,0 +1,77 @@
+"""One run of evosax's OpenES or PGPE, in the environment that holds evosax: ``python -m ... TASK DATA``.
+
+Data, network, first mean (a draw of the same prior) and loss are those of the other methods; the algorithms, their
+antithetic sampling, rank shaping and optimizers are evosax's and optax's own, as published.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import evosax.algorithms
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from evosax.core.optimizer import clipup
+
+from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.problems import registry
+from benchmarks.problems.data import Dataset
+from benchmarks.problems.registry import Problem
+
+
+def strategy(name: str, problem: Problem, task: dict[str, Any]) -> tuple[Any, Any]:
+    """The algorithm of evosax and its parameters, at a step size.
+
+    OpenES moves by Adam and ranks the fitness, as in arXiv:1703.03864; PGPE moves by ClipUp, whose largest velocity is
+    twice its step size as its authors advise (arXiv:2008.02387), and adapts a standard deviation for every parameter.
+    """
+    solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.template)
+    size, rate, sigma = task["particles"], task["learning_rate"], task["sigma"]
+    if name == "open-es":
+        algorithm = evosax.algorithms.Open_ES(
+            size, solution, optimizer=optax.adam(rate), std_schedule=optax.constant_schedule(sigma)
+        )
+        return algorithm, algorithm.default_params
+    algorithm = evosax.algorithms.PGPE(size, solution, optimizer=clipup(learning_rate=rate, max_velocity=2 * rate))
+    return algorithm, algorithm.default_params.replace(std_init=sigma)
+
+
+def run(task: dict[str, Any], problem: Problem) -> dict[str, Any]:
+    """The accuracy curve of a task: method, particles, batch, learning_rate, sigma, seed, budget, every."""
+    algorithm, parameters = strategy(task["method"], problem, task)
+
+    def init(key: jax.Array) -> Any:
+        mean, rest = jax.random.split(key)
+        return algorithm.init(rest, problem.prior.sample(mean), parameters)
+
+    def step(state: Any, key: jax.Array, batch: Any) -> Any:
+        x, labels = batch
+        ask, tell = jax.random.split(key)
+        population, state = algorithm.ask(ask, state, parameters)
+
+        def fitness(params: Any) -> jax.Array:
+            logits = problem.particle_logits(params, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return algorithm.tell(tell, population, jax.vmap(fitness)(population), state, parameters)[0]
+
+    def position(state: Any) -> Any:
+        return algorithm.get_mean(state)
+
+    return follow(problem, Run(init, step, position, passes=task["particles"]), task)
+
+
+def main(text: str, data: str) -> None:
+    """Run the task (JSON) on the data set in the file ``data`` and print the curve as the last line."""
+    task = json.loads(text)
+    with np.load(data) as arrays:
+        problem = registry.build(task["problem"], Dataset(**{name: arrays[name] for name in arrays.files}))
+    print(json.dumps(run(task, problem)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
