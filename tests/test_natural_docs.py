@@ -34,3 +34,15 @@ def test_the_digits_example_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert max(eki.accuracies) < localized.accuracies[0]
     assert localized.passes[-1] < 0.3 * low.passes[-1]
     assert (tmp_path / "digits.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_settings_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    module = importlib.import_module("natural_settings")
+    digits = importlib.import_module("natural_digits").load()
+    for options in (module.SPAN["lambda adapts"] | {"particles": 100}, module.SPAN["rank 4"] | {"particles": 100}):
+        last, average = module.accuracies(digits, 4, options)
+        assert min(last, average) > 0.8
+    page = (ROOT / "docs" / "natural_gradient.md").read_text()
+    assert all(f"particles, {name}" in page for name in [*module.SPAN, *module.LOCALIZED])
