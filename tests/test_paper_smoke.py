@@ -118,7 +118,8 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
         history = [{"test_accuracy_mean": 0.5, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}]
         return type("Result", (), {"history": [history[0] | {"forward_passes": 1}], "interrupted": False})
 
-    problem = registry.Problem("p", None, None, None, None, (np.zeros(1),) * 2, (np.zeros(1),) * 2)
+    nothing = dict.fromkeys(registry.Problem._fields)
+    problem = registry.Problem(**nothing | {"name": "p", "train": (np.zeros(1),) * 2, "test": (np.zeros(1),) * 2})
     monkeypatch.setattr(classification, "fit", train)
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
     monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
