@@ -193,13 +193,17 @@ def test_with_many_particles_both_estimates_agree(x64: None) -> None:
 
 
 def test_failed_particles_are_dropped() -> None:
-    forward, params, x = network(jnp.float32)
-    rough = lambda p, x: forward(p, x) + 0 * jnp.sqrt(p["Dense_0"]["bias"][0] - params["Dense_0"]["bias"][0] + 0.05)
+    """One that fails in the hidden layer has no finite products with the next matrix either."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {"w": jax.random.normal(keys[0], (9, 5)) / 3, "v": jax.random.normal(keys[1], (5, 3)), "b": jnp.zeros(5)}
+    x = jax.random.normal(keys[2], (6, 9))
+    rough = lambda p, x: (jnp.tanh(x @ p["w"] + p["b"]) + 0 * jnp.sqrt(p["b"][0] + 0.02)) @ p["v"]
     solver = natural.natural_gradient(rough, LOSS, 40, localized=True, averaging=0.5)
     state, info = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), (x, jnp.arange(6) % 3))
     assert 0 < int(info.failed) < 40
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.position))
     assert float(info.predicted) > 0
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.position))
+    assert bool((state.position["v"] != params["v"]).any())
 
 
 def test_its_direction_drives_any_optimizer() -> None:
