@@ -62,13 +62,36 @@ def test_batches_are_drawn_without_replacement_within_an_epoch(digits: registry.
     assert np.array_equal(np.max(np.stack(seen), axis=0), np.bincount(labels, minlength=10))
 
 
-def test_a_gradient_counts_three_passes_and_a_natural_step_its_particles() -> None:
-    for method, passes in (("msgd", 3), ("natural-eki-lowrank", 21), ("natural-eki", 20), ("eki-r", 20)):
-        task = settings.task(settings.PRESETS["smoke"], "digits-dnn", method, 0, batch=200)
-        if method != "msgd":
-            task |= {"particles": 20}
-        found = jobs.ours({**task, "budget": 2 * passes * 200, "every": 1})
-        assert found["passes"] == [0, passes * 200, 2 * passes * 200], method
+def test_a_gradient_counts_three_passes_and_a_natural_step_its_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = {}
+    monkeypatch.setattr(jobs, "follow", lambda problem, run, task: counted.update({task["method"]: run.passes}) or {})
+    for method in ("msgd", "natural-eki-lowrank", "natural-eki", "eki-r"):
+        jobs.ours(settings.task(settings.PRESETS["smoke"], "digits-dnn", method, 0))
+    # The localized estimate evaluates the mean besides its 20 particles.
+    assert counted == {"msgd": 3, "natural-eki-lowrank": 21, "natural-eki": 40, "eki-r": 40}
+
+
+def test_a_natural_run_learns_and_is_the_same_again() -> None:
+    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "natural-eki-lowrank", 0)
+    found, again = jobs.ours(task), jobs.ours(task)
+    assert found["test_accuracy"] == again["test_accuracy"]
+    assert found["test_accuracy"][-1] > max(0.8, found["test_accuracy"][0] + 0.5)
+
+
+def test_particles_of_eki_r_are_redrawn_at_the_end_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(jobs, "follow", lambda problem, run, task: runs.append((problem, run)) or {})
+    jobs.ours({"problem": "digits-dnn", "method": "eki-r", "particles": 4, "batch": 700})  # two steps an epoch
+    problem, run = runs[0]
+    state, step = run.init(jax.random.key(0)), jax.jit(run.step)
+    anomalies = []
+    for index in range(2):
+        state = step(state, jax.random.key(index), (problem.train[0][:700], problem.train[1][:700]))
+        kernel = state.ensemble["Dense_0"]["kernel"]
+        anomalies.append((kernel - kernel.mean(0)).reshape(4, -1))
+    # Anomalies stay in the span of the first three, until new ones are drawn.
+    singular = jnp.linalg.svd(jnp.concatenate(anomalies), compute_uv=False)
+    assert int(jnp.sum(singular > 1e-3 * singular[0])) == 6
 
 
 def run(passes: list[int], accuracies: list[float]) -> dict[str, Any]:

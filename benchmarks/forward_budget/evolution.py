@@ -10,12 +10,10 @@ import json
 import sys
 from typing import Any
 
-import evosax.algorithms
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from evosax.core.optimizer import clipup
 
 from benchmarks.forward_budget.curve import Run, follow
 from benchmarks.problems import registry
@@ -29,6 +27,9 @@ def strategy(name: str, problem: Problem, task: dict[str, Any]) -> tuple[Any, An
     OpenES moves by Adam and ranks the fitness, as in arXiv:1703.03864; PGPE moves by ClipUp, whose largest velocity is
     twice its step size as its authors advise (arXiv:2008.02387), and adapts a standard deviation for every parameter.
     """
+    import evosax.algorithms  # which this module's importers need not have
+    from evosax.core.optimizer import clipup
+
     solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.template)
     size, rate, sigma = task["particles"], task["learning_rate"], task["sigma"]
     if name == "open-es":
