@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ def test_the_pages_snippets_print_what_the_page_says() -> None:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(code, "docs/natural_gradient.md", "exec"), namespace)
         assert out.getvalue() == printed
+
+
+def test_the_pages_numbers_are_those_of_the_run() -> None:
+    result = json.loads((ROOT / "benchmarks/results/train/mnist-dnn2-natural-eki-lowrank.json").read_text())
+    after = [row["test_accuracy_mean"] for row in result["history"]]
+    page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
+    assert f"{after[0]:.4f} after one epoch, {after[1]:.4f} after two and {after[4]:.4f} after five" in page
+    assert (result["particles"], result["batch"]) == (1000, 1000)
 
 
 @pytest.mark.slow
