@@ -27,7 +27,9 @@ def test_the_pages_snippets_print_what_the_page_says() -> None:
 
 
 def test_the_pages_numbers_are_those_of_the_run() -> None:
-    result = json.loads((ROOT / "benchmarks/results/train/mnist-dnn2-natural-eki-lowrank.json").read_text())
+    result = json.loads(
+        (ROOT / "benchmarks/results/train/mnist-dnn2-natural-eki-lowrank-1000-particles.json").read_text()
+    )
     after = [row["test_accuracy_mean"] for row in result["history"]]
     page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
     assert f"{after[0]:.4f} after one epoch, {after[1]:.4f} after two and {after[4]:.4f} after five" in page
