@@ -113,16 +113,17 @@ def test_accuracy_at_a_budget_is_the_last_that_it_pays_for() -> None:
 
 
 def test_a_claim_needs_a_lead_beyond_the_spread() -> None:
-    def point(mean: float, spread: float) -> dict[str, float]:
-        return {"mean": mean, "spread": spread, "least": mean - spread, "most": mean + spread}
+    def point(mean: float, spread: float, reach: float) -> dict[str, float]:
+        return {"mean": mean, "spread": spread, "least": mean - reach, "most": mean + reach}
 
-    def held(ours: tuple[float, float], rival: tuple[float, float]) -> list[bool]:
-        results = {"p": {"natural-eki": {"10": point(*ours), "1": point(0, 0)}, "pgpe": {"10": point(*rival)}}}
+    def held(ours: tuple[float, ...], rival: tuple[float, ...]) -> list[bool]:
+        results = {"p": {"natural-eki": {"10": point(*ours), "1": point(0, 0, 0)}, "pgpe": {"10": point(*rival)}}}
         return [claim["holds"] for claim in summary.claims(results, start=5)]
 
-    assert held((0.9, 0.01), (0.8, 0.01)) == [True]
-    assert held((0.9, 0.06), (0.8, 0.05)) == [False]
-    assert held((0.7, 0.01), (0.8, 0.01)) == [False]
+    assert held((0.9, 0.01, 0.02), (0.8, 0.01, 0.02)) == [True]
+    assert held((0.9, 0.06, 0.01), (0.8, 0.05, 0.01)) == [False]  # a lead within the spreads
+    assert held((0.9, 0.01, 0.06), (0.8, 0.01, 0.05)) == [False]  # some seed is beaten
+    assert held((0.7, 0.01, 0.02), (0.8, 0.01, 0.02)) == [False]
 
 
 def fake(calls: list[dict[str, Any]]) -> Any:
