@@ -15,7 +15,7 @@ NAMES = {
 }
 RIVALS = ("open-es", "pgpe")
 # Step sizes that each evolution strategy chooses from, by the accuracy at the end of the tuning budget.
-GRIDS = {"open-es": (0.003, 0.01, 0.03), "pgpe": (0.03, 0.1, 0.3)}
+GRIDS = {"open-es": (0.003, 0.01, 0.03), "pgpe": (0.03, 0.1, 0.3, 1.0)}
 TITLES = {
     "digits-dnn": "digits, 64-64-10",
     "mnist-dnn2": "MNIST, DNN 2",
