@@ -66,9 +66,11 @@ def claims(results: dict[str, dict[str, Any]], start: int = FROM) -> list[dict[s
 
 
 def table(result: dict[str, Any]) -> str:
-    """The accuracies as Markdown, one table a problem."""
+    """The accuracies as Markdown, one table a problem; problems without a finished run are left out."""
     lines = []
     for problem, by_method in result["results"].items():
+        if not by_method:
+            continue
         budgets = result["budgets"][problem]
         cells = ["method", *(f"{budget / MILLION:g} M" for budget in budgets), "seconds"]
         lines += [f"### {TITLES[problem]} ({result['parameters'][problem]:,} parameters)", "", _row(cells)]
