@@ -31,6 +31,7 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
             axis.set(ylabel="test accuracy")
         axes[0, column].set(title=TITLES[problem], xlabel="sample-forward passes, millions")
         axes[1, column].set(xlabel="seconds", xscale="log")
+        axes[1, column].xaxis.set_minor_formatter("")  # its labels would run into each other
     axes[0, 0].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=90)
     plt.close(figure)
