@@ -121,10 +121,10 @@ def test_damping_one_is_the_kalman_update_of_the_mean(x64: None) -> None:
         lambda u, x: x @ u, eki_jax.squared_error(25.0), 12, sigma=0.5, damping=1.0, deviations=natural.full_rank(1.0)
     )
     state = solver.init(jnp.ones(4), jax.random.key(0))
-    u = solver.ensemble(state)
+    u = jax.jit(solver.ensemble)(state)
     c = jnp.cov(u.T)
     gain = c @ a.T @ jnp.linalg.inv(a @ c @ a.T + jnp.eye(7) / 25.0)
-    moved, _ = solver.step(state, (a, y))
+    moved, _ = jax.jit(solver.step)(state, (a, y))
     # g is taken at the mean of the outputs, that is at the particles' mean
     np.testing.assert_allclose(moved.position, state.position + gain @ (y - a @ u.mean(axis=0)), rtol=1e-6)
 
@@ -136,11 +136,13 @@ def test_transformed_deviations_have_the_posteriors_covariance(x64: None) -> Non
     )
     solver = make(deviations=natural.full_rank(1.0), antithetic=True)
     state = solver.init(jnp.ones(4), jax.random.key(0))
-    precision = jnp.linalg.inv(jnp.cov(solver.ensemble(state).T))
+    precision = jnp.linalg.inv(jnp.cov(jax.jit(solver.ensemble)(state).T))
     for _ in range(2):  # every step sees the data once more
         state, _ = jax.jit(solver.step)(state, (a, y))
         precision = precision + 25.0 * a.T @ a
-        np.testing.assert_allclose(jnp.cov(solver.ensemble(state).T), jnp.linalg.inv(precision), rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(
+            jnp.cov(jax.jit(solver.ensemble)(state).T), jnp.linalg.inv(precision), rtol=1e-5, atol=1e-9
+        )
     with pytest.raises(ValueError, match="square_root: True wants full_rank"):
         make()
 
@@ -151,9 +153,9 @@ def test_many_deviations_give_the_damped_newton_step(x64: None) -> None:
         lambda u, x: x @ u, eki_jax.squared_error(), 40, damping=1e-9, deviations=natural.full_rank()
     )
     start = solver.init(jnp.zeros(4), jax.random.key(0))
-    state, _ = solver.step(start, (a, y))
+    state, _ = jax.jit(solver.step)(start, (a, y))
     # expanded at the mean of the particles, which is off m by their number's square root
-    centre = solver.ensemble(start).mean(axis=0)
+    centre = jax.jit(solver.ensemble)(start).mean(axis=0)
     np.testing.assert_allclose(state.position + centre, jnp.linalg.lstsq(a, y)[0], rtol=1e-4)
 
 
@@ -182,9 +184,9 @@ def test_ask_and_tell_is_a_step() -> None:
     forward, params, batch = classifier()
     make = lambda f: natural.natural_gradient(f, natural.softmax_cross_entropy(), 16)
     state = make(forward).init(params, jax.random.key(0))
-    outputs = eki_jax.evaluate(forward, make(None).ensemble(state), batch[0])
-    told, info = make(None).update(state, outputs, batch[1])
-    stepped, wanted = make(forward).step(state, batch)
+    outputs = eki_jax.evaluate(forward, jax.jit(make(None).ensemble)(state), batch[0])
+    told, info = jax.jit(make(None).update)(state, outputs, batch[1])
+    stepped, wanted = jax.jit(make(forward).step)(state, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), told.position, stepped.position)
     np.testing.assert_allclose(info.loss, wanted.loss, rtol=1e-5)
     assert int(told.count) == 1
@@ -198,10 +200,10 @@ def test_antithetic_pairs_are_opposite_and_need_even_numbers() -> None:
     forward, params, batch = classifier()
     loss = natural.softmax_cross_entropy()
     solver = natural.natural_gradient(forward, loss, 6, antithetic=True)
-    u = solver.ensemble(solver.init(params, jax.random.key(0)))["w"] - params["w"]
+    u = jax.jit(solver.ensemble)(solver.init(params, jax.random.key(0)))["w"] - params["w"]
     np.testing.assert_allclose(u[::2], -u[1::2], atol=1e-6)
     assert jnp.abs(u[0] - u[2]).max() > 1e-3
-    state, _ = solver.step(solver.init(params, jax.random.key(0)), batch)
+    state, _ = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), batch)
     assert natural.softmax_cross_entropy()(forward(state.position, batch[0]), batch[1]) < loss(
         forward(params, batch[0]), batch[1]
     )
@@ -213,7 +215,7 @@ def test_deviations_are_fresh_when_they_are_said_to_be() -> None:
     forward, params, _ = classifier()
     solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 4, redraw_every=2)
     state = solver.init(params, jax.random.key(0))
-    u = [solver.ensemble(state._replace(count=jnp.asarray(n)))["w"] for n in range(3)]
+    u = [jax.jit(solver.ensemble)(state._replace(count=jnp.asarray(n)))["w"] for n in range(3)]
     assert bool((u[0] == u[1]).all())
     assert bool((u[1] != u[2]).any())
 
@@ -229,9 +231,9 @@ def test_schedules_follow_the_count() -> None:
         learning_rate=lambda n: jnp.where(n == 0, 1e-12, 1.0),
     )
     state = solver.init(params, jax.random.key(0))
-    first, info = solver.step(state, batch)
+    first, info = jax.jit(solver.step)(state, batch)
     np.testing.assert_allclose(first.position["w"], params["w"], atol=1e-7)
-    _, later = solver.step(first, batch)
+    _, later = jax.jit(solver.step)(first, batch)
     np.testing.assert_allclose(
         [info.sigma, later.sigma, info.damping, later.damping], [0.1, 0.05, 1e-3, 5e-4], rtol=1e-6
     )
@@ -270,12 +272,14 @@ def test_damping_adapts_to_how_well_the_loss_was_predicted() -> None:
     make = lambda rate: natural.natural_gradient(
         forward, natural.softmax_cross_entropy(), 16, damping=rule, learning_rate=rate
     )
-    good, info = make(0.1).step(make(0.1).init(params, jax.random.key(0)), batch)  # a short step: the model holds
+    good, info = jax.jit(make(0.1).step)(
+        make(0.1).init(params, jax.random.key(0)), batch
+    )  # a short step: the model holds
     loss = lambda p: natural.softmax_cross_entropy()(forward(p, batch[0]), batch[1])
     np.testing.assert_allclose(info.measured, loss(params) - loss(good.position), rtol=1e-3)
     np.testing.assert_allclose(info.measured, info.predicted, rtol=0.2)
     assert float(good.damping) == pytest.approx(5e-3)
-    bad, info = make(30.0).step(make(30.0).init(params, jax.random.key(0)), batch)  # far beyond
+    bad, info = jax.jit(make(30.0).step)(make(30.0).init(params, jax.random.key(0)), batch)  # far beyond
     assert float(info.measured) < 0.25 * abs(float(info.predicted))
     assert float(bad.damping) == pytest.approx(4e-2)
     with pytest.raises(TypeError, match="adaptive, which evaluates the model"):
@@ -295,7 +299,7 @@ def test_particles_that_fail_are_dropped_and_counted(x64: None) -> None:
     _, params, batch = classifier()
     rough = lambda p, x: jnp.sqrt(p["b"][0] + 0.02) * 0 + x @ p["w"]
     solver = natural.natural_gradient(rough, natural.softmax_cross_entropy(), 16)
-    state, info = solver.step(solver.init(params, jax.random.key(0)), batch)
+    state, info = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), batch)
     assert 0 < int(info.failed) < 16
     assert not bool(info.is_finite)
     assert bool(jnp.isfinite(state.position["w"]).all())

@@ -15,6 +15,7 @@ from flax import linen as nn
 import eki_jax
 from eki_jax import natural
 from eki_jax.flax import TanhRNN, dense_network, low_rank_forward
+from eki_jax.natural._axes import Axes
 from eki_jax.natural._cloud import Cloud
 from eki_jax.natural._localized import Columns, Local, Spanned, estimated_jacobian
 from eki_jax.natural._span import centred
@@ -33,10 +34,13 @@ def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, a
         drawn = cloud.draw(jax.random.key(0), params)
         here, inputs = cloud.inputs(forward, params, drawn, x)
         outputs, inner = cloud.evaluate_recorded(forward, params, drawn, sigma, x, None, list(inputs))
-        return drawn, here, inputs, inner, centred(outputs)[0]
+        return drawn, here, inputs, inner, *centred(outputs, Axes())
 
-    drawn, here, inputs, inner, rows = recorded(params)
-    return estimated_jacobian(deviations, params, drawn, rows, sigma, inputs, inner, len(x)), here, (cloud, drawn)
+    drawn, here, inputs, inner, rows, healthy, number = recorded(params)
+    jacobian = estimated_jacobian(
+        deviations, params, drawn, rows, sigma, inputs, inner, len(x), healthy, number, Axes()
+    )
+    return jacobian, here, (cloud, drawn)
 
 
 def formed(jacobian: Any, params: Any) -> np.ndarray:
@@ -81,8 +85,8 @@ def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
     assert isinstance(kinds["kernel1"], Local)
     assert isinstance(kinds["bias0"], Columns)
     truth = exact(forward, params, x)
-    plain = cloud.ensemble(params, drawn, jnp.asarray(SIGMA))
-    rows, _ = centred(jax.jit(eki_jax.evaluate, static_argnums=0)(forward, plain, x))
+    plain = jax.jit(cloud.ensemble)(params, drawn, jnp.asarray(SIGMA))
+    rows, *_ = centred(jax.jit(eki_jax.evaluate, static_argnums=0)(forward, plain, x), Axes())
     e = np.stack(
         [jax.flatten_util.ravel_pytree(jax.tree.map(lambda u, m: u[j] - m, plain, params))[0] for j in range(100)]
     )

@@ -25,7 +25,7 @@ def explicit(forward: Any, params: Any, x: Any, rank: int = 1, **options: Any) -
     cloud = Cloud(natural.low_rank(rank, **options), J)
     drawn, sigma = cloud.draw(jax.random.key(0), params), jnp.asarray(0.3)
     found = cloud.evaluate(forward, params, drawn, sigma, x, 2)
-    return found, cloud.ensemble(params, drawn, sigma), cloud, drawn
+    return found, jax.jit(cloud.ensemble)(params, drawn, sigma), cloud, drawn
 
 
 def check_module(module: Any, x: Any, rank: int = 1, method: str | None = None, **options: Any) -> None:
@@ -186,7 +186,7 @@ def test_a_step_is_that_of_the_explicit_ensemble(rank: int, x64: None) -> None:
     params = jax.tree.map(lambda m: m.astype(jnp.float64), params)
     cloud = Cloud(natural.low_rank(rank, 0.5), 6, antithetic=True)
     drawn, weights = cloud.draw(jax.random.key(0), params), jax.random.normal(jax.random.key(1), (6,))
-    u = cloud.ensemble(params, drawn, jnp.asarray(1.0))
+    u = jax.jit(cloud.ensemble)(params, drawn, jnp.asarray(1.0))
     wanted = jax.tree.map(lambda e, m: jnp.tensordot(weights, e - m, axes=1), u, params)
     found = cloud.combine(params, drawn, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), found, wanted)
@@ -196,13 +196,13 @@ def test_a_step_is_that_of_the_explicit_ensemble(rank: int, x64: None) -> None:
 def test_deviations_have_the_scale_and_rank_they_should(rank: int) -> None:
     params = {"w": jnp.zeros((40, 30)), "bias": jnp.zeros(30)}
     cloud = Cloud(natural.low_rank(rank, 0.5), 200)
-    e = cloud.ensemble(params, cloud.draw(jax.random.key(0), params), jnp.asarray(1.0))
+    e = jax.jit(cloud.ensemble)(params, cloud.draw(jax.random.key(0), params), jnp.asarray(1.0))
     assert jnp.std(e["w"]) == pytest.approx(0.5, rel=0.05)
     assert jnp.std(e["bias"]) == pytest.approx(0.5, rel=0.05)
     assert int(jnp.linalg.matrix_rank(e["w"][0])) == rank
     # by default, Xavier's
     e = Cloud(natural.low_rank(rank), 200)
-    e = e.ensemble(params, e.draw(jax.random.key(0), params), jnp.asarray(1.0))
+    e = jax.jit(e.ensemble)(params, e.draw(jax.random.key(0), params), jnp.asarray(1.0))
     assert jnp.std(e["w"]) == pytest.approx((2 / 70) ** 0.5, rel=0.05)
 
 

@@ -61,6 +61,9 @@ SLOW = pytest.mark.slow
         pytest.param("samples", None, (2, 4), {}, marks=SLOW),
         pytest.param("sum", None, (2, 4), {"averaging": 0.9}, marks=SLOW),
         pytest.param("any", None, (4, 2), {}, marks=SLOW),
+        pytest.param("softmax", None, (4, 2), {"localized": True}, marks=SLOW),
+        pytest.param("sum", None, (2, 4), {"localized": True}, marks=SLOW),
+        pytest.param("any", None, (8, 1), {"localized": True}, marks=SLOW),
     ],
 )
 def test_sharded_equals_single(name: str, space: Any, mesh: tuple[int, int], options: Any, x64: None) -> None:
@@ -80,18 +83,35 @@ def test_sharded_equals_single(name: str, space: Any, mesh: tuple[int, int], opt
     assert np.abs(single.position["w"] - params["w"]).max() > 1e-3
 
 
-def test_a_failed_particle_is_dropped_on_all_devices(x64: None) -> None:
+def test_localized_leaves_of_every_kind_are_spread(x64: None) -> None:
+    _, params, batch = problem()
+    params = {"twice": params["w"], **params}
+    # of 35 numbers: a product a sample, in full from 4 particles and more; 7 numbers: in columns
+    forward = lambda p, x: jnp.tanh(x @ p["w"] + x @ p["twice"] + (x + 1) @ p["twice"] + p["b"]) @ p["v"]
+    make = partial(
+        natural.natural_gradient, forward, natural.softmax_cross_entropy(), PARTICLES, 0.125, 0.125**3, localized=True
+    )
+    state = make().init(jax.tree.map(lambda m: m.astype(jnp.float64), params), jax.random.key(0))
+    wanted, _ = jax.jit(make().step)(state, batch)
+    found, _ = jax.jit(spread_step(make, sharding.make_mesh(4, 2), "batch"))(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), found.position, wanted.position)
+    assert np.abs(wanted.position["twice"] - params["twice"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("localized", [False, True])
+def test_a_failed_particle_is_dropped_on_all_devices(localized: bool, x64: None) -> None:
     forward, params, batch = problem()
     # fails on one sample only, which one device alone sees
     rough = lambda p, x: forward(p, x) + 0 * jnp.log(0.3 + p["b"][0] + 100.0 * (x[:, :1] < jnp.sort(x[:, 0])[-2]))
-    make = partial(natural.natural_gradient, rough, natural.softmax_cross_entropy(), PARTICLES, 1.0)
+    options = {"localized": localized, "damping": 0.125}
+    make = partial(natural.natural_gradient, rough, natural.softmax_cross_entropy(), PARTICLES, 1.0, **options)
     state = make().init(params, jax.random.key(1))
     x = jnp.sort(batch[0], axis=0)
-    wanted, info = make().step(state, (x, batch[1]))
+    wanted, info = jax.jit(make().step)(state, (x, batch[1]))
     assert 0 < int(info.failed) < PARTICLES
     whole = lambda p, x: forward(p, x) + 0 * jnp.log(0.3 + p["b"][0] + 100.0 * (x[:, :1] < threshold))
     threshold = jnp.sort(x[:, 0])[-2]
-    make = partial(natural.natural_gradient, whole, natural.softmax_cross_entropy(), PARTICLES, 1.0)
+    make = partial(natural.natural_gradient, whole, natural.softmax_cross_entropy(), PARTICLES, 1.0, **options)
     found, many = jax.jit(spread_step(make, sharding.make_mesh(2, 2), "batch"))(state, (x, batch[1]))
     assert int(many.failed) == int(info.failed)
     np.testing.assert_allclose(found.position["w"], wanted.position["w"], rtol=1e-4, atol=1e-6)
@@ -120,8 +140,9 @@ def test_particles_do_not_depend_on_the_number_of_devices() -> None:
     make = partial(natural.natural_gradient, forward, natural.softmax_cross_entropy(), 8)
     state = make().init(params, jax.random.key(0))
     body = make(axis_name="particles").ensemble
-    found = jax.shard_map(body, mesh=sharding.make_mesh(4), in_specs=SAME, out_specs=PartitionSpec("particles"))(state)
-    wanted = make().ensemble(state)
+    spread = jax.shard_map(body, mesh=sharding.make_mesh(4), in_specs=SAME, out_specs=PartitionSpec("particles"))
+    found = jax.jit(spread)(state)
+    wanted = jax.jit(make().ensemble)(state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, wanted)
     assert not np.allclose(wanted["w"][0], wanted["w"][1])
 
@@ -142,8 +163,10 @@ def test_what_cannot_be_spread_is_said() -> None:
     targets = (batch[0], jax.nn.one_hot(batch[1], CLASSES))
     with pytest.raises(ValueError, match="space: 'ensemble' on several devices"):
         run(LOSSES["any"], 20, targets, space="ensemble")
-    with pytest.raises(ValueError, match="localized: True over several devices"):
-        natural.natural_gradient(forward, softmax, 16, localized=True, axis_name="particles")
+    make = partial(natural.natural_gradient, forward, LOSSES["any"], PARTICLES, localized=True)
+    step = spread_step(make, sharding.make_mesh(4, 2), "batch")
+    with pytest.raises(ValueError, match="loss: is not known to be a sum over samples"):
+        jax.eval_shape(step, state, targets)
 
 
 def test_a_checkpoint_holds_the_mean_and_a_key(tmp_path: Any) -> None:

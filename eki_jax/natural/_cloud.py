@@ -67,7 +67,9 @@ class Cloud(NamedTuple):
         """The mean particle's outputs, and the inputs (B, n) of those matrices that each sample meets once."""
         assert isinstance(self.deviations, LowRank)
         tape = Tape(inputs=True)
-        factors = jax.tree.map(lambda leaf: leaf[0], drawn[0])
+        factors = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), drawn[0]
+        )  # no particle's: the same on all devices
         outputs = _called(forward, self.deviations.particle(mean, factors, jnp.zeros(()), tape), x)
         samples = jax.tree.leaves(outputs)[0].shape[:1]
         local = {n: x for n, x in tape.entries.items() if x is not None and x.ndim == 2 and x.shape[:1] == samples}

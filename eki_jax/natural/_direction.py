@@ -19,7 +19,7 @@ from eki_jax.natural._damping import as_schedule
 from eki_jax.natural._deviations import Deviations, LowRank, low_rank
 from eki_jax.natural._localized import damped_newton, estimated_jacobian
 from eki_jax.natural._solve import HIGHEST, Space
-from eki_jax.natural._span import centred, span_step
+from eki_jax.natural._span import centred, everywhere, share_of_loss, span_step
 
 
 class Direction(NamedTuple):
@@ -104,26 +104,32 @@ class Estimator(NamedTuple):
         self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
     ) -> Direction:
         x, targets = batch
-        deviations = self.cloud.deviations
+        deviations, axes = self.cloud.deviations, self.axes
         assert isinstance(deviations, LowRank)
         here, inputs = self.cloud.inputs(forward, mean, drawn, x)
         outputs, inner = self.cloud.evaluate_recorded(forward, mean, drawn, sigma, x, self.chunk_size, list(inputs))
-        rows, healthy = centred(outputs)
+        rows, healthy, number = centred(outputs, axes)
         model = curvature(self.loss, here, targets)
         check_convex(model)
+        share = share_of_loss(self.loss, axes)
         samples = jax.tree.leaves(here)[0].shape[0]
-        jacobian = estimated_jacobian(deviations, mean, drawn, rows, sigma, inputs, inner, samples)
+        jacobian = estimated_jacobian(
+            deviations, mean, drawn, rows, sigma, inputs, inner, samples, healthy, number, axes
+        )
         gradient = lambda z: curvature(self.loss, z, targets).gradient
         flat, unravel = jax.flatten_util.ravel_pytree(here)
-        curve = lambda q: jax.jvp(lambda z: gradient(unravel(z)), (flat,), (q.astype(flat.dtype),))[1]
-        d = damped_newton(jacobian, curve, model.gradient, damping / sigma**2, self.iterations)
+        curve = lambda q: share * jax.jvp(lambda z: gradient(unravel(z)), (flat,), (q.astype(flat.dtype),))[1]
+        residual = share * model.gradient
+        d = damped_newton(jacobian, curve, residual, damping / sigma**2, self.iterations)
         along = jacobian.times(d)
-        slope, bend = jnp.vdot(model.gradient, along), jnp.vdot(along, curve(along))
-        usable = _usable(slope, bend, sigma, damping) & model.is_convex
+        over_samples = Axes(batch=axes.batch)
+        value, slope, bend = over_samples.sum(
+            (share * model.value, jnp.vdot(residual, along), jnp.vdot(along, curve(along)))
+        )
+        usable = _usable(slope, bend, sigma, damping) & everywhere(model.is_convex, over_samples)
         scales = deviations.scales(mean)
         ascent = jax.tree.map(lambda m, v, s: jnp.where(usable, (s * v).astype(m.dtype), 0), mean, d, scales)
-        number = jnp.sum(healthy).astype(rows.dtype)
-        return Direction(ascent, model.value, slope, bend, number, jnp.asarray(False), usable)
+        return Direction(ascent, value, slope, bend, number, jnp.asarray(False), usable)
 
 
 def _usable(slope: Array, bend: Array, sigma: Array, damping: Array) -> Array:
@@ -211,8 +217,6 @@ def make_estimator(
         raise ValueError(f"iterations: {iterations}; wanted at least 1")
     if localized and not isinstance(deviations, LowRank):
         raise ValueError("localized: True with deviations of full rank; wanted low_rank(...)")
-    if localized and (axis_name or batch_axis_name):
-        raise ValueError("localized: True over several devices; wanted axis_name=None and batch_axis_name=None")
     cloud = Cloud(deviations, particles, antithetic, axis_name)
     return Estimator(loss, cloud, iterations if localized else 0, space, batch_axis_name, chunk_size, precision)
 

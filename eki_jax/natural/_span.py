@@ -87,7 +87,7 @@ def _in_ensemble_space(
 ) -> SpanStep:
     healthy = _healthy(outputs, axes)
     outputs, targets = _all_particles(outputs, targets, axes)
-    every = healthy if axes.particles is None else _everywhere(healthy, axes)
+    every = healthy if axes.particles is None else _of_all(healthy, axes)
     rows, mean, number = _centred(outputs, every)
     model = curvature(loss, mean, targets)
     check_convex(model)
@@ -100,7 +100,7 @@ def _in_ensemble_space(
     sums = share * axes.sum(sums)
     matrix, right = sums[:, :-1], sums[:, -1]
     weights, fallback = damped_solve(matrix, right, damping)
-    value, convex = share * axes.sum(model.value), _all(model.is_convex, axes)
+    value, convex = share * axes.sum(model.value), everywhere(model.is_convex, axes)
     bend = jnp.vdot(weights, jnp.matmul(matrix, weights, precision=HIGHEST))
     slope = jnp.vdot(right, weights)
     own = _axes.own_part(weights, axes.particles)
@@ -130,14 +130,29 @@ def _in_output_space(loss: LossFn, outputs: Any, targets: Any, damping: Array, a
     moved = copies * axes.sum(weights @ factor)
     value, convex = model.value, model.is_convex
     if axes.batch is not None:
-        value, convex = lax.pmean(value, axes.batch), _all(convex, Axes(batch=axes.batch))
+        value, convex = lax.pmean(value, axes.batch), everywhere(convex, Axes(batch=axes.batch))
     return SpanStep(weights, value, slope, jnp.vdot(moved, moved), number, fallback, convex, None)
 
 
-def centred(outputs: Any) -> tuple[Array, Array]:
-    """Rows ``(z_j - mean z) / sqrt(J - 1)``, zero for particles that failed; which did not."""
-    healthy = finite_particles(outputs)
-    return _centred(outputs, healthy)[0], healthy
+def centred(outputs: Any, axes: Axes) -> tuple[Array, Array, Array]:
+    """Rows ``(z_j - mean z) / sqrt(J - 1)``, zero for particles that failed; which did not; how many on all devices."""
+    healthy = _healthy(outputs, axes)
+    rows, _, number = _centred(outputs, healthy, axes.particles)
+    return rows, healthy, number
+
+
+def share_of_loss(loss: LossFn, axes: Axes) -> float:
+    """What this device's samples count in the loss of all samples: a mean is the mean of the devices' means.
+
+    Raises:
+        ValueError: a loss that is no sum over samples, spread over them.
+    """
+    kind = _sum_over_samples(loss)
+    if axes.batch is not None and kind is None:
+        raise ValueError(
+            "loss: is not known to be a sum over samples, which are spread over devices; wanted one that is"
+        )
+    return 1 / _axes.size(axes.batch) if kind == "mean" else 1.0
 
 
 def _centred(outputs: Any, healthy: Array, axis: str | None = None) -> tuple[Array, Any, Array]:
@@ -158,7 +173,7 @@ def _healthy(outputs: Any, axes: Axes) -> Array:
     return healthy if axes.batch is None else lax.pmin(healthy.astype(jnp.int32), axes.batch) > 0
 
 
-def _everywhere(healthy: Array, axes: Axes) -> Array:
+def _of_all(healthy: Array, axes: Axes) -> Array:
     """The flags of all particles, as numbers that are known to be the same on all devices."""
     local, devices = len(healthy), _axes.size(axes.particles)
     own = jnp.zeros(local * devices, jnp.int32)
@@ -178,7 +193,8 @@ def _all_particles(outputs: Any, targets: Any, axes: Axes) -> tuple[Any, Any]:
     return exchanged, jax.tree.map(lambda y: _axes.own_part(jnp.asarray(y), axes.particles), targets)
 
 
-def _all(flag: Array, axes: Axes) -> Array:
+def everywhere(flag: Array, axes: Axes) -> Array:
+    """Whether a flag is up on all devices."""
     return axes.sum(jnp.asarray(~flag, jnp.int32)) == 0
 
 
