@@ -14,7 +14,7 @@ NAMES = {
     "msgd": "momentum SGD",
 }
 RIVALS = ("open-es", "pgpe")
-# Step sizes that each evolution strategy chooses from, by the accuracy at the end of the tuning budget.
+# Step sizes that each evolution strategy chooses from, by the accuracy at the end of a tuning run.
 GRIDS = {"open-es": (0.003, 0.01, 0.03), "pgpe": (0.03, 0.1, 0.3, 1.0)}
 TITLES = {
     "digits-dnn": "digits, 64-64-10",
@@ -29,36 +29,36 @@ class Preset(NamedTuple):
 
     Attributes:
         budgets: problem -> the budgets in sample-forward passes at which accuracies are compared.
-        tuning: Passes of a tuning run.
         every: Passes between two measurements.
         seeds: Of the runs; tuning has a seed of its own.
     """
 
     budgets: dict[str, tuple[int, ...]]
-    tuning: int
     every: int
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+def _millions(*counts: int) -> tuple[int, ...]:
+    return tuple(count * MILLION for count in counts)
+
+
 PRESETS = {
-    "smoke": Preset({"digits-dnn": (100_000, 200_000)}, 100_000, 50_000, seeds=(0, 1)),
+    "smoke": Preset({"digits-dnn": (100_000, 200_000)}, 50_000, seeds=(0, 1)),
     "cpu": Preset(
         {
-            name: tuple(n * MILLION for n in (1, 2, 3, 5))
-            for name in ("mnist-dnn2", "mnist-small-cnn", "cifar10-small-cnn")
+            "mnist-dnn2": _millions(1, 2, 5, 10),
+            "mnist-small-cnn": _millions(1, 2, 3, 5),
+            "cifar10-small-cnn": _millions(1, 2, 3, 5),
         },
-        2 * MILLION,
         MILLION // 2,
     ),
     "full": Preset(
-        {
-            name: tuple(n * MILLION for n in (1, 2, 5, 10, 20, 50, 100))
-            for name in ("mnist-dnn2", "mnist-small-cnn", "cifar10-small-cnn")
-        },
-        10 * MILLION,
+        {name: _millions(1, 2, 5, 10, 20, 50, 100) for name in ("mnist-dnn2", "mnist-small-cnn", "cifar10-small-cnn")},
         MILLION,
     ),
 }
+# What a tuning run may spend of the largest budget.
+TUNING_SHARE = 0.4
 # The seed of tuning runs, which no reported run has.
 TUNING_SEED = 100
 
@@ -92,5 +92,7 @@ ON_PROBLEM: dict[tuple[str, str], dict[str, Any]] = {
 def task(preset: Preset, problem: str, method: str, seed: int, **chosen: Any) -> dict[str, Any]:
     """One run as JSON."""
     settings = {**SETTINGS[method], **ON_PROBLEM.get((problem, method), {}), **chosen}
-    budget = preset.tuning if seed == TUNING_SEED else preset.budgets[problem][-1]
+    budget = preset.budgets[problem][-1]
+    if seed == TUNING_SEED:
+        budget = round(TUNING_SHARE * budget)
     return {"problem": problem, "method": method, **settings, "seed": seed, "budget": budget, "every": preset.every}
