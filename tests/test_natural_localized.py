@@ -63,18 +63,19 @@ def network(dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize(("rank", "antithetic"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
-def test_its_error_is_that_of_the_layers_outputs_not_of_its_parameters(rank: int, antithetic: bool, x64: None) -> None:
-    forward, params, x = network()
+def test_it_is_close_where_there_are_more_particles_than_numbers_that_reach_a_sample(
+    rank: int, antithetic: bool, x64: None
+) -> None:
+    forward, params, x = network()  # 5 + 3 outputs of layers, and as many biases: 16 numbers
     truth = exact(forward, params, x)
     errors = []
-    for particles in (100, 1600):
-        jacobian, here, _ = estimate(forward, params, x, particles, rank, antithetic)
+    for particles in (12, 40, 160):
+        jacobian, here, _ = estimate(forward, params, x, (1 + antithetic) * particles, rank, antithetic)
         np.testing.assert_allclose(here, forward(params, x), rtol=1e-10)
         errors.append(np.linalg.norm(formed(jacobian, params) - truth) / np.linalg.norm(truth))
-    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.35)  # as 1 / sqrt(J)
-    assert errors[0] < 1.4 * np.sqrt(
-        2 * (5 + 3) / 100 * (1 + antithetic)
-    )  # 16 numbers reach a sample: layers and biases
+    assert errors[0] < 0.9  # covariances alone: 1.3 and more
+    assert errors[1] < 0.25
+    assert errors[2] < 0.05
 
 
 def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
@@ -83,7 +84,7 @@ def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
     kinds = dict(zip(["bias0", "kernel0", "bias1", "kernel1"], jacobian.parts, strict=True))
     assert isinstance(kinds["kernel0"], Local)
     assert isinstance(kinds["kernel1"], Local)
-    assert isinstance(kinds["bias0"], Columns)
+    assert isinstance(kinds["bias0"], Local)
     truth = exact(forward, params, x)
     plain = jax.jit(cloud.ensemble)(params, drawn, jnp.asarray(SIGMA))
     rows, *_ = centred(jax.jit(eki_jax.evaluate, static_argnums=0)(forward, plain, x), Axes())
@@ -92,11 +93,11 @@ def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
     )
     unlocalized = np.asarray(rows).T @ e * np.sqrt(99) / 99 / (0.5 * SIGMA) ** 2
     error = lambda found: np.linalg.norm(found - truth) / np.linalg.norm(truth)
-    assert error(formed(jacobian, params)) < 0.6 * error(unlocalized)
+    assert error(formed(jacobian, params)) < 0.1 * error(unlocalized)
 
 
 def test_one_layer_by_hand(x64: None) -> None:
-    """Delta_x = sum_j z_j (x a_j) b_j^T / sum_j (x a_j)^2, in two loops."""
+    """A sample's slopes are the least squares fit of its outputs to (x a_j) b_j."""
     x = np.random.default_rng(0).normal(size=(3, 4))
     params = {"w": jnp.zeros((4, 2), jnp.float64)}
     forward = lambda p, x: jnp.sin(x @ p["w"])
@@ -105,9 +106,9 @@ def test_one_layer_by_hand(x64: None) -> None:
     z = np.sin(SIGMA * np.einsum("bn,jn,jk->jbk", x, a, b))
     z = z - z.mean(axis=0)
     for sample in range(3):
-        s = SIGMA * (a @ x[sample])
-        slope = sum(np.outer(z[j, sample], s[j] * b[j]) for j in range(20)) * 20 / 19 / np.sum(s**2)
-        np.testing.assert_allclose(jacobian.parts[0].slopes[sample] / 0.5, slope * 19 / 20, rtol=1e-6)
+        design = SIGMA * (a @ x[sample])[:, None] * b
+        slope = np.linalg.lstsq(design, z[:, sample])[0].T
+        np.testing.assert_allclose(jacobian.parts[0].slopes[sample] / 0.5, slope, rtol=1e-6)
     v, r = jnp.ones((4, 2)), jnp.arange(6.0)
     np.testing.assert_allclose(jnp.vdot(jacobian.times({"w": v}), r), jnp.vdot(jacobian.transposed(r)["w"], v))
 
