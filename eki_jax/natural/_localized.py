@@ -1,15 +1,17 @@
 r"""The model's derivative estimated sample by sample, from what every sample's particles saw.
 
-A deviation ``a_j b_j^T`` of a weight matrix reaches sample x only as ``(x a_j) b_j``, added to the matrix's n outputs:
-a vector of n known numbers instead of the matrix's P. The derivative of the sample's outputs z with respect to it,
+A deviation ``a_j b_j^T`` of a weight matrix reaches sample x only as ``d_j(x) = (x a_j) b_j``, added to the matrix's n
+outputs: a vector of n known numbers instead of the matrix's P. A vector reaches it as itself. To first order the
+particles' outputs z are linear in these few numbers, so that a regression for every sample has the derivatives,
 
-.. math:: \Delta_x = \frac{\sum_j z_j\, (x a_j) b_j^T}{\sum_j (x a_j)^2}, \qquad
-          \frac{\partial z}{\partial W} \cdot V \approx \Delta_x\, (x V),
+.. math:: \min_\Delta \sum_j \Big| z_j(x) - \bar z(x) - \sum_{W} \Delta_{W,x}\, d_{W,j}(x) \Big|^2, \qquad
+          \frac{\partial z}{\partial W} \cdot V \approx \Delta_{W,x}\, (x V) .
 
-is the covariance C_uG of the sample and the matrix without what cannot be there: localization, as the ensemble Kalman
-filter knows it for space. Its noise is that of n unknowns from J particles, not of P. Other parameters
-keep the plain estimate ``sum_j z_j e_j^T / (J sigma)``. With it the damped Gauss-Newton system is that of all P
-parameters, solved by conjugate gradients:
+The first iterate of its conjugate gradients is the covariance C_uG of the sample and the matrix without what cannot be
+there: localization, as the ensemble Kalman filter knows it for space. The iterations take out what all the other
+matrices put into that covariance, which is most of its noise. Leaves that reach a sample in another way keep the plain
+estimate ``sum_j z_j e_j^T / (J sigma)``. The damped Gauss-Newton system is that of all P parameters, solved by
+conjugate gradients too:
 
 .. math:: (J^T H J + \tfrac{\lambda}{\sigma^2} I)\, d = J^T g
 """
