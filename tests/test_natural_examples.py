@@ -42,3 +42,20 @@ def test_the_settings_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert min(last, average) > 0.8
     page = (ROOT / "docs" / "natural_gradient.md").read_text()
     assert all(f"particles, {name}" in page for name in [*module.SPAN, *module.LOCALIZED])
+
+
+def test_the_pages_best_is_that_of_the_run() -> None:
+    result = json.loads((ROOT / "benchmarks/results/train/mnist-dnn2-natural-best.json").read_text())
+    last = result["history"][-1]
+    page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
+    assert f"ends at {last['test_accuracy']:.4f} after {last['epoch']} epochs" in page
+    assert (result["settings"]["problem"], result["settings"]["particles"]) == ("mnist-dnn2", 300)
+
+
+@pytest.mark.slow
+def test_the_mnist_example_learns_the_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    main = importlib.import_module("natural_mnist").main
+    history = main(tmp_path / "result.json", problem="digits-dnn", particles=60, batch=100, epochs=4)
+    assert history[-1]["test_accuracy"] > 0.9
+    assert json.loads((tmp_path / "result.json").read_text())["history"] == history

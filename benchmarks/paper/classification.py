@@ -198,6 +198,7 @@ def draw_epochs(path: Path, runs: dict[str, Any], labels: list[str]) -> None:
                 accuracies = [line["test_accuracy_mean"] for line in record["history"]]
                 axis.plot(range(1, len(accuracies) + 1), accuracies, ".-", label=name.removeprefix(f"{label}, "))
         axis.set(title=label, xlabel="epoch", ylabel="test accuracy")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
