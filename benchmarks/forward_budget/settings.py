@@ -79,7 +79,7 @@ ON_PROBLEM: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist-small-cnn", "natural-eki"): _FULL_CNN,
     ("cifar10-small-cnn", "natural-eki"): _FULL_CNN,
     ("mnist-dnn2", "natural-eki"): {"damping": 1e-4},
-    ("digits-dnn", "natural-eki-lowrank"): {"particles": 20, "batch": 200, "damping": 1e-6},
+    ("digits-dnn", "natural-eki-lowrank"): {"particles": 20, "batch": 200, "damping": 1e-5},
     ("digits-dnn", "natural-eki"): {"particles": 40, "batch": 200},
     ("digits-dnn", "eki-r"): {"particles": 40, "batch": 100},
 }
