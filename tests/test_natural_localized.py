@@ -234,3 +234,16 @@ def test_bad_settings_are_named() -> None:
     with pytest.raises(TypeError, match="sees inside of the model"):
         solver.update(solver.init(jnp.ones((3, 2)), jax.random.key(0)), jnp.zeros((4, 5, 2)), jnp.zeros(5, jnp.int32))
     assert solver.passes == 5
+
+
+@pytest.mark.parametrize(("x64", "dtype"), [(False, jnp.bfloat16), (True, jnp.float32)])
+def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
+    """Also where nothing reaches a sample in few numbers: one matrix, multiplied twice."""
+    with jax.enable_x64(x64):
+        x, params = jnp.ones((6, 5), dtype), {"w": jnp.full((5, 3), 0.1, dtype)}
+        for forward, extra in ((lambda p, x: x @ p["w"] + (2 * x) @ p["w"], {}), (lambda p, x: x @ p["w"] + p["b"], 3)):
+            u = params | ({"b": jnp.zeros(extra, dtype)} if extra else {})
+            solver = natural.natural_gradient(forward, LOSS, 8, localized=True)
+            state, info = jax.jit(solver.step)(solver.init(u, jax.random.key(1)), (x, jnp.arange(6) % 3))
+            assert bool(info.is_finite)
+            assert jax.tree.map(lambda leaf: leaf.dtype, state.position) == jax.tree.map(lambda leaf: leaf.dtype, u)

@@ -19,6 +19,8 @@ conjugate gradients too:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -163,17 +165,18 @@ def estimated_jacobian(
     spanned = rows * (signs / (sigma * spread))[:, None]
     parts: list[Any] = []
     reaches: list[Reach] = []
+    reach = lambda inner, right: Reach(inner.astype(rows.dtype), right.astype(rows.dtype))
     where: list[tuple[int, Array, Any]] = []
     for (path, m), e, scale in zip(leaves, structure.flatten_up_to(factors), scales, strict=True):
         name = jax.tree_util.keystr(path)
         if name in inputs:
             where.append((len(parts), inputs[name], scale))
             s = jnp.where(healthy[:, None, None], inner[name], 0)
-            reaches.append(Reach(jnp.transpose(s, (1, 2, 0)), jnp.moveaxis(e[1], -1, 0)))
+            reaches.append(reach(jnp.transpose(s, (1, 2, 0)), jnp.moveaxis(e[1], -1, 0)))
             parts.append(None)
         elif not isinstance(e, tuple):
             where.append((len(parts), jnp.ones((samples, 1), rows.dtype), scale))
-            reaches.append(Reach(jnp.where(healthy, signs * sigma, 0)[None], e.reshape(1, len(signs), -1)))
+            reaches.append(reach(jnp.where(healthy, signs * sigma, 0)[None], e.reshape(1, len(signs), -1)))
             parts.append(None)
         else:
             left = (e[0] / scale).reshape(len(signs), -1, deviations.rank)
@@ -206,11 +209,11 @@ class Reach(NamedTuple):
 
     def times(self, slopes: Array) -> Array:
         """One sample's outputs (C, J) of its slopes (C, n)."""
-        return sum((s * (slopes @ b.T) for s, b in zip(self.inner, self.right, strict=True)), jnp.zeros(()))
+        return reduce(add, (s * (slopes @ b.T) for s, b in zip(self.inner, self.right, strict=True)))
 
     def transposed(self, outputs: Array) -> Array:
         """One sample's slopes (C, n) of its outputs (C, J)."""
-        return sum(((outputs * s) @ b for s, b in zip(self.inner, self.right, strict=True)), jnp.zeros(()))
+        return reduce(add, ((outputs * s) @ b for s, b in zip(self.inner, self.right, strict=True)))
 
 
 def regressions(outputs: Array, reaches: list[Reach], axis: str | None, iterations: int) -> list[Array]:
@@ -235,6 +238,8 @@ def regressions(outputs: Array, reaches: list[Reach], axis: str | None, iteratio
         reached = [reach._replace(inner=next(own)) if reach.inner.ndim == 3 else reach for reach in reaches]
         return _regression(sample, reached, axis, iterations)
 
+    if not reaches:
+        return []
     together = max(1, _CACHE_BYTES // (outputs[0].size * outputs.dtype.itemsize))
     inners = [reach.inner for reach in reaches if reach.inner.ndim == 3]
     return lax.map(one, (outputs, inners), batch_size=min(len(outputs), together))
@@ -248,10 +253,11 @@ def _regression(outputs: Array, reaches: list[Reach], axis: str | None, iteratio
         return [unit * _sum(reach.transposed(residuals), axis) for unit, reach in zip(units, reaches, strict=True)]
 
     def matrix(slopes: list[Array]) -> list[Array]:
-        return back(sum(reach.times(unit * v) for unit, reach, v in zip(units, reaches, slopes, strict=True)))
+        reached = (reach.times(unit * v) for unit, reach, v in zip(units, reaches, slopes, strict=True))
+        return back(reduce(add, reached))
 
     def dot(a: list[Array], b: list[Array]) -> Array:
-        return sum(jnp.sum(u * v, axis=-1, keepdims=True) for u, v in zip(a, b, strict=True))
+        return reduce(add, (jnp.sum(u * v, axis=-1, keepdims=True) for u, v in zip(a, b, strict=True)))
 
     found = _conjugate_gradients(matrix, back(outputs), iterations, dot)
     return [unit * v for unit, v in zip(units, found, strict=True)]
