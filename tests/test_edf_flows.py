@@ -100,6 +100,7 @@ def test_edf_g_lets_the_residuals_of_a_square_problem_decay(x64: None) -> None:
     np.testing.assert_allclose(jax.vmap(residual)(path), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_edf_h_lets_the_gradient_decay(x64: None) -> None:
     """Equation (20): d/dt grad L = -grad L; and EDF-G does not do that on the same problem."""
     loss = lambda outputs, y: jnp.sum(outputs[:2] ** 2 / 2 + jnp.cosh(outputs[:2])) + 0.1 * outputs[2] ** 2

@@ -189,6 +189,7 @@ def test_precision_has_a_measured_error(contraction: Any, precision: str, least:
     assert found.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_compact_storage_follows_euler_and_halves_the_memory() -> None:
     x, labels = batch()
     solvers = euler(network, cross_entropy()), compact_euler(network, cross_entropy())

@@ -142,6 +142,7 @@ def test_other_leaves_keep_the_plain_estimate(x64: None) -> None:
         np.testing.assert_allclose(jnp.vdot(j.times(v), r), back, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_inside_a_loop_nothing_is_local() -> None:
     x = jax.random.normal(jax.random.key(4), (5, 3, 4))
     forward, template = low_rank_forward(TanhRNN(units=4, outputs=3), x, method="logits")

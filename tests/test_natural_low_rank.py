@@ -75,6 +75,7 @@ def test_linen_layers(rank: int, x64: None) -> None:
     check_module(Layers(), jnp.asarray(IMAGES), rank)
 
 
+@pytest.mark.slow
 def test_recurrent_networks(x64: None) -> None:
     check_module(TanhRNN(units=4, outputs=3), jnp.asarray(SEQUENCES), method="logits")
     check_module(Cells(), jnp.asarray(SEQUENCES), 1)

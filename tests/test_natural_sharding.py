@@ -53,7 +53,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "space", "mesh", "options"),
     [
-        ("softmax", "ensemble", (4, 2), {"antithetic": True}),
+        pytest.param("softmax", "ensemble", (4, 2), {"antithetic": True}, marks=SLOW),
         ("softmax", "output", (4, 2), {}),
         pytest.param("sum", "ensemble", (2, 1), {"damping": natural.adaptive_damping(1e-3)}, marks=SLOW),
         pytest.param("softmax", None, (1, 4), {"damping": natural.adaptive_damping(1e-3)}, marks=SLOW),

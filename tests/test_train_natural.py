@@ -49,7 +49,7 @@ def test_small_cnn_has_the_written_number_of_parameters(shape: tuple[int, ...], 
     assert template["Conv_1"]["kernel"].shape == (5, 5, 8, 16)
 
 
-@pytest.mark.parametrize("name", ["mnist-small-cnn", "cifar10-small-cnn"])
+@pytest.mark.parametrize("name", [pytest.param("mnist-small-cnn", marks=pytest.mark.slow), "cifar10-small-cnn"])
 def test_small_cnn_for_many_particles_is_the_flax_network(name: str) -> None:
     problem = registry.build(name, tiny(name))
     every = jax.vmap(problem.prior.sample)(jax.random.split(jax.random.key(0), 3))
@@ -136,6 +136,7 @@ def test_low_rank_learns_the_digits(tmp_path: Path, capsys: Any) -> None:
     assert summary["forward_passes"] == 101 * 4 * 350 * 8
 
 
+@pytest.mark.slow
 def test_flags_of_the_natural_methods_are_kept_on_resume(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--method", "natural-eki", "--particles", "20", "--batch", "700", "--epochs", "1", "--quiet"]
     given = ["--sigma", "0.2", "--damping", "0.03", "--rate", "0.7"]

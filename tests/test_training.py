@@ -99,7 +99,7 @@ def test_step_noise_has_the_papers_covariance() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), loud.position, quiet.position)
 
 
-@pytest.mark.parametrize("kind", ["eki-r", "meki-r"])
+@pytest.mark.parametrize("kind", [pytest.param("eki-r", marks=pytest.mark.slow), "meki-r"])
 def test_a_resumed_run_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
     straight = train(kind)
     train(kind, epochs=2, directory=tmp_path)
@@ -109,6 +109,7 @@ def test_a_resumed_run_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_growing_ensemble_resumes_with_the_size_it_had(tmp_path: Path) -> None:
     sizes = lambda index: (10, 20, 20, 30)[index]
     straight = train(J=sizes)
