@@ -31,7 +31,7 @@ from eki_jax._types import Array, Params
 from eki_jax.natural._axes import Axes
 from eki_jax.natural._deviations import LowRank
 
-# Outputs of some samples at a time, so that they stay in the processor's cache: four times as fast.
+# Outputs of as many samples at a time as stay in the processor's cache.
 _CACHE_BYTES = 2**20
 _ITERATIONS = 8  # of a sample's regression
 

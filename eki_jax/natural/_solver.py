@@ -133,8 +133,8 @@ def natural_gradient(
         averaging: factor in [0, 1) of an exponential average of the iterates, corrected for its start, or a schedule of
             factors (n -> n / (n + 1) for the plain mean); in ``state.average``. None for none.
         localized: estimate the derivative of each sample's outputs by a regression on what reached that sample, and
-            solve for all parameters instead of their span: with some ten times fewer particles for the same accuracy.
-            For vectors, and for matrices of :func:`low_rank` deviations that a model multiplies by once a sample (dense
+            solve for all parameters instead of the deviations' span, with fewer particles for the same accuracy. For
+            vectors, and for matrices of :func:`low_rank` deviations that a model multiplies by once a sample (dense
             layers); other leaves keep the plain estimate. Gradient and Hessian are then those at the mean particle's
             output. See :mod:`eki_jax.natural._localized` for the estimate.
         iterations: of conjugate gradients for a ``localized`` step.
