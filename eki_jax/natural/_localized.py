@@ -115,7 +115,7 @@ class Jacobian(NamedTuple):
     Its rows are those of this device's samples.
     """
 
-    parts: list[Any]
+    parts: list[Local | Columns | Spanned]
     structure: Any
     batch_axis: str | None
 
@@ -157,39 +157,38 @@ def estimated_jacobian(
         number: how many on all devices.
         axes: over which the particles and samples are spread; J and B are then those of this device.
     """
-    structure: Any = jax.tree.structure(mean)
     factors, signs = drawn
-    leaves = jax.tree_util.tree_leaves_with_path(mean)
-    scales = structure.flatten_up_to(deviations.scales(mean))
-    spread = jnp.sqrt(jnp.maximum(number, 2) - 1.0).astype(rows.dtype)
-    spanned = rows * (signs / (sigma * spread))[:, None]
-    parts: list[Any] = []
-    reaches: list[Reach] = []
-    reach = lambda inner, right: Reach(inner.astype(rows.dtype), right.astype(rows.dtype))
-    where: list[tuple[int, Array, Any]] = []
-    for (path, m), e, scale in zip(leaves, structure.flatten_up_to(factors), scales, strict=True):
-        name = jax.tree_util.keystr(path)
+    particles = len(signs)
+    structure: Any = jax.tree.structure(mean)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(mean)]
+    trees = (structure.flatten_up_to(tree) for tree in (mean, factors, deviations.scales(mean)))
+    leaves = list(zip(names, *trees, strict=True))
+
+    local: dict[str, tuple[Array, Reach]] = {}
+    for name, _, e, _ in leaves:
         if name in inputs:
-            where.append((len(parts), inputs[name], scale))
             s = jnp.where(healthy[:, None, None], inner[name], 0)
-            reaches.append(reach(jnp.transpose(s, (1, 2, 0)), jnp.moveaxis(e[1], -1, 0)))
-            parts.append(None)
+            local[name] = inputs[name], Reach(jnp.transpose(s, (1, 2, 0)), jnp.moveaxis(e[1], -1, 0))
         elif not isinstance(e, tuple):
-            where.append((len(parts), jnp.ones((samples, 1), rows.dtype), scale))
-            reaches.append(reach(jnp.where(healthy, signs * sigma, 0)[None], e.reshape(1, len(signs), -1)))
-            parts.append(None)
-        else:
-            left = (e[0] / scale).reshape(len(signs), -1, deviations.rank)
-            if m.size <= len(signs):
-                columns = jnp.einsum("jnr,jkr->jnk", left, e[1]).reshape(len(signs), -1)
-                parts.append(Columns(_sum(spanned.T @ columns, axes.particles), m.shape))
-            else:
-                parts.append(Spanned(spanned, left, e[1], m.shape, axes.particles))
-    outputs = jnp.transpose(spread * rows.reshape(len(rows), samples, -1), (1, 2, 0))
-    fitted = regressions(outputs, reaches, axes.particles, _ITERATIONS)
-    for (index, x, scale), slopes in zip(where, fitted, strict=True):
-        parts[index] = Local(x, scale * slopes, leaves[index][1].shape)
-    return Jacobian(parts, structure, axes.batch)
+            s = jnp.where(healthy, signs * sigma, 0)
+            local[name] = jnp.ones((samples, 1), rows.dtype), Reach(s[None], e.reshape(1, particles, -1))
+    spread = jnp.sqrt(jnp.maximum(number, 2) - 1.0).astype(rows.dtype)
+    outputs = jnp.transpose(spread * rows.reshape(particles, samples, -1), (1, 2, 0))
+    reaches = [jax.tree.map(lambda factor: factor.astype(rows.dtype), reach) for _, reach in local.values()]
+    slopes = dict(zip(local, regressions(outputs, reaches, axes.particles, _ITERATIONS), strict=True))
+
+    spanned = rows * (signs / (sigma * spread))[:, None]
+
+    def part(name: str, m: Array, e: Any, scale: Array) -> Local | Columns | Spanned:
+        if name in local:
+            return Local(local[name][0], scale * slopes[name], m.shape)
+        left = (e[0] / scale).reshape(particles, -1, deviations.rank)
+        if m.size > particles:
+            return Spanned(spanned, left, e[1], m.shape, axes.particles)
+        columns = jnp.einsum("jnr,jkr->jnk", left, e[1]).reshape(particles, -1)
+        return Columns(_sum(spanned.T @ columns, axes.particles), m.shape)
+
+    return Jacobian([part(*leaf) for leaf in leaves], structure, axes.batch)
 
 
 def _sum(value: Any, axis: str | None) -> Any:
