@@ -17,7 +17,7 @@ from eki_jax import natural
 from eki_jax.flax import TanhRNN, dense_network, low_rank_forward
 from eki_jax.natural._axes import Axes
 from eki_jax.natural._cloud import Cloud
-from eki_jax.natural._localized import Columns, Local, Spanned, estimated_jacobian
+from eki_jax.natural._localized import Columns, Local, Reach, Spanned, estimated_jacobian, regressions
 from eki_jax.natural._span import centred
 
 SIGMA = 1e-3
@@ -111,6 +111,19 @@ def test_one_layer_by_hand(x64: None) -> None:
         np.testing.assert_allclose(jacobian.parts[0].slopes[sample] / 0.5, slope, rtol=1e-6)
     v, r = jnp.ones((4, 2)), jnp.arange(6.0)
     np.testing.assert_allclose(jnp.vdot(jacobian.times({"w": v}), r), jnp.vdot(jacobian.transposed(r)["w"], v))
+
+
+def test_a_leaf_whose_deviations_are_large_does_not_hide_the_others(x64: None) -> None:
+    """Few iterations find the same whatever the units of the leaves are."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    outputs = jax.random.normal(keys[0], (2, 3, 40))
+    inner = jax.random.normal(keys[1], (2, 1, 40)), jax.random.normal(keys[2], (1, 40))
+    right = jax.random.normal(keys[3], (1, 40, 4)), jax.random.normal(keys[4], (1, 40, 5))
+    first, second = regressions(outputs, [Reach(*pair) for pair in zip(inner, right, strict=True)], None, 3)
+    reaches = [Reach(1000 * inner[0], right[0]), Reach(inner[1], right[1])]
+    found = regressions(outputs, reaches, None, 3)
+    np.testing.assert_allclose(1000 * found[0], first, rtol=1e-9)
+    np.testing.assert_allclose(found[1], second, rtol=1e-9)
 
 
 class Mixed(nn.Module):

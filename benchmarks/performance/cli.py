@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated, of: {', '.join(PARTS)}")
     parser.add_argument("--repeats", type=int, default=3, help="least number of timed calls (default: 3)")
     parser.add_argument("--limit", type=float, default=120, help="seconds for one measurement (default: 120)")
+    parser.add_argument("--linear-limit", type=float, help="the same for the part linear (default: as --limit)")
     parser.add_argument("--env-dir", type=Path, default=default_folder(), help="where other libraries are installed")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for performance-PART.json and the picture")
     arguments = parser.parse_args(argv)
@@ -28,12 +29,14 @@ def main(argv: list[str]) -> int:
     unknown = sorted(set(names) - set(PARTS))
     if unknown:
         parser.error(f"--parts: {', '.join(unknown)}; wanted some of {', '.join(PARTS)}")
-    options = Options(arguments.preset, arguments.env_dir.resolve(), arguments.repeats, arguments.limit)
+    limit, linear = arguments.limit, arguments.linear_limit
+    options = Options(arguments.preset, arguments.env_dir.resolve(), arguments.repeats, limit)
+    options_of = {"linear": options if linear is None else options._replace(limit=linear)}
     written = {}
     for name in names:
         print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
         start = time.perf_counter()
-        rows = PARTS[name](options, lambda row: print("  " + line(row), flush=True))
+        rows = PARTS[name](options_of.get(name, options), lambda row: print("  " + line(row), flush=True))
         payload = {"part": name, "preset": options.preset, "seconds": time.perf_counter() - start, "rows": rows}
         written[name] = save_result(arguments.out / f"performance-{name}.json", payload)
     picture, table = draw(arguments.out), write(arguments.out)

@@ -13,6 +13,8 @@ from typing import Any
 def measure(run: Callable[[], Any], repeats: int, baseline: int | None = None) -> dict[str, Any]:
     """Time ``run`` after two warm-up calls (the second compiles for the types that the first returned, if need be).
 
+    Where a call takes over a minute, one warm-up call and two timed ones are enough.
+
     Args:
         run: what to time; it returns when the work is done.
         repeats: the least number of timed calls; short ones are repeated for half a second, up to a hundred times.
@@ -25,7 +27,10 @@ def measure(run: Callable[[], Any], repeats: int, baseline: int | None = None) -
     start = time.perf_counter()
     run()
     warm_up = time.perf_counter() - start
-    run()
+    if warm_up > 60:
+        repeats = min(repeats, 2)
+    else:
+        run()
     seconds, processor = [], []
     while len(seconds) < repeats or (sum(seconds) < 0.5 and len(seconds) < 100):
         wall, cpu = time.perf_counter(), time.process_time()
