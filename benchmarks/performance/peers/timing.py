@@ -17,7 +17,7 @@ def measure(run: Callable[[], Any], repeats: int, baseline: int | None = None) -
 
     Args:
         run: what to time; it returns when the work is done.
-        repeats: the least number of timed calls; short ones are repeated for half a second, up to a hundred times.
+        repeats: the least number of timed calls; short ones are repeated for two seconds, up to a hundred times.
         baseline: resident bytes before the problem's data existed; the peak is given above it.
 
     Returns:
@@ -32,7 +32,7 @@ def measure(run: Callable[[], Any], repeats: int, baseline: int | None = None) -
     else:
         run()
     seconds, processor = [], []
-    while len(seconds) < repeats or (sum(seconds) < 0.5 and len(seconds) < 100):
+    while len(seconds) < repeats or (sum(seconds) < 2 and len(seconds) < 100):
         wall, cpu = time.perf_counter(), time.process_time()
         run()
         seconds.append(time.perf_counter() - wall)
