@@ -59,7 +59,8 @@ def gradient(
         share = jnp.mean(jnp.argmax(problem.logits(state[0], x), axis=-1) == labels)
         return Accuracy(share, share, share, share[None])
 
-    return Method(init, step, accuracy, passes=lambda size: 3)  # a backward pass counts for two
+    # A backward pass counts for two; on processors, gradients of convolutions are slow in a compiled loop.
+    return Method(init, step, accuracy, passes=lambda size: 3, compiled_loop=jax.default_backend() != "cpu")
 
 
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.

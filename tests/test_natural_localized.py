@@ -225,6 +225,16 @@ def test_failed_particles_are_dropped() -> None:
     assert bool((state.position["v"] != params["v"]).any())
 
 
+def test_failed_particles_do_not_enter_the_regression(x64: None) -> None:
+    """A linear model's derivative is found from those that are left, of matrices and of vectors."""
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    params = {"b": jnp.zeros(2, jnp.float64), "c": jnp.zeros(2, jnp.float64), "w": jnp.ones((4, 2), jnp.float64)}
+    linear = lambda p, x: x @ p["w"] + p["b"] + 2 * p["c"]
+    rough = lambda p, x: linear(p, x) + 0 * jnp.sqrt(p["b"][0] + p["c"][1] + SIGMA)  # fails where both are negative
+    jacobian, *_ = estimate(rough, params, x, 600)
+    np.testing.assert_allclose(formed(jacobian, params), exact(linear, params, x), atol=0.05)
+
+
 def test_its_direction_drives_any_optimizer() -> None:
     forward, params, x = network(jnp.float32)
     batch = (x, jnp.arange(6) % 3)

@@ -70,6 +70,18 @@ def test_every_method_learns(kind: str) -> None:
     assert not result.interrupted
 
 
+def test_steps_one_by_one_are_those_of_the_compiled_loop() -> None:
+    runs = [
+        fit(
+            method("meki-r")._replace(compiled_loop=loop), TRAIN, TEST, batch_size=16, epochs=2, key=KEY, progress=False
+        )
+        for loop in (True, False)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *(run.state for run in runs))
+    one, other = ([{**row, "seconds": 0} for row in run.history] for run in runs)
+    assert other == [pytest.approx(row, rel=1e-4) for row in one]
+
+
 def test_epochs_of_eki_r_are_euler_steps_around_a_redrawn_mean() -> None:
     """Two epochs by hand, from the public pieces."""
     solver = eki_jax.euler(forward, eki_jax.cross_entropy())
