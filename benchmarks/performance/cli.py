@@ -66,6 +66,7 @@ _CELLS = {
     "of_matmul_processor_rate": lambda v: f"({100 * v:.0f} % by processor time)",
     "times_ours": lambda v: f"{v:.2f} times ours",
     "times_ours_processor": lambda v: f"({v:.2f} by processor time)",
+    "of_full_rank": lambda v: f"{v:.2f} of the full-rank step",
     "times_ours_at_least": lambda v: f"> {v:.1f} times ours",
     "peak_bytes": lambda v: f"peak {v / 2**20:.0f} MiB",
     "peak_over_ensemble": lambda v: f"= {v:.2f} ensembles",

@@ -22,12 +22,22 @@ BATCH = 600
 
 
 def build(name: str, batch: int = BATCH) -> tuple[Any, Any, tuple[jax.Array, jax.Array]]:
-    """``(forward, template, (x, labels))`` with inputs and labels drawn at random."""
+    """``(forward, template, (x, labels))`` with inputs and labels drawn at random; the outputs are probabilities."""
+    module, (x, labels) = _drawn(name, batch)
+    return *models.linen_forward(module, x), (x, labels)
+
+
+def build_logits(name: str, batch: int = BATCH) -> tuple[Any, Any, tuple[jax.Array, jax.Array]]:
+    """The same with logits as outputs, and for deviations of low rank."""
+    module, (x, labels) = _drawn(name, batch)
+    return *models.low_rank_forward(module, x, method="logits"), (x, labels)
+
+
+def _drawn(name: str, batch: int) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     module = models.dense_network(WIDTHS[name][1:]) if name in WIDTHS else _MODULES[name]()
     shape = WIDTHS[name][:1] if name in WIDTHS else _INPUTS[name]
     x = jax.random.normal(jax.random.key(1), (batch, *shape))
-    forward, template = models.linen_forward(module, x)
-    return forward, template, (x, jax.random.randint(jax.random.key(2), (batch,), 0, 10))
+    return module, (x, jax.random.randint(jax.random.key(2), (batch,), 0, 10))
 
 
 def parameters(template: Any) -> int:

@@ -153,6 +153,24 @@ def evolution(options: Options, say: Say) -> list[Row]:
     return rows
 
 
+def natural(options: Options, say: Say) -> list[Row]:
+    """A step of the natural gradient: rank-1 deviations beside full-rank ones."""
+    cases = {"quick": [("dnn1", 50)]}.get(options.preset, [("dnn2", 1000), ("dnn4", 1000)])
+    rows = []
+    for name, size in cases:
+        full: Row = {}
+        for deviations, localized in (("full rank", False), ("rank 1", False), ("rank 1", True)):
+            task = {"kind": "natural", "network": name, "J": size, "repeats": options.repeats}
+            result = ours({**task, "deviations": deviations, "localized": localized}, options.limit)
+            full = full or result
+            row = {"network": name, "J": size, "what": deviations + ", localized" * localized, **result}
+            if "median" in result and "median" in full:
+                row["of_full_rank"] = result["median"] / full["median"]
+            rows.append(row)
+            say(row)
+    return rows
+
+
 def growth(options: Options, say: Say) -> list[Row]:
     """How the kernel's time grows with J, P and M over a decade each: fitted exponents beside the predicted ones."""
     outputs, particles = {"J": 2000, "M": 400, "P": 8000}, {"J": 1000, "M": 2000, "P": 8000}
@@ -209,6 +227,7 @@ PARTS: dict[str, Callable[[Options, Say], list[Row]]] = {
     "frameworks": frameworks,
     "linear": linear_problems,
     "evolution": evolution,
+    "natural": natural,
     "growth": growth,
     "precision": precisions,
 }

@@ -122,6 +122,10 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
             "peak, MiB": _mebibytes,
         },
     ),
+    "natural": (
+        "A step of the natural gradient",
+        {**_STEP, "of the full-rank step": lambda row: f"{row['of_full_rank']:.2f}", "peak, MiB": _mebibytes},
+    ),
     "growth": (
         "How the kernel's cost grows",
         {

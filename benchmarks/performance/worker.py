@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from benchmarks.performance import networks
 from benchmarks.performance.peers.linear import problem as linear_problem
 from benchmarks.performance.peers.timing import measure, resident, serve
-from eki_jax import direction, euler, losses, nesterov, priors
+from eki_jax import direction, euler, losses, natural, nesterov, priors
 from eki_jax.ensembles import sample_ensemble
 from eki_jax.kalman import enkf
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
     """Run the task's kind, with the matrix-product rate measured before and after it in the same process."""
-    kind = {"step": step, "plain": plain, "linear": linear, "kernel": kernel}[task["kind"]]
+    kind = {"step": step, "plain": plain, "natural": natural_step, "linear": linear, "kernel": kernel}[task["kind"]]
     before = matmul_rate(task.get("dtype"))
     result = kind(task)
     after = matmul_rate(task.get("dtype"))
@@ -41,6 +41,18 @@ def step(task: dict[str, Any]) -> dict[str, Any]:
     solver = make(forward, losses.cross_entropy(), precision=task.get("precision"))
     prior, size = priors.xavier(template), task["J"]
     draw = jax.jit(lambda key: solver.init(sample_ensemble(key, prior, size)))
+    return _compiled_steps(task, solver.step, draw, batch)
+
+
+def natural_step(task: dict[str, Any]) -> dict[str, Any]:
+    """A donated step of the natural gradient, with full-rank deviations or with rank-1 ones."""
+    forward, template, batch = networks.build_logits(task["network"])
+    prior = priors.xavier(template)
+    deviations = natural.full_rank(prior) if task["deviations"] == "full rank" else natural.low_rank(1, prior)
+    solver = natural.natural_gradient(
+        forward, natural.softmax_cross_entropy(), task["J"], 0.1, 1e-4, deviations, localized=task["localized"]
+    )
+    draw = jax.jit(lambda key: solver.init(prior.sample(key), key))
     return _compiled_steps(task, solver.step, draw, batch)
 
 
