@@ -143,7 +143,7 @@ def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array
 
     def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
         check_data(x, targets, batch_size)
-        body = lambda state, inputs: _batch_step(method, state, *inputs, x, targets)
+        body = lambda state, inputs: _batch_step(method, state, inputs, x, targets)
         return lax.scan(body, state, _order(key, len(x), batch_size))
 
     return run
@@ -155,8 +155,8 @@ def _one_by_one(method: Method, batch_size: int) -> Callable[[Any, Array, Array,
 
     def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
         metrics = []
-        for indices, step_key in zip(*_order(key, len(x), batch_size), strict=True):
-            state, step_metrics = step(state, indices, step_key, x, targets)
+        for inputs in zip(*_order(key, len(x), batch_size), strict=True):
+            state, step_metrics = step(state, inputs, x, targets)
             metrics.append(step_metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
@@ -170,7 +170,10 @@ def _order(key: Array, samples: int, batch_size: int) -> tuple[Array, Array]:
     return order.reshape(steps, batch_size), jax.random.split(jax.random.fold_in(key, 1), steps)
 
 
-def _batch_step(method: Method, state: Any, indices: Array, key: Array, x: Array, targets: Array) -> tuple[Any, Any]:
+def _batch_step(
+    method: Method, state: Any, inputs: tuple[Array, Array], x: Array, targets: Array
+) -> tuple[Any, dict[str, Array]]:
+    indices, key = inputs
     return method.step(state, key, (x[indices], targets[indices]))
 
 
