@@ -47,6 +47,7 @@ def test_claims_are_read_from_the_curves() -> None:
         "k = 1 ends below momentum, NAG and Adam": True,
         "steps to the final loss of k = 1": {1: 3, 3: 2},
         "a larger k needs fewer steps": True,
+        "a larger k is lower after as many steps": True,
     }
 
 
@@ -58,6 +59,8 @@ def test_claims_are_read_from_the_curves() -> None:
         ("EDF-G, k = 1", curve(2, 0.1, 5e3, ended="diverged"), "k = 1 ends below momentum, NAG and Adam"),
         ("EDF-G, k = 3", curve(2, 1, 0.9, 0.2), "a larger k needs fewer steps"),
         ("EDF-G, k = 3", curve(2, 1, 0.9, 0.8), "a larger k needs fewer steps"),
+        ("EDF-G, k = 3", curve(2, 0.1, 0.6), "a larger k is lower after as many steps"),
+        ("EDF-G, k = 3", curve(2, 0.1, None, ended="diverged"), "a larger k is lower after as many steps"),
     ],
 )
 def test_claims_can_fail(name: str, replacement: dict[str, Any], claim: str) -> None:

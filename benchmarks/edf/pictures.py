@@ -34,12 +34,19 @@ def _convergence(result: dict[str, Any], plt: Any) -> Any:
         axes[2].plot(work, losses, **style)
     axes[0].set(title="EDF-G: a larger k falls faster", xlabel="step", ylabel="training loss")
     axes[1].set(title="against the others", xlabel="step")
-    axes[2].set(title="the same by work done", xlabel="gradient-equivalents (a step costs 1 + k)", xscale="symlog")
-    axes[0].set(yscale="log", ylim=(0.3 * result["stops"]["loss"], 10))
+    axes[2].set(title="the same by work done", xlabel="gradient-equivalents (a step costs 1 + k)")
+    start, lowest = _extent(result["curves"])
+    axes[0].set(yscale="log", ylim=(0.8 * max(lowest, result["stops"]["loss"]), 1.5 * start))  # not what diverged
     axes[0].legend(fontsize=8)
-    axes[2].legend(fontsize=7, loc="lower left")
+    axes[2].legend(fontsize=7)
     figure.suptitle(f"Full batch of {result['images']} CIFAR-10 images, a network of two convolutions", fontsize=11)
     return figure
+
+
+def _extent(curves: dict[str, Any]) -> tuple[float, float]:
+    """The loss at the start, and the lowest of all."""
+    losses = [loss for curve in curves.values() for loss in curve["losses"] if loss is not None]
+    return losses[0], min(losses)
 
 
 def _stochastic(result: dict[str, Any], plt: Any) -> Any:
