@@ -50,6 +50,18 @@ def test_a_curve_counts_passes_and_stops_within_its_budget(digits: registry.Prob
     assert np.all(np.diff(found["seconds"]) > 0)
     with pytest.raises(ValueError, match="budget: 600 passes; wanted at least the 700"):
         follow(problem, counting(passes=7), {**task, "budget": 600})
+    one_by_one = follow(problem, counting(passes=7)._replace(compiled_loop=False), task)
+    assert one_by_one["test_accuracy"] == found["test_accuracy"]
+
+
+def test_steps_one_by_one_are_those_of_the_compiled_loop(digits: registry.Problem) -> None:
+    task = {"batch": 100, "seed": 0, "budget": 3_000, "every": 600}
+    method = jobs.methods.get("msgd", digits, 1, 0.1, 0.9)
+    step = lambda state, key, batch: method.step(state, key, batch)[0]
+    run = Run(method.init, step, lambda state: jobs.methods.position("msgd", state), 3)
+    loop, one_by_one = (follow(digits, run._replace(compiled_loop=loop), task) for loop in (True, False))
+    assert loop["test_accuracy"] == one_by_one["test_accuracy"]
+    assert loop["test_accuracy"][-1] > loop["test_accuracy"][0]
 
 
 def test_batches_are_drawn_without_replacement_within_an_epoch(digits: registry.Problem) -> None:

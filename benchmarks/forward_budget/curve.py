@@ -22,12 +22,14 @@ class Run(NamedTuple):
         step: ``step(state, key, (x, labels)) -> state``.
         position: ``position(state) -> params``, what the method predicts with.
         passes: Forward passes that a step spends on a sample.
+        compiled_loop: As :class:`eki_jax.training.Method` has it: False for steps that are slower inside a loop.
     """
 
     init: Callable[[jax.Array], Any]
     step: Callable[[Any, jax.Array, Any], Any]
     position: Callable[[Any], Any]
     passes: int
+    compiled_loop: bool = True
 
 
 def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
@@ -54,12 +56,12 @@ def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
     x, labels, test_x, test_labels = jax.device_put((*problem.train, *problem.test))
     first_key, key = jax.random.split(jax.random.key(task["seed"]))
 
-    def piece(state: Any, chosen: jax.Array, first: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
-        def body(state: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            rows, index = inputs
-            return run.step(state, jax.random.fold_in(key, index), (x[rows], labels[rows])), None
+    def one(state: Any, rows: jax.Array, index: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
+        return run.step(state, jax.random.fold_in(key, index), (x[rows], labels[rows]))
 
-        return lax.scan(body, state, (chosen, first + jnp.arange(steps)))[0]
+    def several(state: Any, chosen: jax.Array, indices: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
+        body = lambda state, inputs: (one(state, *inputs, x, labels), None)
+        return lax.scan(body, state, (chosen, indices))[0]
 
     def accuracy(state: Any, test_x: jax.Array, test_labels: jax.Array) -> jax.Array:
         return jnp.mean(jnp.argmax(problem.logits(run.position(state), test_x), axis=-1) == test_labels)
@@ -68,14 +70,24 @@ def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
     chosen = jnp.stack([next(batches) for _ in range(steps)])
     state = jax.jit(run.init)(first_key)
     started = time.perf_counter()
-    advance = jax.jit(piece).lower(state, chosen, jnp.int32(0), x, labels).compile()
+    if run.compiled_loop:
+        advance = jax.jit(several).lower(state, chosen, jnp.arange(steps), x, labels).compile()
+    else:
+        step = jax.jit(one).lower(state, chosen[0], jnp.int32(0), x, labels).compile()
+
+        def advance(state: Any, chosen: jax.Array, indices: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
+            for rows, index in zip(chosen, indices, strict=True):
+                state = step(state, rows, index, x, labels)
+            return state
+
     measure = jax.jit(accuracy).lower(state, test_x, test_labels).compile()
     curve: dict[str, Any] = {"compile_seconds": time.perf_counter() - started}
     passes, seconds = [0], [0.0]
     accuracies = [float(measure(state, test_x, test_labels))]
     while passes[-1] + steps * cost <= task["budget"]:
+        indices = passes[-1] // cost + jnp.arange(steps)
         started = time.perf_counter()
-        state = jax.block_until_ready(advance(state, chosen, jnp.int32(passes[-1] // cost), x, labels))
+        state = jax.block_until_ready(advance(state, chosen, indices, x, labels))
         seconds.append(seconds[-1] + time.perf_counter() - started)
         chosen = jnp.stack([next(batches) for _ in range(steps)])
         passes.append(passes[-1] + steps * cost)

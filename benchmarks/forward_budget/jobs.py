@@ -51,7 +51,7 @@ def ours(task: dict[str, Any], data: Path | None = None) -> dict[str, Any]:
         return method.step(state, key, batch)[0]
 
     position = lambda state: methods.position(task["method"], state)
-    return follow(problem, Run(method.init, step, position, method.passes(particles)), task)
+    return follow(problem, Run(method.init, step, position, method.passes(particles), method.compiled_loop), task)
 
 
 def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any]:

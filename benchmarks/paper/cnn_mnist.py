@@ -27,7 +27,7 @@ def cells(preset: str) -> list[Cell]:
         ]
     if preset == "cpu":
         small = {"particles": 40, "epochs": 3, "images": 1000, "batch": 20}
-        return [cell._replace(**small) for cell in table]
+        return [cell._replace(**small if cell.is_ensemble else {"epochs": 10}) for cell in table]
     return table
 
 

@@ -65,9 +65,7 @@ def _sized(preset: str, cell: Cell) -> Cell:
     if cell.is_ensemble:
         small = cell._replace(particles=20, growth=20, limit=40, epochs=2, batch=100, images=500)
         return small if cell.problem.endswith("cnn1") else small._replace(reason=_costly(cell))
-    return (
-        cell._replace(epochs=1, images=5_000) if cell.problem.endswith("cnn1") else cell._replace(reason=_costly(cell))
-    )
+    return cell._replace(epochs=10) if cell.problem.endswith("cnn1") else cell._replace(reason=_costly(cell))
 
 
 def _costly(cell: Cell) -> str:

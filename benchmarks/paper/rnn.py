@@ -20,7 +20,7 @@ def cells(preset: str) -> list[Cell]:
         small = {"epochs": 2, "batch": 50, "images": 100}
         return [sgd._replace(**small), eki._replace(particles=4, growth=4, limit=8, **small)]
     if preset == "cpu":
-        return [sgd, eki._replace(particles=100, growth=100, limit=200, epochs=4, batch=50, images=5_000)]
+        return [sgd, eki._replace(particles=250, growth=250, limit=1000, epochs=4)]
     return [sgd, eki]
 
 
