@@ -75,18 +75,22 @@ def gaussian(mean: Params, factor: Any) -> Gaussian:
     return Gaussian(mean, factor)
 
 
-def xavier(template: Params) -> Gaussian:
+def xavier(template: Params, *, window: bool = False) -> Gaussian:
     r"""Glorot's prior for a network: zero mean, variance ``2 / (fan_in + fan_out)`` in every layer.
 
     (Glorot and Bengio, AISTATS 2010; arXiv:1808.03620, section 4.2.) The fans are the last two axes of a kernel: units
-    for dense and recurrent layers, *channels* for convolutions, whose window does not count. The paper does not say
-    how biases are drawn; here they are drawn like the kernel of their layer, which reproduces its tables. Scales of
-    normalisation layers start at one, with variance 1/n; a vector without a kernel beside it has variance 1/n.
+    for dense and recurrent layers, *channels* for convolutions: the paper's words, which leave the window out. With
+    ``window=True`` the window counts as well, as in the usual initializers of deep-learning libraries; a network of
+    several convolutions needs that, since without it every layer multiplies the size of the outputs by the root of the
+    window. The paper does not say how biases are drawn; here they are drawn like the kernel of their layer, which
+    reproduces its tables. Scales of normalisation layers start at one, with variance 1/n; a vector without a kernel
+    beside it has variance 1/n.
 
     Args:
         template: one particle's parameters: nested mappings (flax) or any pytree, of arrays or
             :class:`jax.ShapeDtypeStruct`. A bias belongs to the kernel beside it in the same mapping: the one of its
             name with ``kernel`` for ``bias``, else the first whose last axis has its length.
+        window: both fans of a kernel are multiplied by the sizes of its axes before the last two.
 
     Returns:
         A prior with ``sample(key)`` and ``noise(key)``.
@@ -99,6 +103,8 @@ def xavier(template: Params) -> Gaussian:
     >>> layer = {"kernel": jnp.zeros((3, 3, 16, 8)), "bias": jnp.zeros(8)}
     >>> {name: round(float(factor) ** 2, 4) for name, factor in xavier(layer).factor.items()}
     {'bias': 0.0833, 'kernel': 0.0833}
+    >>> {name: round(float(factor) ** 2, 4) for name, factor in xavier(layer, window=True).factor.items()}
+    {'bias': 0.0093, 'kernel': 0.0093}
     """
     leaves = jax.tree_util.tree_leaves_with_path(template)
     if not leaves:
@@ -110,20 +116,20 @@ def xavier(template: Params) -> Gaussian:
             raise TypeError(f"template{jax.tree_util.keystr(path)}: dtype {leaf.dtype}; wanted a floating-point dtype")
         name = _name(path)
         means.append(jnp.full(leaf.shape, 1 if name == "scale" and len(leaf.shape) < 2 else 0, leaf.dtype))
-        factors.append(math.sqrt(2 / _fans(name, leaf.shape, siblings[path[:-1]])))
+        factors.append(math.sqrt(2 / _fans(name, leaf.shape, siblings[path[:-1]], window)))
     structure: Any = jax.tree.structure(template)
     return Gaussian(structure.unflatten(means), structure.unflatten(factors))
 
 
-def _fans(name: str, shape: tuple[int, ...], siblings: Mapping[str, tuple[int, ...]]) -> int:
+def _fans(name: str, shape: tuple[int, ...], siblings: Mapping[str, tuple[int, ...]], window: bool) -> int:
     """fan-in plus fan-out of the layer that the leaf belongs to."""
     if len(shape) >= 2:
-        return max(1, shape[-2] + shape[-1])
+        return max(1, (shape[-2] + shape[-1]) * (math.prod(shape[:-2]) if window else 1))
     kernels = {other: dims for other, dims in siblings.items() if len(dims) >= 2 and shape and dims[-1] == shape[0]}
     if name == "scale" or not kernels:
         return 2 * max(1, math.prod(shape))
     own = kernels.get(name.replace("bias", "kernel"), next(iter(kernels.values())))
-    return own[-2] + own[-1]
+    return _fans("kernel", own, {}, window)
 
 
 def _siblings(leaves: list[Any]) -> dict[Any, dict[str, tuple[int, ...]]]:

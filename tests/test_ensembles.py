@@ -49,6 +49,8 @@ def test_xavier_on_the_layers_of_a_network() -> None:
         "Embed_0": {"embedding": 2 / 58},
     }
     assert found == jax.tree.map(lambda value: round(value, 6), wanted)
+    with_window = jax.tree.map(variance, xavier(template, window=True).factor)
+    assert with_window == found | {"Conv_0": dict.fromkeys(("kernel", "bias"), round(2 / (9 * 48), 6))}
     assert set(np.unique(prior.mean["Norm_0"]["scale"])) == {1.0}
     assert not any(np.any(prior.mean["Dense_0"][name]) for name in ("kernel", "bias"))
 

@@ -114,9 +114,10 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     trained = []
 
     def train(method, train, test, **options):
-        trained.append(options["epochs"])
-        history = [{"test_accuracy_mean": 0.5, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}]
-        return type("Result", (), {"history": [history[0] | {"forward_passes": 1}], "interrupted": False})
+        trained.append((options["epochs"], options["directory"], options["settings"]))
+        line = {"test_accuracy_mean": 0.5, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}
+        history = [line | {"forward_passes": 1, "seconds": 2.0}] * options["epochs"]
+        return type("Result", (), {"history": history, "interrupted": False})
 
     nothing = dict.fromkeys(registry.Problem._fields)
     problem = registry.Problem(**nothing | {"name": "p", "train": (np.zeros(1),) * 2, "test": (np.zeros(1),) * 2})
@@ -124,12 +125,36 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
     monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
-    table_ = lambda only: classification.run_table("t", "T", cells, "cpu", tmp_path, None, 0, only)["rows"]
+    run = lambda cells, preset, only="": classification.run_table("t", "T", cells, preset, tmp_path, None, 0, only)[
+        "rows"
+    ]
+    table_ = lambda only: run(lambda preset: cells, "cpu", only)
     first = table_("A")
     assert [line["ours"] for line in first] == [0.5, None]
     assert first[1]["note"] == "not run: left out by --only; 3.6e+05 forward passes"
     assert [line["ours"] for line in table_("B")] == [0.5, 0.5]
-    assert trained == [1, 2]
+    assert [epochs for epochs, *_ in trained] == [1, 2]
+
+    # A run at the paper's settings takes the place of the smaller one, in the cpu preset alone.
+    small = [cell._replace(images=10) for cell in cells]
+    both = lambda preset: {"full": cells, "cpu": small, "smoke": small}[preset]
+    (tmp_path / "cells" / "p-sgd-2-600-60000-0-0.1.json").unlink()
+    assert [line["preset"] for line in run(both, "cpu")] == ["full", "cpu"]
+    assert [line["preset"] for line in run(both, "smoke")] == ["smoke", "smoke"]
+    assert [epochs for epochs, *_ in trained] == [1, 2, 2, 1]
+    text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
+    assert "| smoke | rate 0.1, 2 epochs" in text
+
+    # Unfinished runs on all images go on for any number of epochs.
+    for epochs in (2, 3):
+        monkeypatch.setattr(classification, "RUNS", tmp_path / "runs")
+        (tmp_path / "runs" / "p-sgd-600-0-0.1").mkdir(parents=True)
+        cell = classification.Cell("p", "sgd", "A", epochs=epochs)
+        record = classification.run_cell(cell, tmp_path / "all", None, 0)
+        assert (len(record["history"]), record["seconds"]) == (epochs, 2.0 * epochs)
+    (_, folder, settings), (_, other, same) = trained[-2:]
+    assert (folder, settings) == (other, same)
+    assert "epochs" not in settings
 
 
 def test_a_run_of_the_training_command_is_taken_if_it_is_the_same(tmp_path, monkeypatch):

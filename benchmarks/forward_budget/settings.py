@@ -45,7 +45,11 @@ def _millions(*counts: int) -> tuple[int, ...]:
 PRESETS = {
     "smoke": Preset({"digits-dnn": (100_000, 200_000)}, 50_000, seeds=(0, 1)),
     "cpu": Preset(
-        {name: _millions(1, 2, 5, 10) for name in ("mnist-dnn2", "mnist-small-cnn", "cifar10-small-cnn")},
+        {
+            "mnist-dnn2": _millions(1, 2, 5, 10),
+            "mnist-small-cnn": _millions(1, 2, 5, 10),
+            "cifar10-small-cnn": _millions(1, 2, 3, 5),
+        },
         MILLION // 2,
     ),
     "full": Preset(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +104,9 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
     size = cell.ensemble_size if cell.growth else cell.particles
     method = methods.get(cell.method, problem, size, cell.rate)
-    started = time.perf_counter()
-    # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them.
-    directory = RUNS / path.stem if cell.images is None else None
+    # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them, for more epochs too.
+    endless = {name: value for name, value in settings.items() if name != "epochs"}
+    directory = RUNS / _name(endless) if cell.images is None else None
     result = fit(
         method,
         train,
@@ -116,7 +115,7 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
         epochs=cell.epochs,
         key=jax.random.key(seed),
         directory=directory,
-        settings=settings,
+        settings=endless,
         resume=directory is not None and (directory / "checkpoints").is_dir(),
         progress=False,
     )
@@ -124,36 +123,42 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
         raise KeyboardInterrupt
     if directory is not None:
         shutil.rmtree(directory)
-    save_result(path, {"settings": settings, "history": result.history, "seconds": time.perf_counter() - started})
+    history = result.history[: cell.epochs]
+    save_result(path, {"settings": settings, "history": history, "seconds": sum(line["seconds"] for line in history)})
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run_table(
     experiment: str,
     title: str,
-    cells: Iterable[Cell],
+    cells: Callable[[str], Sequence[Cell]],
     preset: str,
     out: Path,
     data: Path | None,
     seed: int,
     only: str = "",
 ) -> dict[str, Any]:
-    """Run a table's cells; writes ``experiment.json`` and ``experiment.png``.
+    """Run a table's cells in a preset; writes ``experiment.json`` and ``experiment.png``.
 
-    What is missing is named, not replaced. Every finished cell is kept under ``out/cells``, so that a table may be run
+    What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
+    in the place of its smaller one. Every finished cell is kept under ``out/cells``, so that a table may be run
     in parts: with ``only``, cells whose name does not contain it are taken from there, or left out with the reason.
     """
     check_preset(preset)
-    cells = list(cells)
+    full = {cell.name: cell for cell in cells("full")}
     rows, runs = [], {}
-    for cell in cells:
+    for cell in cells(preset):
+        shown = preset
+        if preset == "cpu" and _finished(full[cell.name], out / "cells", seed):
+            cell, shown = full[cell.name], "full"
         record = _record(cell, out / "cells", data, seed, only)
         if isinstance(record, str):
-            rows.append(skipped(cell.name, "test accuracy", cell.final, record))
+            lines = [skipped(cell.name, "test accuracy", cell.final, record)]
         else:
             runs[cell.name] = record
-            rows += _rows(cell, record["history"])
-    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in cells)))
+            lines = _rows(cell, record["history"])
+        rows += [line | {"preset": shown} for line in lines]
+    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())))
     result: dict[str, Any] = {"accuracies": numbers(runs), "rows": rows}
     if not runs:
         result["skipped"] = rows[0]["note"].removeprefix("not run: ")
@@ -165,7 +170,7 @@ def _record(cell: Cell, folder: Path, data: Path | None, seed: int, only: str) -
     """The cell's run, or why there is none."""
     if cell.reason:
         return cell.reason
-    if only not in cell.name and not _path(cell, folder, seed).is_file() and _trained(cell, seed) is None:
+    if only not in cell.name and not _finished(cell, folder, seed):
         return f"left out by --only; {cell.forward_passes:.1e} forward passes"
     try:
         return run_cell(cell, folder, data, seed)
@@ -240,4 +245,12 @@ def _note(cell: Cell) -> str:
 
 
 def _path(cell: Cell, folder: Path, seed: int) -> Path:
-    return folder / ("-".join(str(value) for value in cell.settings(seed).values() if value is not None) + ".json")
+    return folder / f"{_name(cell.settings(seed))}.json"
+
+
+def _name(settings: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in settings.values() if value is not None)
+
+
+def _finished(cell: Cell, folder: Path, seed: int) -> bool:
+    return _path(cell, folder, seed).is_file() or _trained(cell, seed) is not None

@@ -34,7 +34,7 @@ def cells(preset: str) -> list[Cell]:
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
     """Writes ``cnn-svhn.json`` and ``cnn-svhn.png``."""
-    return run_table("cnn-svhn", TITLE, cells(preset), preset, out, data, seed, only)
+    return run_table("cnn-svhn", TITLE, cells, preset, out, data, seed, only)
 
 
 def _cell(data: str, network: str, method: str) -> Cell:

@@ -42,7 +42,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
             rows.append(skipped(label, "noise ratio", None, error.reason))
             continue
         problem = problem._replace(train=tuple(array[:images] for array in problem.train))
-        prior = eki_jax.xavier(problem.template)
+        prior = problem.prior
         look = lambda state, key, prior=prior, size=size: noise_bounds(state.position, prior, key, size)
         method = methods.get("eki-r", problem, size)
         seen = observe_epochs(method, problem, look, batch_size=batch, epochs=epochs, key=jax.random.key(seed))

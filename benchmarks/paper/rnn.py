@@ -26,4 +26,4 @@ def cells(preset: str) -> list[Cell]:
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
     """Writes ``rnn.json`` and ``rnn.png``."""
-    return run_table("rnn", TITLE, cells(preset), preset, out, data, seed, only)
+    return run_table("rnn", TITLE, cells, preset, out, data, seed, only)

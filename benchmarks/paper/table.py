@@ -31,7 +31,7 @@ def _section(result: dict[str, Any]) -> str:
     rows = result.get("rows", [])
     if rows:
         lines += ["| | quantity | paper | ours | difference | preset | notes |", "|---|---|---|---|---|---|---|"]
-        lines += [_line(row, result["preset"]) for row in rows]
+        lines += [_line(row, row.get("preset", result["preset"])) for row in rows]
         lines.append("")
     return "\n".join(lines)
 
