@@ -20,7 +20,7 @@ PAPER = {
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
     table = [
-        Cell("mnist-dnn2", method, "DNN 2", epochs=20, particles=6000, first=first, final=final)
+        Cell("mnist-dnn2", method, "DNN 2", epochs=30, particles=6000, first=first, final=final)
         for method, (first, final) in PAPER.items()
     ]
     if preset == "smoke":
