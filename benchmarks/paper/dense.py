@@ -1,8 +1,8 @@
 """Figures 5 and 6: six methods on four dense networks.
 
-The paper does not say how many epochs it ran; `full` takes the 30 of its convolutional network. MEKI and MEKI(R) on DNN 3 and DNN 4, which the paper
-could not run for lack of memory, are among the cells. `cpu` keeps DNN 1 at the paper's own settings, for fewer epochs,
-and the larger networks at a J that two cores can pay for.
+The paper does not say how many epochs it ran; `full` takes the 30 of its convolutional network. MEKI and MEKI(R) on
+DNN 3 and DNN 4, which the paper could not run for lack of memory, are among the cells. `cpu` keeps DNN 1 at the paper's
+own settings, for fewer epochs, and the larger networks at a J that two cores can pay for.
 """
 
 from __future__ import annotations
