@@ -26,7 +26,7 @@ def cells(preset: str) -> list[Cell]:
             for cell in table
         ]
     if preset == "cpu":
-        small = {"particles": 40, "epochs": 3, "images": 1000, "batch": 20}
+        small = {"particles": 150, "epochs": 5, "images": 3_000, "batch": 100}
         return [cell._replace(**small if cell.is_ensemble else {"epochs": 10}) for cell in table]
     return table
 

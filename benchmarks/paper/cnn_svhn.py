@@ -63,7 +63,7 @@ def _sized(preset: str, cell: Cell) -> Cell:
     if preset == "full":
         return cell
     if cell.is_ensemble:
-        small = cell._replace(particles=20, growth=20, limit=40, epochs=2, batch=100, images=500)
+        small = cell._replace(particles=50, growth=50, limit=200, epochs=4, batch=100, images=2_000)
         return small if cell.problem.endswith("cnn1") else small._replace(reason=_costly(cell))
     return cell._replace(epochs=10) if cell.problem.endswith("cnn1") else cell._replace(reason=_costly(cell))
 
