@@ -130,6 +130,7 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     ]
     table_ = lambda only: run(lambda preset: cells, "cpu", only)
     first = table_("A")
+    assert [line["preset"] for line in first] == ["full", "full"]  # as the paper's settings are the cpu preset's too
     assert [line["ours"] for line in first] == [0.5, None]
     assert first[1]["note"] == "not run: left out by --only; 3.6e+05 forward passes"
     assert [line["ours"] for line in table_("B")] == [0.5, 0.5]

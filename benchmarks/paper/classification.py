@@ -148,9 +148,9 @@ def run_table(
     full = {cell.name: cell for cell in cells("full")}
     rows, runs = [], {}
     for cell in cells(preset):
-        shown = preset
-        if preset == "cpu" and _finished(full[cell.name], out / "cells", seed):
-            cell, shown = full[cell.name], "full"
+        shown, paper = preset, full[cell.name]
+        if preset == "cpu" and (cell == paper or _finished(paper, out / "cells", seed)):
+            cell, shown = paper, "full"
         record = _record(cell, out / "cells", data, seed, only)
         if isinstance(record, str):
             lines = [skipped(cell.name, "test accuracy", cell.final, record)]
