@@ -125,9 +125,8 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
     monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
-    run = lambda cells, preset, only="": classification.run_table("t", "T", cells, preset, tmp_path, None, 0, only)[
-        "rows"
-    ]
+    run_table = classification.run_table
+    run = lambda cells, preset, only="": run_table("t", "T", cells, preset, tmp_path, None, 0, only)["rows"]
     table_ = lambda only: run(lambda preset: cells, "cpu", only)
     first = table_("A")
     assert [line["preset"] for line in first] == ["full", "full"]  # as the paper's settings are the cpu preset's too
