@@ -43,7 +43,7 @@ class Preset(NamedTuple):
 PRESETS = {
     "smoke": Preset(20, 3, None, (1, 2), (2,), (2,), (2, 3), 8, None),
     "cpu": Preset(200, 200, None, (1, 3, 10, 30), (10,), (10,), (8, 16), 32, None),
-    "full": Preset(None, 200, 400, (1, 3, 10), (), (), (8, 16), 32, 100),
+    "full": Preset(None, 200, 400, (1, 3, 10), (10,), (), (8, 16), 32, 100),
 }
 DAMPING = (1.0, 1.0)
 
