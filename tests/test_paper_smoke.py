@@ -110,12 +110,15 @@ def test_full_presets_have_the_paper_s_settings():
     assert [growing.ensemble_size(epoch) for epoch in range(5)] == [1000, 2000, 3000, 4000, 4000]
 
 
-def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypatch):
-    trained = []
+@pytest.fixture
+def trained(monkeypatch):
+    """Training that ends at once, with an accuracy that depends on the seed; the list has what was asked for."""
+    asked = []
 
     def train(method, train, test, **options):
-        trained.append((options["epochs"], options["directory"], options["settings"]))
-        line = {"test_accuracy_mean": 0.5, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}
+        asked.append((options["epochs"], options["directory"], options["settings"]))
+        mean = 0.5 + 0.1 * options["settings"]["seed"]
+        line = {"test_accuracy_mean": mean, "test_accuracy_best": 0.6, "test_accuracy_ensemble": 0.7}
         history = [line | {"forward_passes": 1, "seconds": 2.0}] * options["epochs"]
         return type("Result", (), {"history": history, "interrupted": False})
 
@@ -124,6 +127,29 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     monkeypatch.setattr(classification, "fit", train)
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
     monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
+    return asked
+
+
+def test_several_seeds_make_one_row(tmp_path, trained):
+    cell = classification.Cell("p", "eki", "A", epochs=1, images=10, seeds=3)
+    result = lambda seeds, only="": classification.run_table(
+        "t", "T", lambda preset: [cell._replace(seeds=seeds)], "full", tmp_path, None, 1, only
+    )
+    assert (result(1)["rows"][0]["ours"], result(1)["accuracies"]["A, EKI"]["seeds"]) == (0.6, 1)
+    assert "of" not in result(3, only="B")["rows"][0]  # seeds that were not run are not shown
+    assert [settings["seed"] for *_, settings in trained] == [1]
+    line = result(3)["rows"][0]
+    assert [settings["seed"] for *_, settings in trained] == [1, 2, 3]
+    expected = {"ours": 0.7, "least": 0.6, "most": 0.8, "mean": 0.7, "deviation": 0.1}
+    assert {name: line[name] for name in expected} == pytest.approx(expected)
+    assert line["of"] == "3 seeds"
+    numbers = result(3)["accuracies"]["A, EKI"]
+    assert (numbers["seeds"], numbers["test_accuracy_mean"], numbers["seconds"]) == (3, pytest.approx(0.7), 6.0)
+    saved = json.loads((tmp_path / "t.json").read_text())["runs"]["A, EKI"]
+    assert [run["settings"]["seed"] for run in saved] == [1, 2, 3]
+
+
+def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
     run_table = classification.run_table
     run = lambda cells, preset, only="": run_table("t", "T", cells, preset, tmp_path, None, 0, only)["rows"]
@@ -171,12 +197,13 @@ def test_a_run_of_the_training_command_is_taken_if_it_is_the_same(tmp_path, monk
 
 
 def test_rows_show_median_range_and_difference(tmp_path):
-    line = common.row("EKI", "accuracy", 0.89, [0.8, 0.9, 0.91], "three draws")
-    assert (line["ours"], line["least"], line["most"], line["runs"]) == (0.9, 0.8, 0.91, 3)
+    line = common.row("EKI", "accuracy", 0.89, [0.8, 0.9, 0.91], "a note", of="draws")
+    assert (line["ours"], line["least"], line["most"], line["of"]) == (0.9, 0.8, 0.91, "3 draws")
     numbers = {"rows": [line, common.skipped("SGD", "accuracy", 0.5, "no data"), common.row("x", "y", None, 1e-3)]}
     common.finish("votes", "Votes", "cpu", 3, tmp_path, numbers, {"curve": [1]})
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
-    assert "| EKI | accuracy | 0.8900 | 0.9000 [0.8000, 0.9100], 3 runs | +1.000e-02 | cpu | three draws |" in text
+    ours = "0.9000 [0.8000, 0.9100], mean 0.8700 ± 0.0608, 3 draws"
+    assert f"| EKI | accuracy | 0.8900 | {ours} | +1.000e-02 | cpu | a note |" in text
     assert "| SGD | accuracy | 0.5000 | n/a |  | cpu | not run: no data |" in text
     assert "| x | y | n/a | 1.000e-03 |  | cpu |  |" in text
     assert "`python -m benchmarks paper votes --preset cpu --seed 3`" in text

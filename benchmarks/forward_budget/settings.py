@@ -48,7 +48,7 @@ PRESETS = {
         {
             "mnist-dnn2": _millions(1, 2, 5, 10),
             "mnist-small-cnn": _millions(1, 2, 5, 10),
-            "cifar10-small-cnn": _millions(1, 2, 3, 5),
+            "cifar10-small-cnn": _millions(1, 2, 5, 10),
         },
         MILLION // 2,
     ),

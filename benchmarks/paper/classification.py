@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
 
 from benchmarks import methods
 from benchmarks.paper.common import check_preset, finish, row, skipped
@@ -37,6 +38,7 @@ class Cell(NamedTuple):
         limit: The largest J.
         rate: Learning rate of gradient methods.
         images: How many training images are used, and at most as many test images; None for all.
+        seeds: How many seeds run, one after the other from the command's.
         first: The paper's accuracy after the first epoch, if it has one.
         final: The paper's final accuracy of the mean particle.
         best: The paper's final accuracy of the best particle.
@@ -53,6 +55,7 @@ class Cell(NamedTuple):
     limit: int = 0
     rate: float = 0.1
     images: int | None = None
+    seeds: int = 1
     first: float | None = None
     final: float | None = None
     best: float | None = None
@@ -65,7 +68,7 @@ class Cell(NamedTuple):
 
     @property
     def forward_passes(self) -> float:
-        """How many forward passes of one sample through one particle the run takes, with 60,000 images for all."""
+        """How many forward passes of one sample through one particle a seed takes, with 60,000 images for all."""
         sizes = sum(self.ensemble_size(epoch) for epoch in range(self.epochs)) if self.is_ensemble else 3 * self.epochs
         return float(sizes * (self.images or 60_000))
 
@@ -141,67 +144,79 @@ def run_table(
     """Run a table's cells in a preset; writes ``experiment.json`` and ``experiment.png``.
 
     What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
-    in the place of its smaller one. Every finished cell is kept under ``out/cells``, so that a table may be run
+    in the place of its smaller one. Every finished run is kept under ``out/cells``, so that a table may be run
     in parts: with ``only``, cells whose name does not contain it are taken from there, or left out with the reason.
     """
     check_preset(preset)
-    full = {cell.name: cell for cell in cells("full")}
+    folder, full = out / "cells", {cell.name: cell for cell in cells("full")}
     rows, runs = [], {}
     for cell in cells(preset):
-        shown, paper = preset, full[cell.name]
-        if preset == "cpu" and (cell == paper or _finished(paper, out / "cells", seed)):
-            cell, shown = paper, "full"
-        record = _record(cell, out / "cells", data, seed, only)
-        if isinstance(record, str):
-            lines = [skipped(cell.name, "test accuracy", cell.final, record)]
+        paper, wanted = full[cell.name], only in cell.name
+        if preset == "cpu" and cell != paper and _finished(paper, folder, seed):
+            cell, wanted = paper, False
+        records = _records(cell, folder, data, range(seed, seed + cell.seeds), wanted)
+        if isinstance(records, str):
+            lines = [skipped(cell.name, "test accuracy", cell.final, records)]
         else:
-            runs[cell.name] = record
-            lines = _rows(cell, record["history"])
+            runs[cell.name] = records
+            lines = _rows(cell, [record["history"] for record in records])
+        shown = "full" if preset == "cpu" and cell == paper else preset
         rows += [line | {"preset": shown} for line in lines]
     draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())))
     result: dict[str, Any] = {"accuracies": numbers(runs), "rows": rows}
     if not runs:
         result["skipped"] = rows[0]["note"].removeprefix("not run: ")
-    details = {"runs": {name: {key: run[key] for key in ("settings", "history")} for name, run in runs.items()}}
+    brief = lambda record: {key: record[key] for key in ("settings", "history")}
+    details = {"runs": {name: [brief(record) for record in records] for name, records in runs.items()}}
     return finish(experiment, title, preset, seed, out, result, details)
 
 
-def _record(cell: Cell, folder: Path, data: Path | None, seed: int, only: str) -> dict[str, Any] | str:
-    """The cell's run, or why there is none."""
+def _records(
+    cell: Cell, folder: Path, data: Path | None, seeds: Sequence[int], wanted: bool
+) -> list[dict[str, Any]] | str:
+    """The cell's runs, one a seed, or why there is none; of a cell that is not ``wanted``, those that are finished."""
     if cell.reason:
         return cell.reason
-    if only not in cell.name and not _finished(cell, folder, seed):
-        return f"left out by --only; {cell.forward_passes:.1e} forward passes"
     try:
-        return run_cell(cell, folder, data, seed)
+        kept = [seed for seed in seeds if wanted or _finished(cell, folder, seed)]
+        records = [run_cell(cell, folder, data, seed) for seed in kept]
     except MissingFile as error:
         return error.reason
+    return records or f"left out by --only; {cell.forward_passes:.1e} forward passes"
 
 
-def numbers(runs: dict[str, Any]) -> dict[str, Any]:
-    """Every number of the table by "LABEL, METHOD": first, final, best particle and whole ensemble."""
+def numbers(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Every number of the table by "LABEL, METHOD", medians over seeds: first, final, best particle, whole ensemble."""
     kept = ("test_accuracy_mean", "test_accuracy_best", "test_accuracy_ensemble", "forward_passes")
     return {
         name: {
-            "first": record["history"][0]["test_accuracy_mean"],
-            **{key: record["history"][-1][key] for key in kept},
-            "seconds": round(record["seconds"], 1),
+            "seeds": len(records),
+            "first": _median([record["history"][0]["test_accuracy_mean"] for record in records]),
+            **{key: _median([record["history"][-1][key] for record in records]) for key in kept},
+            "seconds": round(sum(record["seconds"] for record in records), 1),
         }
-        for name, record in runs.items()
+        for name, records in runs.items()
     }
 
 
-def draw_epochs(path: Path, runs: dict[str, Any], labels: list[str]) -> None:
-    """Test accuracy of the mean particle per epoch, one panel a network."""
+def _median(values: list[float | None]) -> float | None:
+    """None for what a gradient method does not have."""
+    return None if None in values else float(np.median(values))
+
+
+def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[str]) -> None:
+    """Test accuracy of the mean particle per epoch, one panel a network: mean of the seeds, and their range."""
     shown = [label for label in labels if any(name.startswith(f"{label},") for name in runs)]
     if not shown:
         return
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, constrained_layout=True)
     for axis, label in zip(axes[0], shown, strict=True):
-        for name, record in runs.items():
+        for name, records in runs.items():
             if name.startswith(f"{label},"):
-                accuracies = [line["test_accuracy_mean"] for line in record["history"]]
-                axis.plot(range(1, len(accuracies) + 1), accuracies, ".-", label=name.removeprefix(f"{label}, "))
+                seeds = np.array([[line["test_accuracy_mean"] for line in record["history"]] for record in records])
+                epochs = np.arange(1, seeds.shape[1] + 1)
+                (line,) = axis.plot(epochs, seeds.mean(0), ".-", label=name.removeprefix(f"{label}, "))
+                axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
         axis.set(title=label, xlabel="epoch", ylabel="test accuracy")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
@@ -222,14 +237,17 @@ def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
     return {"settings": cell.settings(seed), "history": result["history"], "seconds": result["seconds"]}
 
 
-def _rows(cell: Cell, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows(cell: Cell, histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The cell's lines of the table, from one history a seed."""
+    last = lambda kind: [history[-1][f"test_accuracy_{kind}"] for history in histories]
     note = _note(cell)
-    lines = [row(cell.name, "test accuracy", cell.final, history[-1]["test_accuracy_mean"], note)]
+    lines = [row(cell.name, "test accuracy", cell.final, last("mean"), note)]
     if cell.first is not None:
-        lines.insert(0, row(cell.name, "after the first epoch", cell.first, history[0]["test_accuracy_mean"], note))
+        first = [history[0]["test_accuracy_mean"] for history in histories]
+        lines.insert(0, row(cell.name, "after the first epoch", cell.first, first, note))
     if cell.is_ensemble:
-        lines.append(row(cell.name, "best particle", cell.best, history[-1]["test_accuracy_best"]))
-        lines.append(row(cell.name, "whole ensemble", None, history[-1]["test_accuracy_ensemble"]))
+        lines.append(row(cell.name, "best particle", cell.best, last("best")))
+        lines.append(row(cell.name, "whole ensemble", None, last("ensemble")))
     return lines
 
 

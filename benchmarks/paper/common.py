@@ -18,15 +18,17 @@ def check_preset(preset: str) -> None:
         raise ValueError(f"preset: {preset!r}; wanted one of {', '.join(PRESETS)}")
 
 
-def row(name: str, quantity: str, paper: float | None, ours: Any, note: str = "") -> dict[str, Any]:
+def row(name: str, quantity: str, paper: float | None, ours: Any, note: str = "", of: str = "seeds") -> dict[str, Any]:
     """One line of the table: the paper's number beside ours.
 
     Args:
         name: The method and the model.
         quantity: What the number is.
         paper: The paper's number, or None where it has none.
-        ours: Ours; a sequence (several seeds) becomes its median and range; None for what did not run.
+        ours: Ours; a sequence (several seeds) becomes its median, range, mean and standard deviation; None for what
+            did not run.
         note: Settings of this row, or why it did not run.
+        of: What a sequence has one number for each of.
     """
     line: dict[str, Any] = {"name": name, "quantity": quantity, "paper": paper, "note": note}
     if ours is None:
@@ -34,7 +36,8 @@ def row(name: str, quantity: str, paper: float | None, ours: Any, note: str = ""
     values = np.atleast_1d(np.asarray(ours, np.float64))
     line["ours"] = float(np.median(values))
     if values.size > 1:
-        line |= {"runs": int(values.size), "least": float(values.min()), "most": float(values.max())}
+        line |= {"of": f"{values.size} {of}", "least": float(values.min()), "most": float(values.max())}
+        line |= {"mean": float(values.mean()), "deviation": float(values.std(ddof=1))}
     return line
 
 

@@ -48,8 +48,9 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         seen = observe_epochs(method, problem, look, batch_size=batch, epochs=epochs, key=jax.random.key(seed))
         bounds[label] = np.array(seen)
         note = f"J = {size}, {epochs} epochs, batch {batch}" + ("" if images is None else f", {images} images")
-        rows.append(row(label, "noise ratio, first epoch", None, bounds[label][0], note))
-        rows.append(row(label, "noise ratio, last epoch", None, bounds[label][-1], "range: the bounds over particles"))
+        for moment, index in (("first", 0), ("last", -1)):
+            for bound, value in zip(("lower", "upper"), bounds[label][index], strict=True):
+                rows.append(row(label, f"noise ratio, {moment} epoch, {bound} bound over particles", None, value, note))
     last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
     result: dict[str, Any] = {"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}
     if bounds:

@@ -52,7 +52,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         }
         note = f"J = {size}, {epochs} epochs, batch {batch}" + ("" if images is None else f", {images} images")
         rows.append(row(label, "accuracy of the mean particle", None, last.mean, note))
-        rows.append(row(label, "accuracy of the particles", None, last.particles, "median and range over particles"))
+        rows.append(row(label, "accuracy of the particles", None, last.particles, of="particles"))
     result: dict[str, Any] = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
     if seen:
         _draw(out / "particles.png", seen)

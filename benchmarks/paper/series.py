@@ -90,7 +90,7 @@ def run_series(
         for moment, index in (("first", 0), ("final", -1)):
             values = learned.curve[:, index]
             numbers |= {f"{name}_{moment}": np.median(values), f"{name}_{moment}_best_seed": values.min()}
-            note = f"median of the seeds; {learned.curve.shape[1]} passes"
+            note = f"{learned.curve.shape[1]} passes"
             rows.append(row(name.upper(), f"test error, {moment} pass", paper[f"{name}_{moment}"], values, note))
         numbers[f"{name}_forward_passes"] = passes * learned.curve.shape[1] * len(series.train_x)
     rows.append(row("EKI, best particle", "test error, final pass", None, eki.best[:, -1]))

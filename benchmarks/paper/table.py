@@ -9,8 +9,8 @@ from typing import Any
 _HEAD = """# The paper's numbers beside ours
 
 Generated from the JSON files of `python -m benchmarks paper NAME`; do not edit. Several runs are shown as their median
-[least, most]. The presets: `full` has the paper's own settings, `cpu` a smaller job that its notes state, `smoke` is
-for tests.
+[least, most], mean ± standard deviation. The presets: `full` has the paper's own settings, `cpu` a smaller job that its
+notes state, `smoke` is for tests.
 """
 
 
@@ -41,7 +41,8 @@ def _line(row: dict[str, Any], preset: str) -> str:
     difference = "" if paper is None or ours is None else f"{_number(ours - paper, sign=True)}"
     text = "n/a" if ours is None else _number(ours)
     if "least" in row:
-        text += f" [{_number(row['least'])}, {_number(row['most'])}], {row['runs']} runs"
+        text += f" [{_number(row['least'])}, {_number(row['most'])}], mean {_number(row['mean'])}"
+        text += f" ± {_number(row['deviation'])}, {row['of']}"
     cells = (row["name"], row["quantity"], "n/a" if paper is None else _number(paper), text, difference, preset)
     return "| " + " | ".join((*cells, row["note"])) + " |"
 

@@ -90,13 +90,14 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         "eki_seconds_a_draw": seconds / settings.draws,
         "mcmc_seconds_a_draw": mcmc_seconds / settings.draws,
     }
-    per_draw = f"{settings.draws} draws of the five labels"
+    per_draw, of = f"{settings.draws} draws of the five labels", "draws"
+    samples, particles = f"{per_draw}; {settings.samples} samples each", f"{per_draw}; J = {settings.particles}"
     rows = [
         row("Fiedler vector", "accuracy", PAPER["fiedler"], fiedler),
-        row("MCMC (pCN)", "accuracy", PAPER["mcmc"], mcmc["final"], f"{per_draw}; {settings.samples} samples each"),
-        row("EKI", "accuracy", PAPER["eki"], eki["final"], f"{per_draw}; J = {settings.particles}"),
+        row("MCMC (pCN)", "accuracy", PAPER["mcmc"], mcmc["final"], samples, of),
+        row("EKI", "accuracy", PAPER["eki"], eki["final"], particles, of),
         row("EKI", "90th percentile", PAPER["eki"], summary["eki_90th_percentile"], per_draw),
-        row("EKI, all 434 modes", "accuracy", PAPER["eki"], all_modes["final"], per_draw),
+        row("EKI, all 434 modes", "accuracy", PAPER["eki"], all_modes["final"], per_draw, of),
         row("EKI, all 434 modes", "90th percentile", PAPER["eki"], summary["eki_all_modes_90th_percentile"], per_draw),
     ]
     _draw(out / "voting.png", fiedler, eki, mcmc, whole.eigenvalues)
