@@ -34,7 +34,7 @@ BEST: dict[str, tuple[float | None, ...]] = {
 RATES = {"sgd": (0.1, 0.1, 0.1, 0.1), "msgd": (0.01, 0.1, 0.1, 0.1)}
 # What two cores can pay for: network -> (J, images), and the epochs of DNN 1; the others have two.
 _CPU = {"dnn1": (2000, None), "dnn2": (300, 20_000), "dnn3": (100, 10_000), "dnn4": (50, 10_000)}
-_CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 3}
+_CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 6}
 
 
 def cells(preset: str) -> list[Cell]:

@@ -25,7 +25,7 @@ TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure
 # preset -> network -> (J, batch, epochs, images)
 PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
     "smoke": {"dnn1": (8, 50, 2, 100)},
-    "cpu": {"dnn1": (300, 600, 5, 10_000), "dnn2": (60, 600, 5, 6_000)},
+    "cpu": {"dnn1": (2000, 600, 5, None), "dnn2": (300, 600, 5, 20_000)},
     "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
 }
 
@@ -75,6 +75,7 @@ def _draw(path: Path, bounds: dict[str, np.ndarray]) -> None:
         axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.4, label=label)
         axis.plot(epochs, values.mean(1), linewidth=1)
     axis.set(xlabel="epoch", ylabel="norm of the mean over norm of the noise")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -20,7 +20,7 @@ TITLE = "EKI on DNN 1 and 2: every particle's accuracy against the mean's (Figur
 # preset -> network -> (J, batch, epochs, images)
 PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
     "smoke": {"dnn1": (8, 50, 2, 100)},
-    "cpu": {"dnn1": (300, 600, 4, 10_000), "dnn2": (60, 600, 4, 6_000)},
+    "cpu": {"dnn1": (2000, 600, 4, None), "dnn2": (300, 600, 4, 20_000)},
     "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
 }
 
