@@ -1,10 +1,11 @@
-"""Figure 9: four EKI methods on DNN 2 with 6,000 particles."""
+"""Figure 9: four EKI methods on DNN 2 with 6,000 particles, beside the gradient methods of Figure 5."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper import dense
 from benchmarks.paper.classification import Cell, run_table
 
 TITLE = "MNIST, DNN 2 with a large ensemble, J = 6000 (Figure 9)"
@@ -19,20 +20,21 @@ PAPER = {
 
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
+    baselines = [cell for cell in dense.cells(preset) if cell.label == "DNN 2" and not cell.is_ensemble]
     table = [
         Cell("mnist-dnn2", method, "DNN 2", epochs=30, particles=6000, first=first, final=final)
         for method, (first, final) in PAPER.items()
     ]
     if preset == "smoke":
-        return [
+        return baselines + [
             cell._replace(
                 particles=8, epochs=2, batch=50, images=100, reason="not in the smoke preset" * (cell.method != "eki")
             )
             for cell in table
         ]
     if preset == "cpu":
-        return [cell._replace(particles=500, epochs=2, images=10_000) for cell in table]
-    return table
+        return baselines + [cell._replace(particles=500, epochs=2, images=10_000) for cell in table]
+    return baselines + table
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
