@@ -77,6 +77,7 @@ class Natural(NamedTuple):
         rank: Of the low-rank deviations.
         rate: eta, a number or a schedule.
         averaging: Whether predictions are made with an average over the iterates.
+        norm_constraint: The largest squared norm of a step in the outputs' curvature; None for no limit.
     """
 
     sigma: Any = 0.1
@@ -84,6 +85,7 @@ class Natural(NamedTuple):
     rank: int = 1
     rate: Any = None
     averaging: bool = True
+    norm_constraint: float | None = None
 
 
 def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_rank: bool) -> Method:
@@ -101,6 +103,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         learning_rate=(0.5 if local else 1.0) if settings.rate is None else settings.rate,
         averaging=(lambda count: jnp.minimum(0.97, count / (count + 10))) if settings.averaging else None,
         localized=local,
+        norm_constraint=settings.norm_constraint,
     )
     prior = problem.prior
 

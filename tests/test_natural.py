@@ -314,6 +314,30 @@ def test_when_all_fail_the_mean_stays() -> None:
     assert bool((state.position["w"] == params["w"]).all())
 
 
+@pytest.mark.parametrize("localized", [False, True])
+def test_a_step_is_no_longer_than_it_may(localized: bool, x64: None) -> None:
+    """Its squared norm in the outputs' curvature is held; a shorter one is left alone."""
+    params = {"w": 2 * jax.random.normal(jax.random.key(0), (4, 3), jnp.float64)}
+    batch = jax.random.normal(jax.random.key(1), (8, 4), jnp.float64), jnp.arange(8) % 3
+    forward, loss = (lambda p, x: x @ p["w"]), natural.softmax_cross_entropy()
+
+    def step(norm_constraint: float | None) -> Any:
+        options = {"localized": localized, "norm_constraint": norm_constraint}
+        f = natural.value_and_natural_direction(forward, loss, 40, 1e-3, 1e-9, **options)
+        return jax.jit(f)(params, batch, jax.random.key(2))[1]["w"]
+
+    def squared_norm(ascent: Any) -> float:
+        z, moved = forward(params, batch[0]), batch[0] @ ascent
+        return float(jnp.vdot(moved, jax.jvp(lambda z: jax.grad(loss)(z, batch[1]), (z,), (moved,))[1]))
+
+    whole = step(None)
+    length = squared_norm(whole)
+    np.testing.assert_allclose(step(2 * length), whole, rtol=1e-12)
+    short = step(length / 9)
+    np.testing.assert_allclose(short, whole / 3, rtol=0.02)
+    np.testing.assert_allclose(squared_norm(short), length / 9, rtol=0.04)
+
+
 def test_a_loss_that_is_not_convex_is_refused() -> None:
     _, params, batch = classifier()
     solver = natural.natural_gradient(lambda p, x: x @ p["w"], lambda z, y: -jnp.sum(z**2), 4)
@@ -341,6 +365,8 @@ def test_a_loss_over_many_outputs_has_to_say_what_it_sums() -> None:
         ({"learning_rate": 0.0}, "learning_rate: 0.0"),
         ({"redraw_every": 0}, "redraw_every: 0"),
         ({"averaging": 1.0}, "averaging: 1.0"),
+        ({"norm_constraint": 0.0}, "norm_constraint: 0.0; wanted a number > 0"),
+        ({"norm_constraint": float("nan")}, "norm_constraint: nan"),
     ],
 )
 def test_settings_out_of_range_are_named(wrong: dict[str, Any], message: str) -> None:

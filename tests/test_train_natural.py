@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 pytest.importorskip("sklearn")
 
@@ -18,6 +19,8 @@ from benchmarks import methods, train
 from benchmarks.problems import registry
 from benchmarks.problems.data import Dataset
 from eki_jax import flax as models
+from eki_jax import natural
+from eki_jax.natural._cloud import Cloud
 from eki_jax.training import epoch
 
 SHAPES = {
@@ -63,6 +66,23 @@ def test_small_cnn_for_many_particles_is_the_flax_network(name: str) -> None:
     images = jnp.stack([x, x + 1, x * 2])  # every particle its own
     found = jax.vmap(problem.particle_logits)(every, images)
     np.testing.assert_allclose(found, jax.vmap(problem.logits)(every, images), atol=1e-4)
+
+
+def test_small_cnn_says_what_its_second_kernel_multiplies() -> None:
+    """The windows times a kernel are the convolution of the pooled first layer."""
+    problem = registry.build("mnist-small-cnn", tiny("mnist-small-cnn"))
+    params, x = problem.prior.sample(jax.random.key(0)), jnp.asarray(problem.train[0][:3])
+    cloud = Cloud(natural.low_rank(1), 4)
+    drawn = cloud.draw(jax.random.key(1), params)
+    _, inputs, matrix_of = cloud.inputs(problem.low_rank_logits, params, drawn, x)
+    kernel = "['Conv_1']['kernel']"
+    assert set(inputs) == {kernel, "['Dense_0']['kernel']"}
+    assert matrix_of == {"['Conv_1']['bias']": kernel, "['Dense_0']['bias']": "['Dense_0']['kernel']"}
+    first = linen.Conv(8, (5, 5), padding="VALID").apply({"params": params["Conv_0"]}, x)
+    pooled = linen.max_pool(jax.nn.relu(first), (2, 2), (2, 2))
+    second = linen.Conv(16, (5, 5), padding="VALID").apply({"params": params["Conv_1"]}, pooled)
+    found = inputs[kernel] @ params["Conv_1"]["kernel"].reshape(-1, 16) + params["Conv_1"]["bias"]
+    np.testing.assert_allclose(found, second.reshape(3, -1, 16), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mnist-small-cnn", "mnist-dnn1"])

@@ -14,6 +14,7 @@ from eki_jax._types import Array
 from eki_jax.flax._linen import linen_forward
 from eki_jax.flax._low_rank_nnx import perturbed_call
 from eki_jax.flax._nnx import nnx_forward
+from eki_jax.flax._windows import told
 from eki_jax.natural._low_rank import LowRankMatrix, is_low_rank
 
 Matrices = dict[tuple[str, ...], LowRankMatrix]
@@ -110,13 +111,20 @@ class _Interceptor:
 
 
 def _dense(module: nn.Dense, w: LowRankMatrix, inputs: Array) -> Array:
+    if module.use_bias:
+        w.meets("bias")
     return w.perturbation(inputs)
 
 
 def _conv(module: nn.Conv, w: LowRankMatrix, inputs: Array) -> Array:
-    groups, rank = module.feature_group_count, w.right.shape[-1]
-    narrow: Any = module.clone(features=rank * groups, use_bias=False, parent=None, name=None)
-    return w.expanded(narrow.apply({"params": {"kernel": jnp.tile(w.left, groups)}}, inputs), groups)
+    groups = module.feature_group_count
+
+    def convolved(kernel: Array, inputs: Array) -> Array:
+        narrow: Any = module.clone(features=kernel.shape[-1], use_bias=False, parent=None, name=None)
+        return narrow.apply({"params": {"kernel": kernel}}, inputs)
+
+    told(w, convolved, inputs, groups, module.use_bias)
+    return w.expanded(convolved(jnp.tile(w.left, groups), inputs), groups)
 
 
 def _embed(module: nn.Embed, w: LowRankMatrix, inputs: Array) -> Array:

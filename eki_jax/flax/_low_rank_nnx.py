@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eki_jax._types import Array
+from eki_jax.flax._windows import told
 from eki_jax.natural._low_rank import LowRankMatrix
 
 Matrices = Mapping[tuple[str, ...], LowRankMatrix]
@@ -42,6 +43,8 @@ def _linear(layer: nnx.Linear, w: LowRankMatrix) -> None:
     plain = layer.dot_general
 
     def dot_general(inputs: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+        if layer.use_bias:
+            w.meets("bias")
         outputs = plain(inputs, kernel, *args, **kwargs)
         return outputs + w.perturbation(inputs).astype(outputs.dtype)
 
@@ -53,7 +56,9 @@ def _conv(layer: nnx.Conv, w: LowRankMatrix) -> None:
 
     def convolved(inputs: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
         groups = kwargs.get("feature_group_count", 1)
-        inner = plain(inputs, jnp.tile(w.left, groups).astype(kernel.dtype), *args, **kwargs)
+        narrow = lambda matrix, inputs: plain(inputs, matrix.astype(kernel.dtype), *args, **kwargs)
+        told(w, narrow, inputs, groups, layer.use_bias)
+        inner = narrow(jnp.tile(w.left, groups), inputs)
         outputs = plain(inputs, kernel, *args, **kwargs)
         return outputs + w.expanded(inner, groups).astype(outputs.dtype)
 

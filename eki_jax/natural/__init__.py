@@ -16,6 +16,7 @@ from eki_jax.natural._direction import value_and_natural_direction as value_and_
 from eki_jax.natural._losses import mean_over_samples as mean_over_samples
 from eki_jax.natural._losses import softmax_cross_entropy as softmax_cross_entropy
 from eki_jax.natural._low_rank import LowRankMatrix as LowRankMatrix
+from eki_jax.natural._low_rank import affine as affine
 from eki_jax.natural._solver import NaturalInfo as NaturalInfo
 from eki_jax.natural._solver import NaturalSolver as NaturalSolver
 from eki_jax.natural._solver import NaturalState as NaturalState

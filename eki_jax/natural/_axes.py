@@ -46,6 +46,11 @@ def index(name: str | None) -> Any:
     return 0 if name is None else lax.axis_index(name)
 
 
+def summed(value: Any, name: str | None) -> Any:
+    """The sum over the devices along an axis."""
+    return value if name is None else lax.psum(value, name)
+
+
 def gathered(tree: Any, name: str | None, axis: int = 0) -> Any:
     """The parts of all devices joined along ``axis``."""
     if name is None:

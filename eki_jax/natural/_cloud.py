@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,41 +60,24 @@ class Cloud(NamedTuple):
             factors, sign = row
             return _called(forward, self.deviations.particle(mean, factors, sign * sigma), x)
 
-        return _in_chunks(one, drawn, x, chunk_size)
+        if chunk_size is None:
+            budget = _ACTIVATION_BYTES.get(jax.default_backend(), _DEVICE_BYTES)
+            chunk_size = max(1, budget // max(1, activation_bytes(one, drawn, x)))
+        return map_particles(lambda row: one(row, x), drawn, chunk_size)
 
-    def inputs(self, forward: ForwardFn, mean: Params, drawn: Any, x: Any) -> tuple[Any, dict[str, Array]]:
-        """The mean particle's outputs, and the inputs (B, n) of those matrices that each sample meets once."""
+    def inputs(
+        self, forward: ForwardFn, mean: Params, drawn: Any, x: Any
+    ) -> tuple[Any, dict[str, Array], dict[str, str]]:
+        """The mean particle's outputs; the inputs (B, p, n) of matrices, at p places; vectors' matrices."""
         assert isinstance(self.deviations, LowRank)
-        tape = Tape(inputs=True)
+        tape = Tape()
         factors = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), drawn[0]
         )  # no particle's: the same on all devices
         outputs = _called(forward, self.deviations.particle(mean, factors, jnp.zeros(()), tape), x)
         samples = jax.tree.leaves(outputs)[0].shape[:1]
-        local = {n: x for n, x in tape.entries.items() if x is not None and x.ndim == 2 and x.shape[:1] == samples}
-        return outputs, local
-
-    def evaluate_recorded(
-        self,
-        forward: ForwardFn,
-        mean: Params,
-        drawn: Any,
-        sigma: Array,
-        x: Any,
-        chunk_size: int | None,
-        names: list[str],
-    ) -> tuple[Any, dict[str, Array]]:
-        """The model's outputs, and the inner products ``x (sigma a_j)`` with the matrices of these names."""
-        deviations = self.deviations
-        assert isinstance(deviations, LowRank)
-
-        def one(row: Any, x: Any) -> Any:
-            factors, sign = row
-            tape = Tape(inputs=False)
-            outputs = forward(deviations.particle(mean, factors, sign * sigma, tape), x)
-            return outputs, {name: tape.entries[name] for name in names}
-
-        return _in_chunks(one, drawn, x, chunk_size)
+        known = {n: x for n, x in tape.entries.items() if x is not None and x.ndim > 1 and x.shape[:1] == samples}
+        return outputs, {n: x.reshape(len(x), -1, x.shape[-1]) for n, x in known.items()}, tape.matrix_of
 
     def ensemble(self, mean: Params, drawn: Any, sigma: Array) -> Ensemble:
         """``mean + sigma e_j``, every one of them in full."""
@@ -111,13 +93,6 @@ class Cloud(NamedTuple):
         factors, signs = drawn
         total = self.deviations.combine(mean, factors, weights * signs)
         return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
-
-
-def _in_chunks(one: Callable[[Any, Any], Any], rows: Any, x: Any, chunk_size: int | None) -> Any:
-    if chunk_size is None:
-        budget = _ACTIVATION_BYTES.get(jax.default_backend(), _DEVICE_BYTES)
-        chunk_size = max(1, budget // max(1, activation_bytes(one, rows, x)))
-    return map_particles(lambda row: one(row, x), rows, chunk_size)
 
 
 def _called(forward: ForwardFn, params: Params, x: Any) -> Any:

@@ -80,10 +80,14 @@ class LowRank(NamedTuple):
         """A :class:`LowRankMatrix` for each matrix, unless they are to be formed; vectors are added up."""
 
         def leaf(path: Any, m: Array, e: Any) -> Any:
+            name = jax.tree_util.keystr(path)
             if not isinstance(e, tuple):
-                return (m + sigma.astype(e.dtype) * e).astype(m.dtype)
+                vector = (m + sigma.astype(e.dtype) * e).astype(m.dtype)
+                if tape is not None:
+                    tape.vectors.append((vector, name))
+                return vector
             left, right = (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype)
-            matrix = LowRankMatrix(m, left, right, name=jax.tree_util.keystr(path), tape=tape)
+            matrix = LowRankMatrix(m, left, right, name=name, tape=tape)
             return matrix.dense() if self.formed else matrix
 
         return self._map(leaf, mean, factors)

@@ -45,6 +45,14 @@ class Direction(NamedTuple):
     usable: Array
     matrix: Array | None = None
 
+    def within(self, norm_constraint: float | None) -> Direction:
+        """The step made shorter where ``bend``, its squared norm in the outputs' curvature, is above the constraint."""
+        if norm_constraint is None:
+            return self
+        share = jnp.sqrt(jnp.minimum(1.0, norm_constraint / jnp.maximum(self.bend, norm_constraint)))
+        ascent = jax.tree.map(lambda leaf: share.astype(leaf.dtype) * leaf, self.ascent)
+        return self._replace(ascent=ascent, slope=share * self.slope, bend=share**2 * self.bend)
+
     def predicted(self, rate: Array) -> Array:
         """The decrease of the loss's second-order model after ``rate`` times the step."""
         return rate * self.slope - 0.5 * rate**2 * self.bend
@@ -61,6 +69,7 @@ class Estimator(NamedTuple):
         batch_axis_name: mapped axis over which samples are spread.
         chunk_size: particles evaluated at a time.
         precision: of the products that form the span's matrix.
+        norm_constraint: the largest squared norm of a step in the outputs' curvature.
     """
 
     loss: LossFn
@@ -70,6 +79,7 @@ class Estimator(NamedTuple):
     batch_axis_name: str | None = None
     chunk_size: int | None = None
     precision: Any = HIGHEST
+    norm_constraint: float | None = None
 
     @property
     def axes(self) -> Axes:
@@ -96,9 +106,10 @@ class Estimator(NamedTuple):
         usable = _usable(found.slope, found.bend, sigma, damping) & found.is_convex
         weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
         ascent = self.cloud.combine(mean, drawn, jnp.where(usable, weights, 0))
-        return Direction(
+        direction = Direction(
             ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, usable, found.matrix
         )
+        return direction.within(self.norm_constraint)
 
     def _localized(
         self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
@@ -106,15 +117,15 @@ class Estimator(NamedTuple):
         x, targets = batch
         deviations, axes = self.cloud.deviations, self.axes
         assert isinstance(deviations, LowRank)
-        here, inputs = self.cloud.inputs(forward, mean, drawn, x)
-        outputs, inner = self.cloud.evaluate_recorded(forward, mean, drawn, sigma, x, self.chunk_size, list(inputs))
+        here, inputs, matrix_of = self.cloud.inputs(forward, mean, drawn, x)
+        outputs = self.cloud.evaluate(forward, mean, drawn, sigma, x, self.chunk_size)
         rows, healthy, number = centred(outputs, axes)
         model = curvature(self.loss, here, targets)
         check_convex(model)
         share = share_of_loss(self.loss, axes)
         samples = jax.tree.leaves(here)[0].shape[0]
         jacobian = estimated_jacobian(
-            deviations, mean, drawn, rows, sigma, inputs, inner, samples, healthy, number, axes
+            deviations, mean, drawn, rows, sigma, inputs, matrix_of, samples, healthy, number, axes
         )
         gradient = lambda z: curvature(self.loss, z, targets).gradient
         flat, unravel = jax.flatten_util.ravel_pytree(here)
@@ -129,7 +140,8 @@ class Estimator(NamedTuple):
         usable = _usable(slope, bend, sigma, damping) & everywhere(model.is_convex, over_samples)
         scales = deviations.scales(mean)
         ascent = jax.tree.map(lambda m, v, s: jnp.where(usable, (s * v).astype(m.dtype), 0), mean, d, scales)
-        return Direction(ascent, value, slope, bend, number, jnp.asarray(False), usable)
+        direction = Direction(ascent, value, slope, bend, number, jnp.asarray(False), usable)
+        return direction.within(self.norm_constraint)
 
 
 def _usable(slope: Array, bend: Array, sigma: Array, damping: Array) -> Array:
@@ -156,7 +168,7 @@ def value_and_natural_direction(
         damping: lambda > 0, or a schedule of ``count``.
         deviations: :func:`low_rank` or :func:`full_rank`.
         **options: ``antithetic``, ``localized``, ``iterations``, ``space``, ``axis_name``, ``batch_axis_name``,
-            ``chunk_size`` and ``precision`` of :func:`natural_gradient`.
+            ``chunk_size``, ``precision`` and ``norm_constraint`` of :func:`natural_gradient`.
 
     Returns:
         ``f(params, batch, key, count=0) -> (loss, direction)``: params of ONE particle; the direction is like them and
@@ -205,6 +217,7 @@ def make_estimator(
     batch_axis_name: str | None = None,
     chunk_size: int | None = None,
     precision: Any = HIGHEST,
+    norm_constraint: float | None = None,
 ) -> Estimator:
     """An estimator of checked settings."""
     if not callable(loss):
@@ -217,8 +230,11 @@ def make_estimator(
         raise ValueError(f"iterations: {iterations}; wanted at least 1")
     if localized and not isinstance(deviations, LowRank):
         raise ValueError("localized: True with deviations of full rank; wanted low_rank(...)")
+    if norm_constraint is not None and not norm_constraint > 0:
+        raise ValueError(f"norm_constraint: {norm_constraint}; wanted a number > 0, or None")
     cloud = Cloud(deviations, particles, antithetic, axis_name)
-    return Estimator(loss, cloud, iterations if localized else 0, space, batch_axis_name, chunk_size, precision)
+    count = iterations if localized else 0
+    return Estimator(loss, cloud, count, space, batch_axis_name, chunk_size, precision, norm_constraint)
 
 
 def mean_loss(loss: LossFn, outputs: Any, targets: Any, axes: Axes) -> Array:

@@ -19,29 +19,24 @@ conjugate gradients too:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
-from operator import add
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from eki_jax._types import Array, Params
+from eki_jax.natural import _axes
 from eki_jax.natural._axes import Axes
 from eki_jax.natural._deviations import LowRank
-
-# Outputs of as many samples at a time as stay in the processor's cache.
-_CACHE_BYTES = 2**20
-_ITERATIONS = 8  # of a sample's regression
+from eki_jax.natural._reach import Particles, Reach, conjugate_gradients, regressions
 
 
 class Local(NamedTuple):
     """One leaf that reaches a sample through few numbers: a matrix through its products, a vector through itself.
 
     Attributes:
-        inputs: x, shape (B, n_in); of a vector ones, shape (B, 1).
-        slopes: Delta, shape (B, C, n_out), in units of a deviation.
+        inputs: x at the p places where a sample is multiplied, shape (B, p, n); of a vector ones, shape (B, p, 1).
+        slopes: Delta, shape (B, C, p, k), in units of a deviation.
         shape: of the leaf.
     """
 
@@ -51,14 +46,20 @@ class Local(NamedTuple):
 
     def times(self, v: Array) -> Array:
         """Jacobian times the leaf, shape (B C,)."""
-        reached = self.inputs @ v.reshape(self.inputs.shape[1], -1)
-        return jnp.sum(reached[:, None] * self.slopes, axis=-1).ravel()
+        reached = self._rows() @ v.reshape(self.inputs.shape[-1], -1)
+        return jnp.sum(reached.reshape(len(self.slopes), 1, -1) * self._flat(), axis=-1).ravel()
 
     def transposed(self, r: Array) -> Array:
         """Jacobian transposed times outputs."""
-        samples, classes, _ = self.slopes.shape
-        back = jnp.sum(r.reshape(samples, classes, 1) * self.slopes, axis=1)
-        return (self.inputs.T @ back).reshape(self.shape)
+        back = jnp.sum(r.reshape(*self.slopes.shape[:2], 1) * self._flat(), axis=1)
+        return (self._rows().T @ back.reshape(-1, self.slopes.shape[-1])).reshape(self.shape)
+
+    def _rows(self) -> Array:
+        return self.inputs.reshape(-1, self.inputs.shape[-1])
+
+    def _flat(self) -> Array:
+        """The slopes with one axis for all numbers that reach a sample: products of more axes are slow (JAX 0.10)."""
+        return self.slopes.reshape(*self.slopes.shape[:2], -1)
 
 
 class Columns(NamedTuple):
@@ -101,12 +102,12 @@ class Spanned(NamedTuple):
     def times(self, v: Array) -> Array:
         """Jacobian times the leaf, shape (M,)."""
         inner = jnp.einsum("jnr,nk->jkr", self.left, v.reshape(-1, self.shape[-1]))
-        return _sum(jnp.einsum("jkr,jkr->j", inner, self.right) @ self.rows, self.axis)
+        return _axes.summed(jnp.einsum("jkr,jkr->j", inner, self.right) @ self.rows, self.axis)
 
     def transposed(self, r: Array) -> Array:
         """Jacobian transposed times outputs."""
         weighted = self.right * (self.rows @ r)[:, None, None]
-        return _sum(jnp.einsum("jnr,jkr->nk", self.left, weighted), self.axis).reshape(self.shape)
+        return _axes.summed(jnp.einsum("jnr,jkr->nk", self.left, weighted), self.axis).reshape(self.shape)
 
 
 class Jacobian(NamedTuple):
@@ -126,7 +127,7 @@ class Jacobian(NamedTuple):
 
     def transposed(self, r: Array) -> Params:
         """Jacobian transposed times outputs, a pytree of parameters."""
-        return _sum(self.structure.unflatten([part.transposed(r) for part in self.parts]), self.batch_axis)
+        return _axes.summed(self.structure.unflatten([part.transposed(r) for part in self.parts]), self.batch_axis)
 
 
 def estimated_jacobian(
@@ -136,7 +137,7 @@ def estimated_jacobian(
     rows: Array,
     sigma: Array,
     inputs: dict[str, Array],
-    inner: dict[str, Array],
+    matrix_of: dict[str, str],
     samples: int,
     healthy: Array,
     number: Array,
@@ -150,8 +151,8 @@ def estimated_jacobian(
         drawn: factors and signs of the particles.
         rows: centred outputs over sqrt(J - 1), shape (J, M); zero for particles that failed.
         sigma: scale of the deviations.
-        inputs: x of each matrix that is local, shape (B, n), by its name.
-        inner: ``x (sigma a_j)`` of the same, shape (J, B, r).
+        inputs: x of each matrix that is local, shape (B, p, n), by its name.
+        matrix_of: the matrix to whose product a vector is added, by the vector's name.
         samples: B.
         healthy: which particles did not fail, shape (J,).
         number: how many on all devices.
@@ -164,102 +165,42 @@ def estimated_jacobian(
     trees = (structure.flatten_up_to(tree) for tree in (mean, factors, deviations.scales(mean)))
     leaves = list(zip(names, *trees, strict=True))
 
-    local: dict[str, tuple[Array, Reach]] = {}
+    size = jnp.where(healthy, signs * sigma, 0)
+    reaches: dict[str, Reach] = {}
     for name, _, e, _ in leaves:
         if name in inputs:
-            s = jnp.where(healthy[:, None, None], inner[name], 0)
-            local[name] = inputs[name], Reach(jnp.transpose(s, (1, 2, 0)), jnp.moveaxis(e[1], -1, 0))
+            left = jnp.moveaxis(size[:, None, None] * e[0].reshape(particles, -1, deviations.rank), 0, 2)
+            reaches[name] = Reach(inputs[name], left, jnp.moveaxis(e[1], -1, 0))
         elif not isinstance(e, tuple):
-            s = jnp.where(healthy, signs * sigma, 0)
-            local[name] = jnp.ones((samples, 1), rows.dtype), Reach(s[None], e.reshape(1, particles, -1))
+            ones = jnp.ones((samples, 1, 1), rows.dtype)
+            reaches[name] = Reach(ones, size[None, None], e.reshape(1, particles, -1))
+    # What is added to the same numbers has the same slopes: one unknown for both.
+    place = {name: name for name in reaches}
+    for bias, matrix in matrix_of.items():
+        if bias in reaches and matrix in inputs and reaches[matrix].right.shape[-1] == reaches[bias].right.shape[-1]:
+            reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
+            place[bias] = matrix
     spread = jnp.sqrt(jnp.maximum(number, 2) - 1.0).astype(rows.dtype)
     outputs = jnp.transpose(spread * rows.reshape(particles, samples, -1), (1, 2, 0))
-    reaches = [jax.tree.map(lambda factor: factor.astype(rows.dtype), reach) for _, reach in local.values()]
-    slopes = dict(zip(local, regressions(outputs, reaches, axes.particles, _ITERATIONS), strict=True))
+    known = jax.tree.map(lambda factor: factor.astype(rows.dtype), list(reaches.values()))
+    taking_part = Particles(healthy.astype(rows.dtype), number, axes.particles)
+    found, unexplained = regressions(outputs, known, taking_part)
+    slopes = dict(zip(reaches, found, strict=True))
 
-    spanned = rows * (signs / (sigma * spread))[:, None]
+    rest = jnp.transpose(unexplained, (2, 0, 1)).reshape(rows.shape)
+    spanned = rest * (signs / (sigma * spread**2))[:, None]
 
     def part(name: str, m: Array, e: Any, scale: Array) -> Local | Columns | Spanned:
-        if name in local:
-            return Local(local[name][0], scale * slopes[name], m.shape)
+        if name in place:
+            met = reaches[place[name]].inputs
+            return Local(met if name in inputs else jnp.ones_like(met[..., :1]), scale * slopes[place[name]], m.shape)
         left = (e[0] / scale).reshape(particles, -1, deviations.rank)
         if m.size > particles:
             return Spanned(spanned, left, e[1], m.shape, axes.particles)
         columns = jnp.einsum("jnr,jkr->jnk", left, e[1]).reshape(particles, -1)
-        return Columns(_sum(spanned.T @ columns, axes.particles), m.shape)
+        return Columns(_axes.summed(spanned.T @ columns, axes.particles), m.shape)
 
     return Jacobian([part(*leaf) for leaf in leaves], structure, axes.batch)
-
-
-def _sum(value: Any, axis: str | None) -> Any:
-    return value if axis is None else lax.psum(value, axis)
-
-
-class Reach(NamedTuple):
-    """How the particles' deviations of one leaf reach a sample: as ``sum_r s_jr b_jnr``.
-
-    Attributes:
-        inner: s, shape (B, r, J), or (r, J) of one sample, or of all where they do not differ.
-        right: b, shape (r, J, n).
-    """
-
-    inner: Array
-    right: Array
-
-    def times(self, slopes: Array) -> Array:
-        """One sample's outputs (C, J) of its slopes (C, n)."""
-        return reduce(add, (s * (slopes @ b.T) for s, b in zip(self.inner, self.right, strict=True)))
-
-    def transposed(self, outputs: Array) -> Array:
-        """One sample's slopes (C, n) of its outputs (C, J)."""
-        return reduce(add, ((outputs * s) @ b for s, b in zip(self.inner, self.right, strict=True)))
-
-
-def regressions(outputs: Array, reaches: list[Reach], axis: str | None, iterations: int) -> list[Array]:
-    """For each sample the slopes that explain its outputs from what reached it, in least squares.
-
-    By conjugate gradients from zero, every leaf in units of its own deviations: to stop early regularizes where there
-    are fewer particles than numbers that reach a sample. The first iterate is along the covariances.
-
-    Args:
-        outputs: centred, shape (B, C, J).
-        reaches: of the leaves.
-        axis: over which the particles are spread.
-        iterations: of conjugate gradients.
-
-    Returns:
-        Slopes (B, C, n) for every leaf.
-    """
-
-    def one(row: tuple[Array, list[Array]]) -> list[Array]:
-        sample, inners = row
-        own = iter(inners)
-        reached = [reach._replace(inner=next(own)) if reach.inner.ndim == 3 else reach for reach in reaches]
-        return _regression(sample, reached, axis, iterations)
-
-    if not reaches:
-        return []
-    together = max(1, _CACHE_BYTES // (outputs[0].size * outputs.dtype.itemsize))
-    inners = [reach.inner for reach in reaches if reach.inner.ndim == 3]
-    return lax.map(one, (outputs, inners), batch_size=min(len(outputs), together))
-
-
-def _regression(outputs: Array, reaches: list[Reach], axis: str | None, iterations: int) -> list[Array]:
-    norms = [_sum(jnp.sum(reach.inner**2), axis) for reach in reaches]
-    units = [lax.rsqrt(jnp.where(norm > 0, norm, 1)) for norm in norms]
-
-    def back(residuals: Array) -> list[Array]:
-        return [unit * _sum(reach.transposed(residuals), axis) for unit, reach in zip(units, reaches, strict=True)]
-
-    def matrix(slopes: list[Array]) -> list[Array]:
-        reached = (reach.times(unit * v) for unit, reach, v in zip(units, reaches, slopes, strict=True))
-        return back(reduce(add, reached))
-
-    def dot(a: list[Array], b: list[Array]) -> Array:
-        return reduce(add, (jnp.sum(u * v, axis=-1, keepdims=True) for u, v in zip(a, b, strict=True)))
-
-    found = _conjugate_gradients(matrix, back(outputs), iterations, dot)
-    return [unit * v for unit, v in zip(units, found, strict=True)]
 
 
 def damped_newton(
@@ -286,32 +227,4 @@ def damped_newton(
     def dot(a: Params, b: Params) -> Array:
         return sum((jnp.vdot(u, v) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))
 
-    return _conjugate_gradients(matrix, jacobian.transposed(gradient), iterations, dot)
-
-
-def _conjugate_gradients(
-    matrix: Callable[[Any], Any], right: Any, iterations: int, dot: Callable[[Any, Any], Array]
-) -> Any:
-    """``matrix^-1 right`` for a positive definite matrix, from zero; or many such, one for each number that dot gives.
-
-    That of ``jax.scipy`` cannot be used: its matrix may not sum over devices (JAX 0.10).
-    """
-
-    def plus(a: Any, factor: Array, b: Any) -> Any:
-        return jax.tree.map(lambda u, v: u + factor.astype(u.dtype) * v, a, b)
-
-    def body(_: Any, carry: Any) -> Any:
-        x, residual, along, rest = carry
-        product = matrix(along)
-        step = _ratio(rest, dot(along, product))
-        x, residual = plus(x, step, along), plus(residual, -step, product)
-        new = dot(residual, residual)
-        return x, residual, plus(residual, _ratio(new, rest), along), new
-
-    zero = jax.tree.map(jnp.zeros_like, right)
-    return lax.fori_loop(0, iterations, body, (zero, right, right, dot(right, right)))[0]
-
-
-def _ratio(a: Array, b: Array) -> Array:
-    """``a / b``; zero where nothing is left to do."""
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+    return conjugate_gradients(matrix, jacobian.transposed(gradient), iterations, dot)

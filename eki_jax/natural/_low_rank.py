@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,24 +16,36 @@ from eki_jax._types import Array
 
 
 class Tape:
-    """What a model's products with its low-rank matrices were: one entry for each matrix's name.
+    """What a model multiplied its low-rank matrices by: one entry for each matrix's name.
 
     A matrix that is multiplied twice, or inside of a loop or another function that is traced by itself, has no one
-    product that the outputs depend on; its entry is None.
+    product that the outputs depend on; its entry is None. So is that of a matrix with fewer numbers than its products
+    with one sample have.
 
-    Args:
-        inputs: record the left factors x of ``x @ w``, else the inner products ``x @ left``.
+    Attributes:
+        entries: the left factors x of ``x @ w``, shape (B, ..., n), by the matrix's name.
+        matrix_of: the name of the matrix to whose product a vector is added, by the vector's name.
+        vectors: the arrays that the model was given as vectors, and their names.
     """
 
-    def __init__(self, *, inputs: bool) -> None:
+    def __init__(self) -> None:
         self.entries: dict[str, Array | None] = {}
-        self._inputs = inputs
+        self.matrix_of: dict[str, str] = {}
+        self.vectors: list[tuple[Array, str]] = []
         self._trace = get_opaque_trace_state()
 
-    def record(self, name: str, x: Array, inner: Array) -> None:
-        """Remember one product."""
+    def record(self, name: str, inputs: Callable[[], Array] | None) -> None:
+        """Remember one product, or (None) another use."""
         own = name not in self.entries and self._trace == get_opaque_trace_state()
-        self.entries[name] = (x if self._inputs else inner) if own else None
+        self.entries[name] = inputs() if own and inputs is not None else None
+
+    def meet(self, matrix: str, bias: Array | str) -> None:
+        """Remember that a vector is added to a matrix's product: one of ``vectors``, or the leaf beside the matrix."""
+        if isinstance(bias, str):
+            name = f"{matrix[: matrix.rindex('[')]}[{bias!r}]"
+        else:
+            name = next((name for vector, name in self.vectors if vector is bias), "")
+        self.matrix_of[name] = matrix if self.matrix_of.get(name, matrix) == matrix else ""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name", "tape"])
@@ -109,12 +122,31 @@ class LowRankMatrix:
 
     def perturbation(self, x: Array) -> Array:
         """``(x @ left) @ right.T``, without the mean."""
+        self.multiplies(math.prod(x.shape[1:-1]), lambda: x)
         inner = jnp.matmul(x, self.left)
-        if self.tape is not None:
-            self.tape.record(self.name, x, inner)
         if self.right.shape[-1] == 1:  # an outer product, which fuses with what follows
             return inner * self.right[:, 0]
         return jnp.matmul(inner, self.right.T)
+
+    def multiplies(self, places: int, inputs: Callable[[], Array]) -> None:
+        """Tell the tape of the product that the model makes with this matrix, at so many places of each sample.
+
+        Args:
+            places: p, the number of rows of a sample that are multiplied: 1 for a dense layer of vectors, the pixels
+                that a convolution returns.
+            inputs: returns them, shape (B, ..., n); of a convolution the windows. Not called where nobody asks.
+        """
+        if self.tape is not None:
+            self.tape.record(self.name, inputs if places <= math.prod(self.shape[:-1]) else None)
+
+    def meets(self, bias: Array | str) -> None:
+        """Tell the tape of a vector that is added to the product with this matrix and used nowhere else.
+
+        Args:
+            bias: the array that the model was given, or its key in the dictionary that holds the matrix.
+        """
+        if self.tape is not None:
+            self.tape.meet(self.name, bias)
 
     def perturbation_of_rows(self, index: Array) -> Array:
         """``left[index] @ right.T``, without the mean."""
@@ -123,7 +155,6 @@ class LowRankMatrix:
 
     def expanded(self, inner: Array, groups: int = 1) -> Array:
         """``inner @ right.T`` for the inner products (..., groups r) of a convolution with ``left`` for each group."""
-        self._used()
         rank = self.right.shape[-1]
         if groups == 1:
             return inner * self.right[:, 0] if rank == 1 else jnp.matmul(inner, self.right.T)
@@ -139,11 +170,31 @@ class LowRankMatrix:
     def _used(self) -> None:
         """Tell the tape of a use that is no product ``x @ w``."""
         if self.tape is not None:
-            self.tape.entries[self.name] = None
+            self.tape.record(self.name, None)
 
     def _matrix(self, what: str) -> None:
         if self.mean.ndim != 2:
             raise TypeError(f"{self!r}: has {self.mean.ndim} axes; {what} is defined for 2")
+
+
+def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
+    """``x @ w + bias`` of a model of your own, for arrays and for matrices of low rank alike.
+
+    A localized estimate then knows that matrix and bias reach a sample in one place, and needs half as many particles
+    for the layer. (flax's dense layers tell it by themselves.)
+
+    Args:
+        x: shape (B, n).
+        w: shape (n, k).
+        bias: shape (k,), a leaf of the parameters that is used nowhere else.
+
+    >>> import jax.numpy as jnp
+    >>> affine(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.arange(3.0))
+    Array([[2., 3., 4.]], dtype=float32)
+    """
+    if isinstance(w, LowRankMatrix):
+        w.meets(bias)
+    return x @ w + bias
 
 
 def is_low_rank(leaf: Any) -> bool:

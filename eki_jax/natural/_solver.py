@@ -102,6 +102,7 @@ def natural_gradient(
     batch_axis_name: str | None = None,
     chunk_size: int | None = None,
     precision: Any = HIGHEST,
+    norm_constraint: float | None = None,
 ) -> NaturalSolver:
     r"""A damped Gauss-Newton step in the span of random deviations: the Kalman update with the loss's own Hessian.
 
@@ -134,15 +135,19 @@ def natural_gradient(
             factors (n -> n / (n + 1) for the plain mean); in ``state.average``. None for none.
         localized: estimate the derivative of each sample's outputs by a regression on what reached that sample, and
             solve for all parameters instead of the deviations' span, with fewer particles for the same accuracy. For
-            vectors, and for matrices of :func:`low_rank` deviations that a model multiplies by once a sample (dense
-            layers); other leaves keep the plain estimate. Gradient and Hessian are then those at the mean particle's
-            output. See :mod:`eki_jax.natural._localized` for the estimate.
+            vectors, and for matrices of :func:`low_rank` deviations that each sample meets in no more places than the
+            matrix has rows (dense layers: one; convolutions of few pixels and many channels: each pixel); other leaves
+            keep the plain estimate, from what the regressions leave unexplained. Gradient and Hessian are then those at
+            the mean particle's output. See :mod:`eki_jax.natural._localized` for the estimate.
         iterations: of conjugate gradients for a ``localized`` step.
         space: "ensemble" (J x J) or "output" forces where the system is solved; the smaller by default.
         axis_name: mapped axis over which the particles are spread; all its devices have the same state, x and targets.
         batch_axis_name: mapped axis over which the samples of x and targets are spread.
         chunk_size: particles evaluated at a time; from a memory budget by default.
         precision: of the products that form the matrix.
+        norm_constraint: the largest squared norm ``w^T Z H Z^T w`` of a whole step (before eta); a longer one is made
+            shorter, as in K-FAC (Ba, Grosse, Martens, 2017). For :func:`softmax_cross_entropy` half of it is, to second
+            order, how far the predictions move: their mean Kullback-Leibler divergence in nats. None for no limit.
 
     Returns:
         A :class:`NaturalSolver` with :class:`NaturalState`.
@@ -150,9 +155,9 @@ def natural_gradient(
     Raises:
         TypeError: a ``loss`` that is no function; from ``init``, parameters that are not floating-point; from
             ``update``, adaptive damping, which needs the model.
-        ValueError: fewer than 2 particles; sigma, lambda, eta or an averaging factor out of range; a loss that is not
-            convex, where values are known (in a compiled function the step is refused and ``info.is_finite`` is
-            False); a rank above a leaf's; outputs or targets that do not fit.
+        ValueError: fewer than 2 particles; sigma, lambda, eta, a norm or an averaging factor out of range; a loss that
+            is not convex, where values are known (in a compiled function the step is refused and ``info.is_finite``
+            is False); a rank above a leaf's; outputs or targets that do not fit.
 
     >>> import jax, jax.numpy as jnp
     >>> import eki_jax
@@ -179,6 +184,7 @@ def natural_gradient(
         batch_axis_name=batch_axis_name,
         chunk_size=chunk_size,
         precision=precision,
+        norm_constraint=norm_constraint,
     )
     if square_root and (not isinstance(deviations, FullRank) or axis_name or batch_axis_name or localized):
         raise ValueError("square_root: True wants full_rank(...) deviations, localized=False and one device")
