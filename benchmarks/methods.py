@@ -66,6 +66,8 @@ def gradient(
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.
 DAMPING = 1e-3
 LOCAL_DAMPING = 1e-5
+# The longest step of the localized estimate, which is not held in a span.
+LOCAL_NORM = 3.0
 
 
 class Natural(NamedTuple):
@@ -77,7 +79,7 @@ class Natural(NamedTuple):
         rank: Of the low-rank deviations.
         rate: eta, a number or a schedule.
         averaging: Whether predictions are made with an average over the iterates.
-        norm_constraint: The largest squared norm of a step in the outputs' curvature; None for no limit.
+        norm_constraint: The largest squared norm of a step in the outputs' curvature.
     """
 
     sigma: Any = 0.1
@@ -103,7 +105,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         learning_rate=(0.5 if local else 1.0) if settings.rate is None else settings.rate,
         averaging=(lambda count: jnp.minimum(0.97, count / (count + 10))) if settings.averaging else None,
         localized=local,
-        norm_constraint=settings.norm_constraint,
+        norm_constraint=LOCAL_NORM if local and settings.norm_constraint is None else settings.norm_constraint,
     )
     prior = problem.prior
 

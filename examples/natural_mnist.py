@@ -26,15 +26,16 @@ from eki_jax.natural import low_rank, softmax_cross_entropy, value_and_natural_d
 
 SETTINGS: dict[str, Any] = {
     "problem": "mnist-dnn2",
-    "particles": 300,
+    "particles": 150,
     "batch": 150,
-    "epochs": 12,
+    "epochs": 24,
     "sigma": 0.1,
     "damping": 5e-5,
     "scale": 0.05,
-    "learning_rate": 0.15,
+    "iterations": 5,
+    "learning_rate": 0.3,
     "momentum": 0.9,
-    "weight_decay": 2e-4,
+    "weight_decay": 5e-4,
     "averaging": 0.998,
     "seed": 0,
 }
@@ -49,7 +50,14 @@ def main(path: Path | None = None, **changed: Any) -> list[dict[str, float]]:
     steps = len(labels) // s.batch
     loss = softmax_cross_entropy()
     direction_of = value_and_natural_direction(
-        problem.low_rank_logits, loss, s.particles, s.sigma, s.damping, low_rank(1, s.scale), localized=True
+        problem.low_rank_logits,
+        loss,
+        s.particles,
+        s.sigma,
+        s.damping,
+        low_rank(1, s.scale),
+        localized=True,
+        iterations=s.iterations,
     )
     tx = optax.chain(
         optax.add_decayed_weights(s.weight_decay),

@@ -59,3 +59,16 @@ def test_the_mnist_example_learns_the_digits(monkeypatch: pytest.MonkeyPatch, tm
     history = main(tmp_path / "result.json", problem="digits-dnn", particles=60, batch=100, epochs=4)
     assert history[-1]["test_accuracy"] > 0.9
     assert json.loads((tmp_path / "result.json").read_text())["history"] == history
+
+
+def test_the_pages_networks_without_derivatives_are_those_of_the_runs() -> None:
+    page = (ROOT / "docs" / "forward_budget.md").read_text()
+    for problem in ("mnist-sign", "mnist-int8"):
+        runs = [
+            json.loads((ROOT / f"benchmarks/results/train/{problem}-{method}.json").read_text())
+            for method in ("natural-eki-lowrank", "ste", "sgd")
+        ]
+        accuracies = " | ".join(f"{run['test_accuracy_mean']:.4f}" for run in runs)
+        assert f"| `{problem}` | {accuracies} |" in page
+        assert [run["forward_passes"] for run in runs[1:]] == [540_000, 540_000]
+        assert (runs[0]["particles"], runs[0]["batch"]) == (200, 1000)
