@@ -2,7 +2,9 @@
 
 Localized natural directions as gradients for optax: momentum, a falling rate, a little weight decay, and an average of
 the iterates. All layers' deviations have one scale: Xavier's would move the last layer much faster than the first,
-which fits the training images as well but not the test images.
+which fits the training images as well but not the test images. The damping is so high that the step is a gradient step
+with its steepest directions held back; rate, weight decay and epochs are those with which momentum SGD was best on 10,000
+of the training images that it had not seen.
 
 In the project's folder: PYTHONPATH=. python examples/natural_mnist.py [--json FILE]
 """
