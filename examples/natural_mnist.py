@@ -2,9 +2,10 @@
 
 Localized natural directions as gradients for optax: momentum, a falling rate, a little weight decay, and an average of
 the iterates. All layers' deviations have one scale: Xavier's would move the last layer much faster than the first,
-which fits the training images as well but not the test images. The damping is so high that the step is a gradient step
-with its steepest directions held back; rate, weight decay and epochs are those with which momentum SGD was best on 10,000
-of the training images that it had not seen.
+which fits the training images as well but not the test images. The damping is so high that the step is nearly a
+gradient step; learning rate and weight decay are those with which momentum SGD was best on 10,000 training images that
+it had not seen. With a tenth of the damping (and of the learning rate) the first seed ended at 0.980: it then reaches
+steeper minima, which are worse ones.
 
 In the project's folder: PYTHONPATH=. python examples/natural_mnist.py [--json FILE]
 """
@@ -30,14 +31,14 @@ SETTINGS: dict[str, Any] = {
     "problem": "mnist-dnn2",
     "particles": 150,
     "batch": 150,
-    "epochs": 24,
+    "epochs": 16,
     "sigma": 0.1,
-    "damping": 5e-5,
+    "damping": 5e-4,
     "scale": 0.05,
-    "iterations": 5,
-    "learning_rate": 0.3,
+    "iterations": 3,
+    "learning_rate": 3.0,
     "momentum": 0.9,
-    "weight_decay": 5e-4,
+    "weight_decay": 5e-5,
     "averaging": 0.998,
     "seed": 0,
 }

@@ -9,9 +9,10 @@ particles' outputs z are linear in these few numbers, so that a regression for e
 
 The first iterate of its conjugate gradients is the covariance C_uG of the sample and the matrix without what cannot be
 there: localization, as the ensemble Kalman filter knows it for space. The iterations take out what all the other
-matrices put into that covariance, which is most of its noise. Leaves that reach a sample in another way keep the plain
-estimate ``sum_j z_j e_j^T / (J sigma)``. The damped Gauss-Newton system is that of all P parameters, solved by
-conjugate gradients too:
+matrices put into that covariance, which is most of its noise. A bias reaches a sample where its layer's matrix does and
+has the same Delta; a convolution does so at every pixel. Leaves that reach a sample in another way keep the plain
+estimate ``sum_j z_j e_j^T / (J sigma)``, of what the regression leaves of z. The damped Gauss-Newton system is that of
+all P parameters, solved by conjugate gradients too:
 
 .. math:: (J^T H J + \tfrac{\lambda}{\sigma^2} I)\, d = J^T g
 """
@@ -158,35 +159,15 @@ def estimated_jacobian(
         number: how many on all devices.
         axes: over which the particles and samples are spread; J and B are then those of this device.
     """
-    factors, signs = drawn
+    signs = drawn[1]
     particles = len(signs)
-    structure: Any = jax.tree.structure(mean)
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(mean)]
-    trees = (structure.flatten_up_to(tree) for tree in (mean, factors, deviations.scales(mean)))
-    leaves = list(zip(names, *trees, strict=True))
-
-    size = jnp.where(healthy, signs * sigma, 0)
-    reaches: dict[str, Reach] = {}
-    for name, _, e, _ in leaves:
-        if name in inputs:
-            left = jnp.moveaxis(size[:, None, None] * e[0].reshape(particles, -1, deviations.rank), 0, 2)
-            reaches[name] = Reach(inputs[name], left, jnp.moveaxis(e[1], -1, 0))
-        elif not isinstance(e, tuple):
-            ones = jnp.ones((samples, 1, 1), rows.dtype)
-            reaches[name] = Reach(ones, size[None, None], e.reshape(1, particles, -1))
-    # What is added to the same numbers has the same slopes: one unknown for both.
-    place = {name: name for name in reaches}
-    for bias, matrix in matrix_of.items():
-        if bias in reaches and matrix in inputs and reaches[matrix].right.shape[-1] == reaches[bias].right.shape[-1]:
-            reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
-            place[bias] = matrix
+    reaches, place = _reaches(deviations, mean, drawn, sigma, inputs, matrix_of, samples, healthy)
     spread = jnp.sqrt(jnp.maximum(number, 2) - 1.0).astype(rows.dtype)
     outputs = jnp.transpose(spread * rows.reshape(particles, samples, -1), (1, 2, 0))
     known = jax.tree.map(lambda factor: factor.astype(rows.dtype), list(reaches.values()))
     taking_part = Particles(healthy.astype(rows.dtype), number, axes.particles)
     found, unexplained = regressions(outputs, known, taking_part)
     slopes = dict(zip(reaches, found, strict=True))
-
     rest = jnp.transpose(unexplained, (2, 0, 1)).reshape(rows.shape)
     spanned = rest * (signs / (sigma * spread**2))[:, None]
 
@@ -200,7 +181,46 @@ def estimated_jacobian(
         columns = jnp.einsum("jnr,jkr->jnk", left, e[1]).reshape(particles, -1)
         return Columns(_axes.summed(spanned.T @ columns, axes.particles), m.shape)
 
+    structure: Any = jax.tree.structure(mean)
+    leaves = zip(*_named(mean, drawn[0], deviations.scales(mean)), strict=True)
     return Jacobian([part(*leaf) for leaf in leaves], structure, axes.batch)
+
+
+def _named(mean: Params, *trees: Any) -> tuple[list[Any], ...]:
+    """The leaves' names, the leaves, and what the other trees have in their places."""
+    structure: Any = jax.tree.structure(mean)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(mean)]
+    return names, *(structure.flatten_up_to(tree) for tree in (mean, *trees))
+
+
+def _reaches(
+    deviations: LowRank,
+    mean: Params,
+    drawn: tuple[Any, Array],
+    sigma: Array,
+    inputs: dict[str, Array],
+    matrix_of: dict[str, str],
+    samples: int,
+    healthy: Array,
+) -> tuple[dict[str, Reach], dict[str, str]]:
+    """How the local leaves reach the samples, and by the name of each local leaf the one that has its slopes."""
+    factors, signs = drawn
+    size = jnp.where(healthy, signs * sigma, 0)
+    reaches: dict[str, Reach] = {}
+    for name, m, e in zip(*_named(mean, factors), strict=True):
+        if name in inputs:
+            left = jnp.moveaxis(size[:, None, None] * e[0].reshape(len(signs), -1, deviations.rank), 0, 2)
+            reaches[name] = Reach(inputs[name], left, jnp.moveaxis(e[1], -1, 0))
+        elif not isinstance(e, tuple):
+            ones = jnp.ones((samples, 1, 1), m.dtype)
+            reaches[name] = Reach(ones, size[None, None], e.reshape(1, len(signs), -1))
+    # What is added to the same numbers has the same slopes: one unknown for both.
+    place = {name: name for name in reaches}
+    for bias, matrix in matrix_of.items():
+        if bias in reaches and matrix in inputs and reaches[matrix].right.shape[-1] == reaches[bias].right.shape[-1]:
+            reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
+            place[bias] = matrix
+    return reaches, place
 
 
 def damped_newton(
