@@ -34,6 +34,8 @@ LOCALIZED: dict[str, dict[str, Any]] = {
     "localized, lambda 1e-4": {"damping": 1e-4},
     "localized, lambda 1e-6": {"damping": 1e-6},
     "localized, learning rate 1": {"learning_rate": 1.0},
+    "localized, norm at most 3, lambda 1e-6": {"norm_constraint": 3.0, "damping": 1e-6},
+    "localized, norm at most 3, learning rate 1": {"norm_constraint": 3.0, "learning_rate": 1.0},
 }
 
 
