@@ -19,6 +19,7 @@ from eki_jax.flax import TanhRNN, dense_network, low_rank_forward
 from eki_jax.natural._axes import Axes
 from eki_jax.natural._cloud import Cloud
 from eki_jax.natural._localized import Columns, Local, Spanned, estimated_jacobian
+from eki_jax.natural._low_rank import Tape
 from eki_jax.natural._reach import Often, Once, Particles, Reach, least_squares, regressions
 from eki_jax.natural._span import centred
 
@@ -377,3 +378,13 @@ def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
             state, info = jax.jit(solver.step)(solver.init(u, jax.random.key(1)), (x, jnp.arange(6) % 3))
             assert bool(info.is_finite)
             assert jax.tree.map(lambda leaf: leaf.dtype, state.position) == jax.tree.map(lambda leaf: leaf.dtype, u)
+
+
+@pytest.mark.parametrize(
+    ("rows", "places", "told"), [(100, 1, True), (100, 64, True), (100, 65, False), (10, 11, False)]
+)
+def test_a_convolution_is_local_where_it_gives_a_sample_few_numbers(rows: int, places: int, told: bool) -> None:
+    tape = Tape()
+    w = natural.LowRankMatrix(jnp.ones((rows, 64)), jnp.ones((rows, 1)), jnp.ones((64, 1)), name="w", tape=tape)
+    w.multiplies(places, lambda: jnp.ones((2, places, rows)))
+    assert (tape.entries["w"] is not None) == told

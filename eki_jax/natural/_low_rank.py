@@ -14,13 +14,17 @@ from jax.extend.core import get_opaque_trace_state
 
 from eki_jax._types import Array
 
+# What a convolution may give to one sample: more would take the memory of the batch's outputs as often as there are
+# numbers, and there are never particles enough for it.
+_MOST_NUMBERS = 4096
+
 
 class Tape:
     """What a model multiplied its low-rank matrices by: one entry for each matrix's name.
 
     A matrix that is multiplied twice, or inside of a loop or another function that is traced by itself, has no one
     product that the outputs depend on; its entry is None. So is that of a matrix with fewer numbers than its products
-    with one sample have.
+    with one sample have, or with very many of these.
 
     Attributes:
         entries: the left factors x of ``x @ w``, shape (B, ..., n), by the matrix's name.
@@ -137,7 +141,8 @@ class LowRankMatrix:
             inputs: returns them, shape (B, ..., n); of a convolution the windows. Not called where nobody asks.
         """
         if self.tape is not None:
-            self.tape.record(self.name, inputs if places <= math.prod(self.shape[:-1]) else None)
+            few = places == 1 or places * self.shape[-1] <= min(_MOST_NUMBERS, math.prod(self.shape))
+            self.tape.record(self.name, inputs if few else None)
 
     def meets(self, bias: Array | str) -> None:
         """Tell the tape of a vector that is added to the product with this matrix and used nowhere else.
