@@ -161,7 +161,7 @@ def kinds_of(jacobian: Any, params: Any) -> dict[str, Any]:
 
 
 def test_a_bias_has_the_slopes_of_its_layer(x64: None) -> None:
-    """In flax's dense layers, and where a model of one's own says so: half the unknowns, half the particles."""
+    """In flax's dense layers, and where a model of one's own says so: half the unknowns."""
     forward, params, x = network()
     parts = kinds_of(estimate(forward, params, x, 12)[0], params)
     for layer in ("['Dense_0']", "['Dense_1']"):

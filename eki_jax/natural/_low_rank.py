@@ -185,8 +185,8 @@ class LowRankMatrix:
 def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
     """``x @ w + bias`` of a model of your own, for arrays and for matrices of low rank alike.
 
-    A localized estimate then knows that matrix and bias reach a sample in one place, and needs half as many particles
-    for the layer. (flax's dense layers tell it by themselves.)
+    A localized estimate then knows that matrix and bias reach a sample in one place, and looks for one slope instead of
+    two. (flax's dense layers tell it by themselves.)
 
     Args:
         x: shape (B, n).
