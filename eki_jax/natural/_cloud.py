@@ -14,7 +14,8 @@ from eki_jax.natural._deviations import Deviations, LowRank
 from eki_jax.natural._low_rank import LowRankMatrix, Tape, is_low_rank
 
 # What the values of one chunk of particles may take: their intermediate values, and the numbers drawn for them.
-_ACTIVATION_BYTES = {"cpu": 256 * 2**20}  # the mean's products are made once a chunk: not too few particles
+# (XLA makes the mean's products once, whatever the number of chunks: few particles that stay in the caches are fine.)
+_ACTIVATION_BYTES = {"cpu": 64 * 2**20}
 _DEVICE_BYTES = 512 * 2**20
 _DRAW_BYTES = 16 * 2**20
 
