@@ -19,7 +19,8 @@ from eki_jax.training import Result, check_labels, fit
 _DIGITS = (1000, 100, 25)
 _PAPER = (2000, 600, 20)
 _NATURAL = (1000, 1000)
-_OWN = ("sigma", "damping", "rank", "rate")  # flags of the natural-gradient methods, named only where given
+# Flags of the natural-gradient methods, named only where given.
+_OWN = ("sigma", "damping", "rank", "rate", "norm_constraint")
 _DAMPINGS = "1e-5 where dense layers are localized, else 1e-3"
 
 
@@ -63,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rank", metavar="R", type=int, help="of natural-eki-lowrank (default: 1)")
     parser.add_argument(
         "--rate", metavar="E", type=float, help="of natural-eki*: eta (default: 1, or 0.5 if localized)"
+    )
+    parser.add_argument(
+        "--norm-constraint",
+        metavar="N",
+        type=float,
+        help="of natural-eki*: largest squared norm of a step (default: none, or 3 if localized)",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the results (default: a new one in runs/)")
     parser.add_argument(

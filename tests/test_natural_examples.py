@@ -45,6 +45,20 @@ def test_the_settings_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(f"particles, {name}" in page for name in [*module.SPAN, *module.LOCALIZED])
 
 
+@pytest.mark.slow
+def test_the_gradients_example_shows_what_localizing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    module = importlib.import_module("natural_gradients")
+    span, localized = (module.cosines(400, localized) for localized in (False, True))
+    assert localized["Dense_0"] > 0.85 > 0.4 > span["Dense_0"]
+    assert localized["Conv_1"] > 0.5 > 0.4 > span["Conv_1"]
+    assert localized["Conv_0"] == pytest.approx(span["Conv_0"], abs=0.1)
+    page = (ROOT / "docs" / "natural_gradient.md").read_text()
+    for row, name in ((span, "in the span"), (localized, "localized")):
+        line = next(line for line in page.splitlines() if line.endswith(f" 400 particles, {name}"))
+        assert [float(value) for value in line.split()[:3]] == pytest.approx(list(row.values()), abs=0.03)
+
+
 def natural_mnist() -> ModuleType:
     spec = importlib.util.spec_from_file_location("natural_mnist", ROOT / "examples/natural_mnist.py")
     module = importlib.util.module_from_spec(spec)

@@ -17,7 +17,7 @@ import eki_jax
 from eki_jax import natural
 from eki_jax.flax import TanhRNN, dense_network, low_rank_forward
 from eki_jax.natural._axes import Axes
-from eki_jax.natural._cloud import Cloud
+from eki_jax.natural._cloud import Cloud, Seen
 from eki_jax.natural._localized import Columns, Local, Spanned, estimated_jacobian
 from eki_jax.natural._low_rank import Tape
 from eki_jax.natural._reach import Often, Once, Particles, Reach, least_squares, regressions
@@ -35,15 +35,14 @@ def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, a
     @jax.jit
     def recorded(params: Any) -> Any:
         drawn = cloud.draw(jax.random.key(0), params)
-        here, inputs, found = cloud.inputs(forward, params, drawn, x)
+        here, inputs, found = cloud.see(forward, params, drawn, x)
         matrix_of.update(found)
         outputs = cloud.evaluate(forward, params, drawn, sigma, x, None)
         return drawn, here, inputs, *centred(outputs, Axes())
 
     drawn, here, inputs, rows, healthy, number = recorded(params)
-    jacobian = estimated_jacobian(
-        deviations, params, drawn, rows, sigma, inputs, matrix_of, len(x), healthy, number, Axes()
-    )
+    seen = Seen(here, inputs, matrix_of)
+    jacobian = estimated_jacobian(deviations, params, drawn, rows, sigma, seen, healthy, number, Axes())
     return jacobian, here, (cloud, drawn)
 
 
@@ -268,7 +267,7 @@ def test_inside_a_loop_nothing_is_local() -> None:
     forward, template = low_rank_forward(TanhRNN(units=4, outputs=3), x, method="logits")
     params = eki_jax.xavier(template).sample(jax.random.key(1))
     cloud = Cloud(natural.low_rank(1), 8)
-    _, inputs, _ = cloud.inputs(forward, params, cloud.draw(jax.random.key(0), params), x)
+    _, inputs, _ = cloud.see(forward, params, cloud.draw(jax.random.key(0), params), x)
     assert list(inputs) == ["['output']['kernel']"]
     solver = natural.natural_gradient(forward, LOSS, 40, damping=1e-3, localized=True)
     state = solver.init(params, jax.random.key(0))

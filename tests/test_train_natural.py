@@ -74,7 +74,7 @@ def test_small_cnn_says_what_its_second_kernel_multiplies() -> None:
     params, x = problem.prior.sample(jax.random.key(0)), jnp.asarray(problem.train[0][:3])
     cloud = Cloud(natural.low_rank(1), 4)
     drawn = cloud.draw(jax.random.key(1), params)
-    _, inputs, matrix_of = cloud.inputs(problem.low_rank_logits, params, drawn, x)
+    _, inputs, matrix_of = cloud.see(problem.low_rank_logits, params, drawn, x)
     kernel = "['Conv_1']['kernel']"
     assert set(inputs) == {kernel, "['Dense_0']['kernel']"}
     assert matrix_of == {"['Conv_1']['bias']": kernel, "['Dense_0']['bias']": "['Dense_0']['kernel']"}
@@ -159,10 +159,10 @@ def test_low_rank_learns_the_digits(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.slow
 def test_flags_of_the_natural_methods_are_kept_on_resume(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--method", "natural-eki", "--particles", "20", "--batch", "700", "--epochs", "1", "--quiet"]
-    given = ["--sigma", "0.2", "--damping", "0.03", "--rate", "0.7"]
+    given = ["--sigma", "0.2", "--damping", "0.03", "--rate", "0.7", "--norm-constraint", "2"]
     assert train.main([*arguments, *given, "--out", str(tmp_path)]) == 0
     first = summary_of(capsys)
-    assert [first[name] for name in ("sigma", "damping", "rate")] == [0.2, 0.03, 0.7]
+    assert [first[name] for name in ("sigma", "damping", "rate", "norm_constraint")] == [0.2, 0.03, 0.7, 2.0]
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert row["sigma"] == pytest.approx(0.2)
     assert row["damping"] == pytest.approx(0.03)
@@ -173,7 +173,12 @@ def test_flags_of_the_natural_methods_are_kept_on_resume(tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(
     ("words", "flags"),
-    [("sigma: -1.0", ["--sigma", "-1"]), ("damping: 0.0", ["--damping", "0"]), ("rank: 0", ["--rank", "0"])],
+    [
+        ("sigma: -1.0", ["--sigma", "-1"]),
+        ("damping: 0.0", ["--damping", "0"]),
+        ("rank: 0", ["--rank", "0"]),
+        ("norm_constraint: 0.0", ["--norm-constraint", "0"]),
+    ],
 )
 def test_bad_settings_are_said_in_a_line(words: str, flags: list[str], tmp_path: Path, capsys: Any) -> None:
     out = ["--method", "natural-eki-lowrank", "--quiet", "--out", str(tmp_path)]

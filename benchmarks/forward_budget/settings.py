@@ -48,7 +48,7 @@ PRESETS = {
         {
             "mnist-dnn2": _millions(1, 2, 5, 10),
             "mnist-small-cnn": _millions(1, 2, 5, 10),
-            "cifar10-small-cnn": _millions(1, 2, 5),
+            "cifar10-small-cnn": _millions(1, 2, 5, 10),
         },
         MILLION // 2,
     ),
@@ -74,8 +74,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "eki-r": {"particles": 200, "batch": 500},
     "msgd": {"batch": 100, "learning_rate": 0.01, "momentum": 0.9},
 }
-# What differs on a problem.
-_LOW_RANK_CNN = {"particles": 399, "batch": 250, "damping": 1e-5, "rate": 1.0}
+# What differs on a problem. (With a norm of 3 one seed of three overshoots in its first steps on MNIST's small CNN, and
+# needs a million passes to mend that.)
+_LOW_RANK_CNN = {"particles": 399, "batch": 250, "damping": 1e-5, "rate": 1.0, "norm_constraint": 1.0}
 _FULL_CNN = {"particles": 200, "batch": 500, "damping": 1e-4, "rate": 1.0}
 ON_PROBLEM: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist-small-cnn", "natural-eki-lowrank"): _LOW_RANK_CNN,

@@ -14,7 +14,7 @@ from eki_jax._types import Array
 from eki_jax.flax._linen import linen_forward
 from eki_jax.flax._low_rank_nnx import perturbed_call
 from eki_jax.flax._nnx import nnx_forward
-from eki_jax.flax._windows import told
+from eki_jax.flax._windows import tell_windows
 from eki_jax.natural._low_rank import LowRankMatrix, is_low_rank
 
 Matrices = dict[tuple[str, ...], LowRankMatrix]
@@ -123,7 +123,7 @@ def _conv(module: nn.Conv, w: LowRankMatrix, inputs: Array) -> Array:
         narrow: Any = module.clone(features=kernel.shape[-1], use_bias=False, parent=None, name=None)
         return narrow.apply({"params": {"kernel": kernel}}, inputs)
 
-    told(w, convolved, inputs, groups, module.use_bias)
+    tell_windows(w, convolved, inputs, groups, module.use_bias)
     return w.expanded(convolved(jnp.tile(w.left, groups), inputs), groups)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eki_jax._types import Array
-from eki_jax.flax._windows import told
+from eki_jax.flax._windows import tell_windows
 from eki_jax.natural._low_rank import LowRankMatrix
 
 Matrices = Mapping[tuple[str, ...], LowRankMatrix]
@@ -57,7 +57,7 @@ def _conv(layer: nnx.Conv, w: LowRankMatrix) -> None:
     def convolved(inputs: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
         groups = kwargs.get("feature_group_count", 1)
         narrow = lambda matrix, inputs: plain(inputs, matrix.astype(kernel.dtype), *args, **kwargs)
-        told(w, narrow, inputs, groups, layer.use_bias)
+        tell_windows(w, narrow, inputs, groups, layer.use_bias)
         inner = narrow(jnp.tile(w.left, groups), inputs)
         outputs = plain(inputs, kernel, *args, **kwargs)
         return outputs + w.expanded(inner, groups).astype(outputs.dtype)

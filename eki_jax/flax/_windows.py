@@ -12,7 +12,7 @@ from eki_jax._types import Array
 from eki_jax.natural._low_rank import LowRankMatrix
 
 
-def told(
+def tell_windows(
     w: LowRankMatrix, convolved: Callable[[Array, Array], Array], inputs: Array, groups: int, use_bias: bool
 ) -> None:
     """Tell the matrix of its windows: the products of one group's convolution are those with a matrix.

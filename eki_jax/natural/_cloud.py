@@ -20,6 +20,25 @@ _DEVICE_BYTES = 512 * 2**20
 _DRAW_BYTES = 16 * 2**20
 
 
+class Seen(NamedTuple):
+    """What the mean particle's forward pass shows of a model.
+
+    Attributes:
+        outputs: of the mean particle.
+        inputs: x of each matrix that meets a sample in one product, shape (B, p, n) for p places, by its name.
+        matrix_of: the matrix to whose product a vector is added, by the vector's name.
+    """
+
+    outputs: Any
+    inputs: dict[str, Array]
+    matrix_of: dict[str, str]
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return int(jax.tree.leaves(self.outputs)[0].shape[0])
+
+
 class Cloud(NamedTuple):
     """Deviations e_j of J particles, as a function of a key and of each particle's index.
 
@@ -66,19 +85,17 @@ class Cloud(NamedTuple):
             chunk_size = max(1, budget // max(1, activation_bytes(one, drawn, x)))
         return map_particles(lambda row: one(row, x), drawn, chunk_size)
 
-    def inputs(
-        self, forward: ForwardFn, mean: Params, drawn: Any, x: Any
-    ) -> tuple[Any, dict[str, Array], dict[str, str]]:
-        """The mean particle's outputs; the inputs (B, p, n) of matrices, at p places; vectors' matrices."""
+    def see(self, forward: ForwardFn, mean: Params, drawn: Any, x: Any) -> Seen:
+        """Evaluate the mean particle, and watch."""
         assert isinstance(self.deviations, LowRank)
         tape = Tape()
         factors = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), drawn[0]
         )  # no particle's: the same on all devices
         outputs = _called(forward, self.deviations.particle(mean, factors, jnp.zeros(()), tape), x)
-        samples = jax.tree.leaves(outputs)[0].shape[:1]
-        known = {n: x for n, x in tape.entries.items() if x is not None and x.ndim > 1 and x.shape[:1] == samples}
-        return outputs, {n: x.reshape(len(x), -1, x.shape[-1]) for n, x in known.items()}, tape.matrix_of
+        seen = Seen(outputs, {}, tape.matrix_of)
+        known = {n: x for n, x in tape.entries.items() if x is not None and x.ndim > 1 and len(x) == seen.samples}
+        return seen._replace(inputs={n: x.reshape(len(x), -1, x.shape[-1]) for n, x in known.items()})
 
     def ensemble(self, mean: Params, drawn: Any, sigma: Array) -> Ensemble:
         """``mean + sigma e_j``, every one of them in full."""

@@ -117,18 +117,15 @@ class Estimator(NamedTuple):
         x, targets = batch
         deviations, axes = self.cloud.deviations, self.axes
         assert isinstance(deviations, LowRank)
-        here, inputs, matrix_of = self.cloud.inputs(forward, mean, drawn, x)
+        seen = self.cloud.see(forward, mean, drawn, x)
         outputs = self.cloud.evaluate(forward, mean, drawn, sigma, x, self.chunk_size)
         rows, healthy, number = centred(outputs, axes)
-        model = curvature(self.loss, here, targets)
+        model = curvature(self.loss, seen.outputs, targets)
         check_convex(model)
         share = share_of_loss(self.loss, axes)
-        samples = jax.tree.leaves(here)[0].shape[0]
-        jacobian = estimated_jacobian(
-            deviations, mean, drawn, rows, sigma, inputs, matrix_of, samples, healthy, number, axes
-        )
+        jacobian = estimated_jacobian(deviations, mean, drawn, rows, sigma, seen, healthy, number, axes)
         gradient = lambda z: curvature(self.loss, z, targets).gradient
-        flat, unravel = jax.flatten_util.ravel_pytree(here)
+        flat, unravel = jax.flatten_util.ravel_pytree(seen.outputs)
         curve = lambda q: share * jax.jvp(lambda z: gradient(unravel(z)), (flat,), (q.astype(flat.dtype),))[1]
         residual = share * model.gradient
         d = damped_newton(jacobian, curve, residual, damping / sigma**2, self.iterations)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Params
 from eki_jax.natural import _axes
 from eki_jax.natural._axes import Axes
+from eki_jax.natural._cloud import Seen
 from eki_jax.natural._deviations import LowRank
 from eki_jax.natural._reach import Particles, Reach, conjugate_gradients, regressions
 
@@ -137,9 +138,7 @@ def estimated_jacobian(
     drawn: tuple[Any, Array],
     rows: Array,
     sigma: Array,
-    inputs: dict[str, Array],
-    matrix_of: dict[str, str],
-    samples: int,
+    seen: Seen,
     healthy: Array,
     number: Array,
     axes: Axes,
@@ -152,18 +151,16 @@ def estimated_jacobian(
         drawn: factors and signs of the particles.
         rows: centred outputs over sqrt(J - 1), shape (J, M); zero for particles that failed.
         sigma: scale of the deviations.
-        inputs: x of each matrix that is local, shape (B, p, n), by its name.
-        matrix_of: the matrix to whose product a vector is added, by the vector's name.
-        samples: B.
+        seen: what the mean particle's pass showed, of the B samples.
         healthy: which particles did not fail, shape (J,).
         number: how many on all devices.
         axes: over which the particles and samples are spread; J and B are then those of this device.
     """
     signs = drawn[1]
     particles = len(signs)
-    reaches, place = _reaches(deviations, mean, drawn, sigma, inputs, matrix_of, samples, healthy)
+    reaches, place = _reaches(deviations, mean, drawn, sigma, seen, healthy)
     spread = jnp.sqrt(jnp.maximum(number, 2) - 1.0).astype(rows.dtype)
-    outputs = jnp.transpose(spread * rows.reshape(particles, samples, -1), (1, 2, 0))
+    outputs = jnp.transpose(spread * rows.reshape(particles, seen.samples, -1), (1, 2, 0))
     known = jax.tree.map(lambda factor: factor.astype(rows.dtype), list(reaches.values()))
     taking_part = Particles(healthy.astype(rows.dtype), number, axes.particles)
     found, unexplained = regressions(outputs, known, taking_part)
@@ -174,7 +171,8 @@ def estimated_jacobian(
     def part(name: str, m: Array, e: Any, scale: Array) -> Local | Columns | Spanned:
         if name in place:
             met = reaches[place[name]].inputs
-            return Local(met if name in inputs else jnp.ones_like(met[..., :1]), scale * slopes[place[name]], m.shape)
+            met = met if name in seen.inputs else jnp.ones_like(met[..., :1])
+            return Local(met, scale * slopes[place[name]], m.shape)
         left = (e[0] / scale).reshape(particles, -1, deviations.rank)
         if m.size > particles:
             return Spanned(spanned, left, e[1], m.shape, axes.particles)
@@ -198,9 +196,7 @@ def _reaches(
     mean: Params,
     drawn: tuple[Any, Array],
     sigma: Array,
-    inputs: dict[str, Array],
-    matrix_of: dict[str, str],
-    samples: int,
+    seen: Seen,
     healthy: Array,
 ) -> tuple[dict[str, Reach], dict[str, str]]:
     """How the local leaves reach the samples, and by the name of each local leaf the one that has its slopes."""
@@ -208,16 +204,17 @@ def _reaches(
     size = jnp.where(healthy, signs * sigma, 0)
     reaches: dict[str, Reach] = {}
     for name, m, e in zip(*_named(mean, factors), strict=True):
-        if name in inputs:
+        if name in seen.inputs:
             left = jnp.moveaxis(size[:, None, None] * e[0].reshape(len(signs), -1, deviations.rank), 0, 2)
-            reaches[name] = Reach(inputs[name], left, jnp.moveaxis(e[1], -1, 0))
+            reaches[name] = Reach(seen.inputs[name], left, jnp.moveaxis(e[1], -1, 0))
         elif not isinstance(e, tuple):
-            ones = jnp.ones((samples, 1, 1), m.dtype)
+            ones = jnp.ones((seen.samples, 1, 1), m.dtype)
             reaches[name] = Reach(ones, size[None, None], e.reshape(1, len(signs), -1))
     # What is added to the same numbers has the same slopes: one unknown for both.
     place = {name: name for name in reaches}
-    for bias, matrix in matrix_of.items():
-        if bias in reaches and matrix in inputs and reaches[matrix].right.shape[-1] == reaches[bias].right.shape[-1]:
+    numbers = lambda name: reaches[name].right.shape[-1]
+    for bias, matrix in seen.matrix_of.items():
+        if bias in reaches and matrix in seen.inputs and numbers(matrix) == numbers(bias):
             reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
             place[bias] = matrix
     return reaches, place
