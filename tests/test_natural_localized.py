@@ -243,6 +243,7 @@ class Mixed(nn.Module):
         return nn.Dense(3)(nn.tanh(twice(nn.tanh(twice(x)))))
 
 
+@pytest.mark.slow
 def test_other_leaves_keep_the_plain_estimate(x64: None) -> None:
     x = jax.random.normal(jax.random.key(4), (5, 6, 2), jnp.float64)
     forward, template = low_rank_forward(Mixed(), x)

@@ -83,6 +83,7 @@ def test_sharded_equals_single(name: str, space: Any, mesh: tuple[int, int], opt
     assert np.abs(single.position["w"] - params["w"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_localized_leaves_of_every_kind_are_spread(x64: None) -> None:
     _, params, batch = problem()
     params = {"twice": params["w"], **params}
@@ -98,7 +99,7 @@ def test_localized_leaves_of_every_kind_are_spread(x64: None) -> None:
     assert np.abs(wanted.position["twice"] - params["twice"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("localized", [False, True])
+@pytest.mark.parametrize("localized", [pytest.param(False, marks=SLOW), True])
 def test_a_failed_particle_is_dropped_on_all_devices(localized: bool, x64: None) -> None:
     forward, params, batch = problem()
     # fails on one sample only, which one device alone sees
