@@ -19,7 +19,7 @@ LAYERS = {"Conv_0": "first convolution", "Conv_1": "second convolution", "Dense_
 
 
 class Convolutional(nn.Module):
-    """Two convolutions of 8 and 16 filters with pooling, and a dense layer: 1,906 parameters."""
+    """Two convolutions of 8 and 16 filters with pooling, and a dense layer: 1,898 parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,15 @@ def test_the_pages_numbers_are_those_of_the_run() -> None:
     page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
     assert f"{after[0]:.4f} after one epoch, {after[1]:.4f} after two and {after[4]:.4f} after five" in page
     assert (result["particles"], result["batch"]) == (1000, 1000)
+
+
+def test_the_pages_time_of_a_step_is_that_of_the_run() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/performance-natural.json").read_text())["rows"]
+    full, rank_1 = (next(r for r in rows if (r["network"], r["what"]) == ("dnn4", w)) for w in ("full rank", "rank 1"))
+    share, gib = rank_1["median"] / full["median"], [row["peak_bytes"] / 2**30 for row in (rank_1, full)]
+    page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
+    assert f"takes {share:.2f} of the time with rank-1 deviations" in page
+    assert f"and {gib[0]:.2f} GiB in the place of {gib[1]:.1f}" in page
 
 
 @pytest.mark.slow
@@ -49,13 +60,16 @@ def test_the_settings_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gradients_example_shows_what_localizing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
     module = importlib.import_module("natural_gradients")
-    span, localized = (module.cosines(400, localized) for localized in (False, True))
+    shapes = jax.eval_shape(lambda: module.Convolutional().init(jax.random.key(0), jnp.zeros((1, 64))))
+    assert f"{sum(leaf.size for leaf in jax.tree.leaves(shapes)):,} parameters" in module.Convolutional.__doc__
+    found = module.main()
+    span, localized = found[400, False], found[400, True]
     assert localized["Dense_0"] > 0.85 > 0.4 > span["Dense_0"]
     assert localized["Conv_1"] > 0.5 > 0.4 > span["Conv_1"]
-    assert localized["Conv_0"] == pytest.approx(span["Conv_0"], abs=0.1)
-    page = (ROOT / "docs" / "natural_gradient.md").read_text()
-    for row, name in ((span, "in the span"), (localized, "localized")):
-        line = next(line for line in page.splitlines() if line.endswith(f" 400 particles, {name}"))
+    page = (ROOT / "docs" / "natural_gradient.md").read_text().splitlines()
+    for (size, is_localized), row in found.items():
+        name = f" {size} particles, {'localized' if is_localized else 'in the span'}"
+        (line,) = (line for line in page if line.endswith(name) and line.startswith("    0."))
         assert [float(value) for value in line.split()[:3]] == pytest.approx(list(row.values()), abs=0.03)
 
 
