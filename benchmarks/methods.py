@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,36 @@ import optax
 
 import eki_jax
 from benchmarks.problems.registry import Problem
-from eki_jax import natural
-from eki_jax.metrics import Accuracy
-from eki_jax.prediction import mean_particle
-from eki_jax.training import Method, ensemble_method
+from eki_jax import kalman, natural
+from eki_jax.compact import compact_euler
+from eki_jax.metrics import particle_accuracy
+from eki_jax.training import Accuracy, Method, ensemble_method
 
 Particles = int | Callable[[int], int]
 
 
-def ensemble(problem: Problem, J: Particles, *, momentum: float | None, resample: bool, step_noise: bool) -> Method:
-    """The paper's four: EKI, MEKI, EKI(R), MEKI(R), with its step size and Xavier prior."""
-    solver = (
-        eki_jax.euler(problem.forward, problem.loss)
-        if momentum is None
-        else eki_jax.nesterov(problem.forward, problem.loss, momentum=momentum)
-    )
-    prior = problem.prior
-    return ensemble_method(solver, problem.forward, prior, J, resample=resample, step_noise=step_noise)
+def ensemble(
+    problem: Problem, J: Particles, solver: eki_jax.Solver, *, resample: bool = False, step_noise: bool = False
+) -> Method:
+    """A solver on particles from the problem's prior."""
+    return ensemble_method(solver, problem.forward, problem.prior, J, resample=resample, step_noise=step_noise)
+
+
+# Of the Kalman step on probabilities: the variance of a label's noise, and the step size.
+KALMAN_NOISE = 0.1
+KALMAN_STEP = 0.1
+
+
+def kalman_step(problem: Problem) -> eki_jax.Solver:
+    """The Kalman step, whose data are the labels' distributions."""
+    solver = kalman.enkf(problem.forward, KALMAN_NOISE, KALMAN_STEP)
+
+    def step(state: Any, batch: Any) -> tuple[Any, eki_jax.Info]:
+        x, labels = batch
+        outputs = jax.eval_shape(problem.forward, problem.template, x)
+        return solver.step(state, (x, jax.nn.one_hot(labels, outputs.shape[-1])))
+
+    return solver._replace(step=step)
 
 
 def gradient(
@@ -56,11 +69,17 @@ def gradient(
         return (optax.apply_updates(params, updates), inner), {"train_loss": value}
 
     def accuracy(state: Any, x: jax.Array, labels: jax.Array) -> Accuracy:
-        share = jnp.mean(jnp.argmax(problem.logits(state[0], x), axis=-1) == labels)
-        return Accuracy(share, share, share, share[None])
+        return particle_accuracy(problem.logits, state[0], x, labels)
 
     # A backward pass counts for two; on processors, gradients of convolutions are slow in a compiled loop.
-    return Method(init, step, accuracy, passes=lambda size: 3, compiled_loop=jax.default_backend() != "cpu")
+    return Method(
+        init,
+        step,
+        accuracy,
+        passes=lambda size: 3,
+        compiled_loop=jax.default_backend() != "cpu",
+        estimate=lambda state: state[0],
+    )
 
 
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.
@@ -107,59 +126,42 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         localized=local,
         norm_constraint=LOCAL_NORM if local and settings.norm_constraint is None else settings.norm_constraint,
     )
-    prior = problem.prior
-
-    def init(key: jax.Array) -> Any:
-        mean, deviations = jax.random.split(key)
-        return solver.init(prior.sample(mean), deviations)
-
-    def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        del key  # the state's own key and count make the deviations
-        state, info = solver.step(state, batch)
-        return state, {
-            "train_loss": info.loss,
-            "sigma": info.sigma,
-            "damping": info.damping,
-            "predicted": info.predicted,
-            "failed": info.failed,
-        }
-
-    def accuracy(state: Any, x: jax.Array, labels: jax.Array) -> Accuracy:
-        share = jnp.mean(jnp.argmax(problem.logits(position("natural-eki", state), x), axis=-1) == labels)
-        return Accuracy(share, share, share, share[None])
-
-    return Method(init, step, accuracy, ensemble_size=lambda epoch: J, passes=lambda size: solver.passes)
+    return ensemble_method(solver, problem.logits, problem.prior, J)
 
 
-# name -> (problem, J, learning rate, momentum factor, settings of the natural gradient) -> Method
-METHODS: dict[str, Callable[[Problem, Particles, float, float, Natural], Method]] = {
-    "eki": lambda p, J, rate, m, n: ensemble(p, J, momentum=None, resample=False, step_noise=False),
-    "meki": lambda p, J, rate, m, n: ensemble(p, J, momentum=m, resample=False, step_noise=False),
-    "eki-r": lambda p, J, rate, m, n: ensemble(p, J, momentum=None, resample=True, step_noise=False),
-    "meki-r": lambda p, J, rate, m, n: ensemble(p, J, momentum=m, resample=False, step_noise=True),
-    "natural-eki": lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False),
-    "natural-eki-lowrank": lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True),
-    "sgd": lambda p, J, rate, m, n: gradient(p, optax.sgd(rate)),
-    "msgd": lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m)),
-    "ste": lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m), straight_through=True),
+class Entry(NamedTuple):
+    """A method of the command line.
+
+    Attributes:
+        kind: What it moves: an "ensemble"; one mean by "natural" gradients; or one particle by "gradient"s.
+        make: Function of a problem, J, a learning rate, a momentum factor and the natural gradient's settings.
+    """
+
+    kind: Literal["ensemble", "natural", "gradient"]
+    make: Callable[[Problem, Particles, float, float, Natural], Method]
+
+
+METHODS: dict[str, Entry] = {
+    "eki": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.euler(p.forward, p.loss))),
+    "meki": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, momentum=m))),
+    "eki-r": Entry(
+        "ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.euler(p.forward, p.loss), resample=True)
+    ),
+    "meki-r": Entry(
+        "ensemble",
+        lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, momentum=m), step_noise=True),
+    ),
+    "heavy-ball": Entry(
+        "ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.heavy_ball(p.forward, p.loss, momentum=m))
+    ),
+    "eki-compact": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, compact_euler(p.forward, p.loss))),
+    "enkf-r": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, kalman_step(p), resample=True)),
+    "natural-eki": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False)),
+    "natural-eki-lowrank": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True)),
+    "sgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate))),
+    "msgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m))),
+    "ste": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m), straight_through=True)),
 }
-
-
-def is_ensemble(method: str) -> bool:
-    """Whether the method moves an ensemble (and spends no gradient)."""
-    return method not in ("sgd", "msgd", "ste")
-
-
-def is_natural(method: str) -> bool:
-    """Whether the method is a natural gradient."""
-    return method.startswith("natural-eki")
-
-
-def position(method: str, state: Any) -> Any:
-    """One particle's parameters, which a state of the method predicts with."""
-    if is_natural(method):
-        return state.position if state.average is None else state.average
-    return mean_particle(state.position) if is_ensemble(method) else state[0]
 
 
 def get(
@@ -173,8 +175,8 @@ def get(
     """The method called ``name`` for ``problem``.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: There is no such method.
     """
     if name not in METHODS:
         raise ValueError(f"method: {name!r}; wanted one of {', '.join(METHODS)}")
-    return METHODS[name](problem, J, rate, momentum, settings)
+    return METHODS[name].make(problem, J, rate, momentum, settings)

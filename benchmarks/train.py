@@ -155,7 +155,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     problem = arguments.problem or before.get("problem", "digits-dnn")
     chosen = arguments.method or before.get("method", "eki-r")
     particles, batch, epochs = _DIGITS if problem.startswith("digits") else _PAPER
-    if methods.is_natural(chosen):
+    kind = methods.METHODS[chosen].kind if chosen in methods.METHODS else "ensemble"
+    if kind == "natural":
         particles, batch, epochs = *_NATURAL, epochs
     defaults = {
         "method": "eki-r",
@@ -169,12 +170,12 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     for name, default in defaults.items():
         given = getattr(arguments, name)
         settings[name] = before.get(name, default) if given is None else given
-    if methods.is_natural(chosen):
+    if kind == "natural":
         for name in _OWN:
             given = getattr(arguments, name)
             value = before.get(name) if given is None else given
             settings.update({} if value is None else {name: value})
-    if not methods.is_ensemble(settings["method"]):
+    if kind == "gradient":
         settings["particles"] = 1
     return settings, arguments.epochs or before.get("epochs", epochs)
 

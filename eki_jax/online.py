@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._solvers import Info, Solver
-from eki_jax._tree import ensemble_size
 from eki_jax._types import Batch, Ensemble, Params
+from eki_jax.kernel.particles import ensemble_size
+from eki_jax.solvers.protocol import Info, Solver
 
 
 class Cell(Protocol):

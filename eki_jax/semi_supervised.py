@@ -26,7 +26,7 @@ import scipy.sparse.linalg
 import scipy.spatial
 
 from eki_jax._types import Array
-from eki_jax.priors import Gaussian, gaussian
+from eki_jax.ensembles.priors import Gaussian, gaussian
 
 # Graphs up to this size are decomposed densely, which is exact and takes about a second.
 _DENSE_NODES = 3000

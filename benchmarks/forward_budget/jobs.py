@@ -50,8 +50,8 @@ def ours(task: dict[str, Any], data: Path | None = None) -> dict[str, Any]:
             return jax.lax.cond(last, redraw, lambda state: state, state)
         return method.step(state, key, batch)[0]
 
-    position = lambda state: methods.position(task["method"], state)
-    return follow(problem, Run(method.init, step, position, method.passes(particles), method.compiled_loop), task)
+    passes = method.passes(particles)
+    return follow(problem, Run(method.init, step, method.estimate, passes, method.compiled_loop), task)
 
 
 def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any]:

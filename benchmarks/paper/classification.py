@@ -75,7 +75,7 @@ class Cell(NamedTuple):
     @property
     def is_ensemble(self) -> bool:
         """Whether the run moves an ensemble."""
-        return methods.is_ensemble(self.method)
+        return methods.METHODS[self.method].kind != "gradient"
 
     def ensemble_size(self, epoch: int) -> int:
         """J in an epoch, counted from 0."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.performance import networks
 from benchmarks.performance.jobs import ours, peer
-from eki_jax._covariance import cheaper_contraction
+from eki_jax.kernel.products import cheaper_contraction
 
 Row = dict[str, Any]
 Say = Callable[[Row], None]

@@ -5,8 +5,8 @@ and EDF-H (Hessian) as optax transformations, the MINRES iteration that they sta
 vector fields. Needs the extra ``optax``. The guide is ``docs/edf.md``.
 """
 
-from eki_jax.edf._acceleration import Acceleration, heavy_ball, nesterov
-from eki_jax.edf._flows import (
+from eki_jax.edf.acceleration import Acceleration, heavy_ball, nesterov
+from eki_jax.edf.flows import (
     edf_g_flow,
     edf_h_flow,
     equation_flow,
@@ -15,9 +15,9 @@ from eki_jax.edf._flows import (
     geodesic_momentum,
     linear_decay,
 )
-from eki_jax.edf._minres import MinresInfo, minres
-from eki_jax.edf._objective import Objective
-from eki_jax.edf._transformations import EdfState, edf_g, edf_h
+from eki_jax.edf.minres import MinresInfo, minres
+from eki_jax.edf.objective import Objective
+from eki_jax.edf.transformations import EdfState, edf_g, edf_h
 
 __all__ = [
     "Acceleration",

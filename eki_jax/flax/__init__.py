@@ -5,9 +5,6 @@ Importing this package needs the extra ``flax``; nothing else in ``eki_jax`` imp
 
 from __future__ import annotations
 
-from eki_jax.flax._linen import linen_forward as linen_forward
-from eki_jax.flax._low_rank import low_rank_forward as low_rank_forward
-from eki_jax.flax._nnx import nnx_forward as nnx_forward
 from eki_jax.flax.convolutional import ConvolutionalNetwork as ConvolutionalNetwork
 from eki_jax.flax.convolutional import Stage as Stage
 from eki_jax.flax.convolutional import cnn1 as cnn1
@@ -28,6 +25,9 @@ from eki_jax.flax.discrete import sign as sign
 from eki_jax.flax.discrete import straight_through_quantized as straight_through_quantized
 from eki_jax.flax.discrete import straight_through_sign as straight_through_sign
 from eki_jax.flax.discrete import to_int8 as to_int8
+from eki_jax.flax.linen import linen_forward as linen_forward
+from eki_jax.flax.low_rank import low_rank_forward as low_rank_forward
+from eki_jax.flax.nnx import nnx_forward as nnx_forward
 from eki_jax.flax.recurrent import TanhRNN as TanhRNN
 from eki_jax.flax.small_convolutional import SmallConvolutionalNetwork as SmallConvolutionalNetwork
 from eki_jax.flax.small_convolutional import small_cnn as small_cnn

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array
-from eki_jax.natural._low_rank import LowRankMatrix
+from eki_jax.natural.deviations.matrix import LowRankMatrix
 
 
 def tell_windows(

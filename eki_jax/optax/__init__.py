@@ -12,14 +12,14 @@ Signs are those of gradients: everything returns ``+C_uG r``, and ``optax.scale(
 
 from __future__ import annotations
 
-from eki_jax.optax._chains import eki as eki
-from eki_jax.optax._chains import meki as meki
-from eki_jax.optax._gradient import ensemble_gradient as ensemble_gradient
-from eki_jax.optax._gradient import scale_by_drift_norm as scale_by_drift_norm
-from eki_jax.optax._gradient import value_and_extra_args as value_and_extra_args
-from eki_jax.optax._momentum import ScaleByNesterovState as ScaleByNesterovState
-from eki_jax.optax._momentum import scale_by_nesterov as scale_by_nesterov
-from eki_jax.optax._particles import per_particle as per_particle
-from eki_jax.optax._prior import AddPriorNoiseState as AddPriorNoiseState
-from eki_jax.optax._prior import add_prior_noise as add_prior_noise
-from eki_jax.optax._prior import add_tikhonov as add_tikhonov
+from eki_jax.optax.chains import eki as eki
+from eki_jax.optax.chains import meki as meki
+from eki_jax.optax.gradient import ensemble_gradient as ensemble_gradient
+from eki_jax.optax.gradient import scale_by_drift_norm as scale_by_drift_norm
+from eki_jax.optax.gradient import value_and_extra_args as value_and_extra_args
+from eki_jax.optax.momentum import ScaleByNesterovState as ScaleByNesterovState
+from eki_jax.optax.momentum import scale_by_nesterov as scale_by_nesterov
+from eki_jax.optax.particles import per_particle as per_particle
+from eki_jax.optax.prior import AddPriorNoiseState as AddPriorNoiseState
+from eki_jax.optax.prior import add_prior_noise as add_prior_noise
+from eki_jax.optax.prior import add_tikhonov as add_tikhonov

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._tree import local_size
+from eki_jax.kernel.particles import local_size
 
 
 def check_given(name: str, outputs: Any, cotangents: Any) -> None:

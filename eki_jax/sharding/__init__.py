@@ -4,25 +4,25 @@ The same solver runs on one device, on the devices of a host, and on many hosts 
 :func:`jax.distributed.initialize`.
 """
 
-from eki_jax._costs import COMMUNICATIONS as COMMUNICATIONS
-from eki_jax._costs import HOPPER as HOPPER
-from eki_jax._costs import Communication as Communication
-from eki_jax._costs import Cost as Cost
-from eki_jax._costs import Link as Link
-from eki_jax._costs import Machine as Machine
-from eki_jax._costs import choose_communication as choose_communication
-from eki_jax._costs import step_cost as step_cost
-from eki_jax.sharding._drivers import DRIVERS as DRIVERS
-from eki_jax.sharding._drivers import Driver as Driver
-from eki_jax.sharding._drivers import spread as spread
-from eki_jax.sharding._mesh import make_mesh as make_mesh
-from eki_jax.sharding._mesh import nearest_sizes as nearest_sizes
-from eki_jax.sharding._mesh import place as place
-from eki_jax.sharding._solvers import batch_specs as batch_specs
-from eki_jax.sharding._solvers import resample_around_mean as resample_around_mean
-from eki_jax.sharding._solvers import sample_ensemble as sample_ensemble
-from eki_jax.sharding._solvers import shard_method as shard_method
-from eki_jax.sharding._solvers import shard_samples as shard_samples
-from eki_jax.sharding._solvers import shard_solver as shard_solver
-from eki_jax.sharding._specs import abstract as abstract
-from eki_jax.sharding._specs import result_specs as result_specs
+from eki_jax.kernel.costs import COMMUNICATIONS as COMMUNICATIONS
+from eki_jax.kernel.costs import HOPPER as HOPPER
+from eki_jax.kernel.costs import Communication as Communication
+from eki_jax.kernel.costs import Cost as Cost
+from eki_jax.kernel.costs import Link as Link
+from eki_jax.kernel.costs import Machine as Machine
+from eki_jax.kernel.costs import choose_communication as choose_communication
+from eki_jax.kernel.costs import step_cost as step_cost
+from eki_jax.sharding.drivers import DRIVERS as DRIVERS
+from eki_jax.sharding.drivers import Driver as Driver
+from eki_jax.sharding.drivers import spread as spread
+from eki_jax.sharding.mesh import make_mesh as make_mesh
+from eki_jax.sharding.mesh import nearest_sizes as nearest_sizes
+from eki_jax.sharding.mesh import place as place
+from eki_jax.sharding.solvers import batch_specs as batch_specs
+from eki_jax.sharding.solvers import resample_around_mean as resample_around_mean
+from eki_jax.sharding.solvers import sample_ensemble as sample_ensemble
+from eki_jax.sharding.solvers import shard_method as shard_method
+from eki_jax.sharding.solvers import shard_samples as shard_samples
+from eki_jax.sharding.solvers import shard_solver as shard_solver
+from eki_jax.sharding.specs import result_specs as result_specs
+from eki_jax.training.checkpoints import abstract as abstract

@@ -1,0 +1,174 @@
+"""The continuous flows as vector fields ``field(t, y, args)``, the signature that diffrax wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from eki_jax._types import Array, Batch, Params
+from eki_jax.edf import _vectors as vectors
+from eki_jax.edf.objective import Objective
+from eki_jax.edf.transformations import Curvature, Damping, checked_damping, checked_order, project
+
+PyTree = Any
+Field = Callable[[Any, PyTree, Any], PyTree]
+
+
+def exponential_decay(t: Array) -> Array:
+    """``rho(t) = e^-t``: the residual decays exponentially and vanishes as t goes to infinity."""
+    return jnp.exp(-t)
+
+
+def linear_decay(t: Array) -> Array:
+    """``rho(t) = 1 - t``: the motion along the geodesic at constant speed; the residual vanishes at t = 1."""
+    return 1 - t
+
+
+def equation_flow(residual: Callable[[Params], PyTree], decay: Callable[[Array], Array] = exponential_decay) -> Field:
+    r"""The flow of ``F(w) = 0`` along which ``F(w(t)) = rho(t) F(w(0))``.
+
+    The field solves ``J dw/dt = chi(t) F`` with ``J`` the Jacobian of ``F`` and ``chi = d ln(rho) / dt``; its Euler
+    step is a damped Newton step. ``J`` is formed and solved densely: this flow is for studying small systems.
+
+    Args:
+        residual: ``F``, from a pytree to a pytree with as many numbers.
+        decay: ``rho``, differentiable, with ``rho(0) = 1``; :func:`exponential_decay` gives the exponentially
+            decaying flow, :func:`linear_decay` the geodesic.
+
+    Returns:
+        ``field(t, w, args)``; ``args`` is ignored.
+
+    Raises:
+        ValueError: when called, ``F`` and ``w`` do not have as many numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> field = equation_flow(lambda w: 2.0 * w)
+        >>> field(0.0, jnp.array([3.0, 5.0]), None)
+        Array([-3., -5.], dtype=float32)
+
+    Source: "Exponentially Decaying Flows for Optimization in Deep Learning" (2018), Theorem 2.2 and Definition 2.3.
+    """
+
+    def field(t: Any, params: Params, args: Any = None) -> Params:
+        del args
+        flat, unravel = ravel_pytree(params)
+        flat_residual = lambda vector: ravel_pytree(residual(unravel(vector)))[0]
+        value, jacobian = flat_residual(flat), jax.jacfwd(flat_residual)(flat)
+        if value.size != flat.size:
+            raise ValueError(f"residual: {value.size} numbers for {flat.size} unknowns; wanted as many")
+        rate = jax.grad(lambda time: jnp.log(decay(time)))(jnp.asarray(t, flat.dtype))
+        return unravel(rate * jnp.linalg.solve(jacobian, value))
+
+    return field
+
+
+def geodesic_flow(residual: Callable[[Params], PyTree]) -> Field:
+    r"""Free motion under the metric ``G = J^T J`` that ``F`` induces: Hamilton's equations of position and momentum.
+
+    ``dw/dt = G^-1 p`` and ``dp/dt = grad_w (|J(w) v|^2 / 2)`` at the velocity ``v = dw/dt`` held fixed. Started with
+    the momentum of :func:`geodesic_momentum` it runs along the geodesic to the root: ``F(w(t)) = (1 - t) F(w(0))``.
+
+    Args:
+        residual: ``F``, from a pytree to a pytree with as many numbers.
+
+    Returns:
+        ``field(t, (w, p), args)``; ``args`` is ignored.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> residual = lambda w: 2.0 * w
+        >>> w = jnp.array([3.0])
+        >>> geodesic_flow(residual)(0.0, (w, geodesic_momentum(residual, w)), None)
+        (Array([-3.], dtype=float32), Array([0.], dtype=float32))
+
+    Source: the paper's equations (1)-(4), Theorem 2.1.
+    """
+
+    def field(t: Any, position_and_momentum: tuple[Params, Params], args: Any = None) -> tuple[Params, Params]:
+        del t, args
+        position, momentum = position_and_momentum
+        flat, unravel = ravel_pytree(position)
+        flat_momentum, _ = ravel_pytree(momentum)
+        flat_residual = lambda vector: ravel_pytree(residual(unravel(vector)))[0]
+        jacobian = jax.jacfwd(flat_residual)(flat)
+        velocity = jnp.linalg.solve(jacobian, jnp.linalg.solve(jacobian.T, flat_momentum))
+
+        def kinetic_energy(point: Array) -> Array:
+            image = jax.jvp(flat_residual, (point,), (velocity,))[1]
+            return 0.5 * jnp.vdot(image, image)
+
+        return unravel(velocity), unravel(jax.grad(kinetic_energy)(flat))
+
+    return field
+
+
+def geodesic_momentum(residual: Callable[[Params], PyTree], params: Params) -> Params:
+    """``p = -J^T F``, with which :func:`geodesic_flow` reaches the root at t = 1 (the paper's equation 3)."""
+    value, pullback = jax.vjp(residual, params)
+    return jax.tree.map(jnp.negative, pullback(value)[0])
+
+
+def edf_g_flow(objective: Objective, krylov_order: int, damping: Damping | None = None) -> Field:
+    r"""EDF-G in continuous time: ``(G + lambda I) dw/dt = -grad L``, projected onto a Krylov space.
+
+    With ``krylov_order`` at least the number of parameters and no damping it is the paper's flow itself. Where the
+    model has as many outputs as parameters and a squared error, its residuals decay as ``e^-t``.
+
+    Args:
+        objective: the model and its loss.
+        krylov_order: order of the Krylov space, at least 1.
+        damping: ``(a, b)`` of ``lambda = a ||grad L||^b``; None for none.
+
+    Returns:
+        ``field(t, params, batch)``.
+
+    Raises:
+        ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eki_jax import edf
+        >>> objective = edf.Objective(lambda w, x: x * w, lambda outputs, y: 0.5 * jnp.sum((outputs - y) ** 2))
+        >>> batch = (jnp.array([1.0, 4.0]), jnp.array([1.0, 4.0]))
+        >>> field = edf_g_flow(objective, krylov_order=2)
+        >>> [round(float(entry), 4) for entry in field(0.0, jnp.zeros(2), batch)]
+        [1.0, 1.0]
+
+    Source: the paper's Definition 3.1, equations (21), (22) and (24).
+    """
+    return _objective_flow(Objective.gauss_newton, objective, krylov_order, damping)
+
+
+def edf_h_flow(objective: Objective, krylov_order: int, damping: Damping | None = None) -> Field:
+    r"""EDF-H in continuous time: ``(H + lambda I) dw/dt = -grad L``; the gradient decays as ``e^-t``.
+
+    Args:
+        objective: the model and its loss.
+        krylov_order: order of the Krylov space, at least 1; the number of parameters for the paper's flow itself.
+        damping: ``(a, b)`` of ``lambda = a ||grad L||^b``; None for none.
+
+    Returns:
+        ``field(t, params, batch)``.
+
+    Raises:
+        ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0.
+
+    Source: the paper's Definition 3.1, equation (20).
+    """
+    return _objective_flow(Objective.hessian, objective, krylov_order, damping)
+
+
+def _objective_flow(matrix: Curvature, objective: Objective, krylov_order: int, damping: Damping | None) -> Field:
+    order, damping = checked_order(krylov_order), checked_damping(damping)
+
+    def field(t: Any, params: Params, batch: Batch) -> Params:
+        del t
+        _, gradient = objective.value_and_grad(params, batch)
+        return vectors.combine((-1, project(matrix(objective, params, batch), gradient, order, damping)))
+
+    return field

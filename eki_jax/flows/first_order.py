@@ -1,0 +1,98 @@
+"""The continuous method: the vector field of ensemble Kalman inversion, and its direction as a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
+from eki_jax.kernel.costs import Communication
+from eki_jax.kernel.products import direction
+from eki_jax.losses.support import evaluate_support, value_and_cotangents
+
+
+def value_and_direction(
+    forward: ForwardFn,
+    loss: LossFn,
+    *,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+    communication: Communication | None = None,
+    precision: Any = None,
+) -> Callable[[Ensemble, Batch], tuple[Array, Ensemble]]:
+    r"""The derivative-free counterpart of :func:`jax.value_and_grad`.
+
+    Args:
+        forward: ``forward(params, x) -> outputs`` for one particle.
+        loss: ``loss(outputs, targets) -> scalar`` for one particle.
+        axis_name: mapped axis over which the particles are spread.
+        chunk_size: particles evaluated at a time; from a memory budget by default.
+        communication: how devices share their particles, see :func:`direction`; the cheapest by default.
+        precision: of the kernel's matrix products.
+
+    Returns:
+        ``f(ensemble, (x, targets)) -> (losses, direction)``: the particles' losses, shape (J,), and
+        ``C_uG grad L(G(u_j), targets)``, a pytree like the ensemble; hand it to any gradient transformation.
+
+    Raises:
+        TypeError, ValueError: from ``f``, as :func:`direction` does.
+
+    >>> import jax.numpy as jnp
+    >>> from eki_jax import losses
+    >>> f = value_and_direction(lambda u, x: x * u["w"], losses.squared_error())
+    >>> values, d = f({"w": jnp.array([[1.0], [3.0]])}, (2.0, jnp.array([0.0])))
+    >>> values
+    Array([ 2., 18.], dtype=float32)
+    >>> d["w"]  # the variance of the particles, 1, times x^2 u
+    Array([[ 4.],
+           [12.]], dtype=float32)
+    """
+
+    def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
+        x, targets = batch
+        entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
+        losses, cotangents = value_and_cotangents(reduced, entries, targets)
+        d = direction(
+            ensemble, entries, cotangents, axis_name=axis_name, communication=communication, precision=precision
+        )
+        return losses, d
+
+    return f
+
+
+def vector_field(
+    forward: ForwardFn, loss: LossFn, *, axis_name: str | None = None, chunk_size: int | None = None
+) -> Callable[[Any, Ensemble, Batch], Ensemble]:
+    r"""The right-hand side of ensemble Kalman inversion, ``du_j/dt = -C_uG(u) grad L(G(u_j), y)``.
+
+    (Kovachki and Stuart, arXiv:1808.03620, equation 13; equation 12 with :func:`eki_jax.losses.squared_error`.)
+
+    Args:
+        forward: ``forward(params, x) -> outputs`` for one particle.
+        loss: ``loss(outputs, targets) -> scalar`` for one particle.
+        axis_name: mapped axis over which the particles are spread.
+        chunk_size: particles evaluated at a time; from a memory budget by default.
+
+    Returns:
+        ``f(t, ensemble, (x, targets)) -> pytree like ensemble``, the signature an ODE solver wants. It does not depend
+        on t.
+
+    Raises:
+        TypeError, ValueError: from ``f``, as :func:`direction` does.
+
+    >>> import jax.numpy as jnp
+    >>> from eki_jax import losses
+    >>> f = vector_field(lambda u, x: x * u, losses.squared_error())
+    >>> f(0.0, jnp.array([[1.0], [3.0]]), (2.0, jnp.array([0.0])))
+    Array([[ -4.],
+           [-12.]], dtype=float32)
+    """
+    of_batch = value_and_direction(forward, loss, axis_name=axis_name, chunk_size=chunk_size)
+
+    def f(t: Any, ensemble: Ensemble, batch: Batch) -> Ensemble:
+        del t
+        return jax.tree.map(lambda d: -d, of_batch(ensemble, batch)[1])
+
+    return f

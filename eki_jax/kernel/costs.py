@@ -1,0 +1,223 @@
+r"""What a step over n devices costs: a static model of its arithmetic and its communication.
+
+An alpha-beta model: a message of ``b`` bytes takes ``alpha + b / beta`` seconds. Devices share a host, whose links are
+fast; hosts are joined by slower ones, one for each device. The layouts are those of :mod:`eki_jax.kernel.layouts`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+Communication = Literal["all_reduce", "gather", "reduce_scatter", "all_to_all", "ring"]
+#: All layouts; where two cost the same, the first of them is chosen.
+COMMUNICATIONS: tuple[Communication, ...] = get_args(Communication)
+
+
+class Link(NamedTuple):
+    """A way between devices.
+
+    Attributes:
+        bandwidth: beta, bytes a second into one device, the same being sent out of it at once.
+        latency: alpha, seconds until the first byte.
+    """
+
+    bandwidth: float
+    latency: float
+
+
+class Machine(NamedTuple):
+    """Rates of the devices and of their links.
+
+    Attributes:
+        flops: floating-point operations a second of one device in matrix products.
+        local: link between devices of one host.
+        remote: link of one device to those of other hosts.
+        devices_per_host: how many share the local link.
+    """
+
+    flops: float
+    local: Link
+    remote: Link
+    devices_per_host: int = 8
+
+
+#: Stated by the vendors, half a data sheet's dense TF32 rate (495 TFLOP/s) and 80 % of its link rates; not measured:
+#: NVLink 4 at 450 GB/s a direction, InfiniBand NDR at 50 GB/s for each device.
+HOPPER = Machine(flops=250e12, local=Link(360e9, 5e-6), remote=Link(40e9, 10e-6), devices_per_host=8)
+
+
+class Cost(NamedTuple):
+    """What one device does in one step.
+
+    Attributes:
+        flops: operations of the kernel's matrix products and of the forward passes.
+        sent: bytes that leave the device.
+        compute: seconds of arithmetic.
+        communication: seconds of communication.
+        overlapped: seconds of a step whose communication runs wholly beside the kernel's products.
+        seconds: of a step whose communication waits for them, but for the ring, which is made to overlap.
+    """
+
+    flops: float
+    sent: float
+    compute: float
+    communication: float
+    overlapped: float
+    seconds: float
+
+
+def step_cost(
+    communication: Communication,
+    ensemble_size: int,
+    outputs: int,
+    parameters: int,
+    devices: int,
+    *,
+    machine: Machine = HOPPER,
+    forward_flops: float = 0.0,
+    itemsize: int = 4,
+    messages: int = 1,
+) -> Cost:
+    r"""The cost of one step on one of ``devices`` devices.
+
+    With j = J / n particles a device, M outputs and P parameters (numbers sent by a device, then operations):
+
+    ================  =============================  ==========================
+    all_reduce        2 (n-1)/n M P                  4 j M P
+    reduce_scatter    2 (n-1)/n M P, half as stored  4 j M P
+    all_to_all        2 (n-1)/n j P                  the fewer of both
+    gather, ring      (n-1) j P                      2 j J (M + P)
+    ================  =============================  ==========================
+
+    The last three also gather the outputs of all particles, and ``all_to_all`` the cotangents or their J x J products.
+
+    Args:
+        communication: the layout.
+        ensemble_size: J, on all devices together.
+        outputs: M.
+        parameters: P.
+        devices: n.
+        machine: rates of devices and links.
+        forward_flops: operations of one particle's forward pass.
+        itemsize: bytes of one parameter as the ensemble stores it; sums are of 4 bytes at least.
+        messages: blocks into which the communication is cut, each with its latency.
+
+    Returns:
+        A :class:`Cost`.
+
+    Raises:
+        ValueError: an unknown layout, or ``devices`` < 1.
+
+    >>> cost = step_cost("all_reduce", 16_000, 600, 573_910, 8)
+    >>> round(cost.sent / 1e9, 2)  # GB; the same for any J
+    2.41
+    """
+    if communication not in COMMUNICATIONS:
+        raise ValueError(f"communication: {communication!r}; wanted one of {', '.join(COMMUNICATIONS)}")
+    if devices < 1:
+        raise ValueError(f"devices: {devices}; wanted a number >= 1")
+    local = ensemble_size / devices
+    wide = max(4, itemsize)
+    through_outputs = 4 * local * outputs * parameters
+    through_particles = 2 * local * ensemble_size * (outputs + parameters)
+    gathered = (devices - 1) * local * outputs * wide  # the others' outputs
+    if communication in ("all_reduce", "reduce_scatter"):
+        half = _share(devices) * outputs * parameters
+        back = wide if communication == "all_reduce" else itemsize
+        flops, sent = through_outputs, half * (wide + back)
+        seconds = _reduction(half * wide, half * back, devices, machine)
+    elif communication == "all_to_all":
+        both_ways = 2 * _share(devices) * local * parameters * wide
+        by_particles = 2 * outputs > ensemble_size
+        gathered += (devices - 1) * local * (ensemble_size if by_particles else outputs) * wide
+        flops, sent = through_particles if by_particles else through_outputs, both_ways + gathered
+        seconds = _exchange(both_ways, devices, machine) + _gathering(gathered, devices, machine)
+    else:
+        flops, sent = through_particles, (devices - 1) * local * parameters * wide + gathered
+        seconds = (_passing if communication == "ring" else _gathering)(sent, devices, machine)
+    seconds += messages * _latency(communication, devices, machine)
+    forward, products = local * forward_flops / machine.flops, flops / machine.flops
+    overlapped = forward + max(products, seconds)
+    total = overlapped if communication == "ring" else forward + products + seconds
+    return Cost(flops + local * forward_flops, sent, forward + products, seconds, overlapped, total)
+
+
+def choose_communication(
+    ensemble_size: int,
+    outputs: int,
+    parameters: int,
+    devices: int,
+    *,
+    machine: Machine = HOPPER,
+    itemsize: int = 4,
+) -> Communication:
+    """The layout whose step is the cheapest by :func:`step_cost`.
+
+    Args:
+        ensemble_size: J, on all devices together.
+        outputs: M.
+        parameters: P.
+        devices: n.
+        machine: rates of devices and links.
+        itemsize: bytes of one parameter as the ensemble stores it.
+
+    Returns:
+        The layout's name.
+
+    >>> choose_communication(16_000, 600, 573_910, 8), choose_communication(2_000, 600, 573_910, 8)
+    ('all_reduce', 'all_to_all')
+    """
+
+    def seconds(name: Communication) -> float:
+        return step_cost(name, ensemble_size, outputs, parameters, devices, machine=machine, itemsize=itemsize).seconds
+
+    return min(COMMUNICATIONS, key=seconds)
+
+
+def _share(devices: int) -> float:
+    """The part of evenly spread data that belongs to others."""
+    return (devices - 1) / devices
+
+
+def _hosts(devices: int, machine: Machine) -> tuple[int, int]:
+    """Devices on one host, and hosts."""
+    inside = min(devices, machine.devices_per_host)
+    return inside, math.ceil(devices / inside)
+
+
+def _reduction(scattered: float, gathered: float, devices: int, machine: Machine) -> float:
+    """Reduce-scatter and all-gather: inside the host over all the data, then each device's share between hosts."""
+    inside, hosts = _hosts(devices, machine)
+    total = (scattered + gathered) / max(_share(devices), 1e-30)
+    return total * (_share(inside) / machine.local.bandwidth + _share(hosts) / inside / machine.remote.bandwidth)
+
+
+def _gathering(received: float, devices: int, machine: Machine) -> float:
+    """All-gather: each device fetches its share from other hosts, and passes it on inside."""
+    inside, hosts = _hosts(devices, machine)
+    total = received / max(_share(devices), 1e-30)
+    return total * (_share(inside) / machine.local.bandwidth + _share(hosts) / inside / machine.remote.bandwidth)
+
+
+def _exchange(sent: float, devices: int, machine: Machine) -> float:
+    """All-to-all: what is for other hosts goes over the slow link, at once with what stays inside."""
+    inside, _ = _hosts(devices, machine)
+    remote = sent * (devices - inside) / max(devices - 1, 1)
+    return max((sent - remote) / machine.local.bandwidth, remote / machine.remote.bandwidth)
+
+
+def _passing(sent: float, devices: int, machine: Machine) -> float:
+    """A ring of neighbours goes at the pace of its slowest link."""
+    link = machine.local if devices <= machine.devices_per_host else machine.remote
+    return sent / link.bandwidth
+
+
+def _latency(communication: Communication, devices: int, machine: Machine) -> float:
+    """Seconds of a message without bytes: trees for reductions, one round for each neighbour of a ring."""
+    inside, hosts = _hosts(devices, machine)
+    if communication == "ring":
+        return (devices - 1) * (machine.local if hosts == 1 else machine.remote).latency
+    rounds = 1 if communication == "gather" else 2
+    depth = math.ceil(math.log2(inside)) * machine.local.latency + math.ceil(math.log2(hosts)) * machine.remote.latency
+    return rounds * depth

@@ -1,0 +1,116 @@
+"""The particle axis of a pytree: its length, and the checks that it is there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Ensemble
+from eki_jax.kernel.axes import Axis
+
+
+def ensemble_size(ensemble: Ensemble, *, name: str = "ensemble", axis_name: str | tuple[str, ...] | None = None) -> int:
+    """The number of particles J, from the leading axis that all leaves share.
+
+    Args:
+        ensemble: pytree of floating-point arrays, each of shape (J, ...).
+        name: what to call it in an error.
+        axis_name: mapped axis over which the particles are spread, if any.
+
+    Returns:
+        The number of particles on all devices together; on one device, J.
+
+    Raises:
+        TypeError: a leaf is not of a floating-point dtype.
+        ValueError: no leaves, a leaf without axes, leaves that disagree on J, or J < 2.
+
+    >>> import jax.numpy as jnp
+    >>> ensemble_size({"w": jnp.zeros((5, 3, 2)), "b": jnp.zeros((5, 2))})
+    5
+    """
+    size = local_size(ensemble, name=name, floating=True)
+    size *= Axis(axis_name).size
+    if size < 2:
+        raise ValueError(f"{name}: J = {size} particle; an ensemble needs at least 2 to have a covariance")
+    return size
+
+
+def local_size(tree: Any, *, name: str, floating: bool = False) -> int:
+    """The length of the leading axis that all leaves of ``tree`` share; names the leaf that disagrees."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{name}: has no arrays; wanted a pytree of arrays with a leading particle axis")
+    first = None
+    for path, leaf in leaves:
+        where = name + jax.tree_util.keystr(path)
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(f"{where}: is a scalar; wanted a leading particle axis, shape (J, ...)")
+        dtype = jnp.result_type(leaf)
+        if floating and not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{where}: has dtype {dtype}; an ensemble moves, so wanted a floating-point dtype")
+        size = jnp.shape(leaf)[0]
+        if first is None:
+            first = (where, size)
+        elif size != first[1]:
+            raise ValueError(
+                f"{where}: leading axis {size}, but {first[0]} has {first[1]} particles; wanted the same J"
+            )
+    assert first is not None
+    return first[1]
+
+
+def flatten_outputs(tree: Any, size: int, *, name: str) -> Array:
+    """All leaves of ``tree`` as one (J, M) array; checks that its leading axis is ``size``."""
+    found = local_size(tree, name=name)
+    if found != size:
+        raise ValueError(
+            f"{name}: leading axis {found}, but the ensemble has {size} particles; wanted shape ({size}, ...)"
+        )
+    flat = [jnp.reshape(leaf, (size, math.prod(jnp.shape(leaf)[1:]))) for leaf in jax.tree.leaves(tree)]
+    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
+
+
+def check_like(cotangents: Any, outputs: Any) -> None:
+    """Raise unless ``cotangents`` has the structure and shapes of ``outputs``."""
+    wanted: Any = jax.tree.structure(outputs)
+    found: Any = jax.tree.structure(cotangents)
+    if wanted != found:
+        raise ValueError(f"cotangents: structure {found}, but the outputs have {wanted}; wanted the same")
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(cotangents), jax.tree.leaves(outputs), strict=True
+    ):
+        if jnp.shape(one) != jnp.shape(other):
+            where = "cotangents" + jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{where}: shape {jnp.shape(one)}, but the outputs have {jnp.shape(other)}; wanted one "
+                "number for every output (the loss's gradient with respect to the outputs, not to the parameters)"
+            )
+
+
+def finite_particles(tree: Any) -> Array:
+    """Which particles' rows are finite in every array, shape (J,).
+
+    >>> import jax.numpy as jnp
+    >>> finite_particles([jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([3.0, 4.0])])
+    Array([ True, False], dtype=bool)
+    """
+    rows = [jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(rows).all(axis=0)
+
+
+def particle_mean(ensemble: Ensemble, *, axis_name: str | None = None) -> Any:
+    """The mean particle: a pytree without the particle axis, in the leaves' own dtypes."""
+
+    def mean(leaf: Array) -> Array:
+        wide = jnp.mean(leaf, axis=0, dtype=wide_dtype(leaf.dtype))
+        return Axis(axis_name).mean(wide).astype(leaf.dtype)
+
+    return jax.tree.map(mean, ensemble)
+
+
+def wide_dtype(*dtypes: Any) -> Any:
+    """The dtype in which products of these are summed: their common one, and at least float32."""
+    return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32)

@@ -1,0 +1,94 @@
+"""Losses of a model's raw outputs whose second derivative is known sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array
+from eki_jax.kernel.particles import wide_dtype
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy:
+    """See :func:`softmax_cross_entropy`."""
+
+    def __call__(self, outputs: Array, targets: Array) -> Array:
+        """The mean cross-entropy of logits (..., classes) against labels."""
+        logits = jnp.asarray(outputs)
+        logits = logits.astype(wide_dtype(logits.dtype))
+        labels = self.distribution(logits, targets)
+        return jnp.mean(-jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1))
+
+    @staticmethod
+    def distribution(logits: Array, targets: Any) -> Array:
+        """The labels as probabilities, shape (..., classes)."""
+        if jnp.issubdtype(jnp.result_type(targets), jnp.integer) and jnp.shape(targets) == logits.shape[:-1]:
+            # A label out of range has no distribution: NaN, so that it cannot be mistaken for another class.
+            known = (targets >= 0) & (targets < logits.shape[-1])
+            one_hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+            return jnp.where(known[..., None], one_hot, jnp.nan)
+        if jnp.shape(targets) != logits.shape:
+            raise ValueError(
+                f"targets: shape {jnp.shape(targets)} of dtype {jnp.result_type(targets)}; wanted integer labels of "
+                f"shape {logits.shape[:-1]}, or one-hot or soft labels of the logits' shape {logits.shape}"
+            )
+        return jnp.asarray(targets, logits.dtype)
+
+
+def softmax_cross_entropy() -> SoftmaxCrossEntropy:
+    r"""Cross-entropy of logits z, ``-mean_b sum_c y_bc log softmax(z_b)_c``.
+
+    With the probabilities p its gradient is ``(p - y) / B`` and its Hessian, for every sample,
+    ``(diag p - p p^T) / B``: that is the Fisher matrix of the predicted class.
+
+    Returns:
+        ``loss(outputs, targets)``; outputs (B, classes) are logits, targets are integer labels (B,), or one-hot or soft
+        labels (B, classes).
+
+    Raises:
+        ValueError: when called, labels of another shape.
+
+    >>> import jax, jax.numpy as jnp
+    >>> jax.grad(softmax_cross_entropy())(jnp.zeros((1, 2)), jnp.array([0]))
+    Array([[-0.5,  0.5]], dtype=float32)
+    """
+    return SoftmaxCrossEntropy()
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """See :func:`mean_over_samples`."""
+
+    sample_loss: Callable[[Any, Any], Any]
+
+    def __call__(self, outputs: Array, targets: Any) -> Array:
+        """The mean of the samples' losses."""
+        return jnp.mean(jax.vmap(self.sample_loss)(outputs, targets))
+
+
+def mean_over_samples(sample_loss: Callable[[Any, Any], Any]) -> SampleLoss:
+    """The mean over a batch of a convex loss of one sample, with a Hessian of one block a sample.
+
+    Args:
+        sample_loss: ``sample_loss(output, target) -> scalar`` for ONE sample, twice differentiable and convex in the
+            output, an array of any shape.
+
+    Returns:
+        ``loss(outputs, targets)``, both with a leading axis of samples.
+
+    Raises:
+        TypeError: ``sample_loss`` is not a function.
+
+    >>> import jax.numpy as jnp
+    >>> loss = mean_over_samples(lambda z, y: jnp.sum(jnp.cosh(z - y)))
+    >>> float(loss(jnp.zeros((4, 3)), jnp.zeros((4, 3))))
+    3.0
+    """
+    if not callable(sample_loss):
+        raise TypeError(f"sample_loss: {sample_loss!r}; wanted a function of one sample's output and target")
+    return SampleLoss(sample_loss)

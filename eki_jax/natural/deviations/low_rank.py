@@ -1,0 +1,131 @@
+"""Deviations of low rank, with which the ensemble never exists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Params
+from eki_jax.ensembles.priors import normal
+from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
+from eki_jax.natural.deviations.matrix import LowRankMatrix, Tape, largest_rank
+
+
+class LowRankDeviations(NamedTuple):
+    """See :func:`low_rank`."""
+
+    rank: int = 1
+    scale: Scale = "xavier"
+    plain: Callable[[str], bool] | None = None
+    formed: bool = False
+
+    def draw(self, key: Array, mean: Params) -> Any:
+        """Factors ``(a, b)`` of each matrix, plain numbers for each vector."""
+        leaves = jax.tree_util.tree_leaves_with_path(mean)
+        structure: Any = jax.tree.structure(mean)
+        scales = structure.flatten_up_to(scales_of(self.scale, mean))
+        keys = jax.random.split(key, len(leaves))
+        drawn = [self._leaf(*args) for args in zip(leaves, scales, keys, strict=True)]
+        return structure.unflatten(drawn)
+
+    def particle(self, mean: Params, factors: Any, sigma: Array, tape: Tape | None = None) -> Params:
+        """A :class:`LowRankMatrix` for each matrix, unless they are to be formed; vectors are added up."""
+
+        def leaf(path: Any, m: Array, e: Any) -> Any:
+            name = jax.tree_util.keystr(path)
+            if not isinstance(e, tuple):
+                vector = (m + sigma.astype(e.dtype) * e).astype(m.dtype)
+                if tape is not None:
+                    tape.vectors.append((vector, name))
+                return vector
+            left, right = (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype)
+            matrix = LowRankMatrix(m, left, right, name=name, tape=tape)
+            return matrix.dense() if self.formed else matrix
+
+        return self._map(leaf, mean, factors)
+
+    def dense(self, mean: Params, factors: Any) -> Params:
+        """``a b^T`` of each matrix."""
+        return self._map(lambda path, m, e: e[0] @ e[1].T if isinstance(e, tuple) else e, mean, factors)
+
+    def combine(self, mean: Params, factors: Any, weights: Array) -> Params:
+        """``A^T diag(w) B``, one matrix product for each matrix."""
+
+        def leaf(path: Any, m: Array, e: Any) -> Array:
+            if not isinstance(e, tuple):
+                return jnp.tensordot(weights.astype(e.dtype), e, axes=1)
+            a, b = e
+            weighted = b * weights.astype(b.dtype)[:, None, None]
+            # (J, r) is one axis to sum over.
+            a, weighted = (jnp.moveaxis(x.reshape(len(x), -1, x.shape[-1]), 1, 2) for x in (a, weighted))
+            product = a.reshape(-1, a.shape[-1]).T @ weighted.reshape(-1, weighted.shape[-1])
+            return product.reshape(m.shape)
+
+        return self._map(leaf, mean, factors)
+
+    def scales(self, mean: Params) -> Params:
+        """The standard deviations of each leaf's entries, a pytree like ``mean``."""
+        return scales_of(self.scale, mean)
+
+    @staticmethod
+    def _map(fn: Callable[..., Any], mean: Params, factors: Any) -> Any:
+        structure: Any = jax.tree.structure(mean)
+        pairs = zip(jax.tree_util.tree_leaves_with_path(mean), structure.flatten_up_to(factors), strict=True)
+        return structure.unflatten([fn(path, m, e) for (path, m), e in pairs])
+
+    def _leaf(self, path_and_mean: Any, scale: Any, key: Array) -> Any:
+        path, m = path_and_mean
+        name = jax.tree_util.keystr(path)
+        if m.ndim < 2 or (self.plain is not None and self.plain(name)):
+            return jnp.asarray(scale, m.dtype) * normal(key, m.shape, m.dtype)
+        if jnp.ndim(scale):
+            raise ValueError(f"scale{name}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")
+        if self.rank > largest_rank(m.shape):
+            raise ValueError(
+                f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape)}; "
+                "wanted no more, or that leaf named by `plain`"
+            )
+        left, right = jax.random.split(key)
+        a = normal(left, (*m.shape[:-1], self.rank), m.dtype)
+        # Every entry of a b^T then has the variance of a full deviation's.
+        return a * jnp.asarray(scale / math.sqrt(self.rank), m.dtype), normal(right, (m.shape[-1], self.rank), m.dtype)
+
+
+def low_rank(
+    rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], bool] | None = None, formed: bool = False
+) -> LowRankDeviations:
+    r"""Deviations ``e_j = a_j b_j^T / sqrt(r)`` of every matrix; vectors are plain.
+
+    A convolution's kernel counts as a matrix from its window and inputs to its outputs. The model sees each particle's
+    matrices as :class:`LowRankMatrix` and pays the mean's product and a cheap one; the J x P numbers of the ensemble
+    never exist. (The idea for evolution strategies: arXiv:2511.16652.)
+
+    Args:
+        rank: r >= 1, not above any matrix's own.
+        scale: standard deviation of the entries of e_j: "xavier", a number, a pytree of numbers, or a prior such as
+            :func:`eki_jax.xavier` of which the factors are taken.
+        plain: says of a leaf's name, such as ``"['Dense_0']['kernel']"``, whether it is to be disturbed in all its
+            entries, at the cost of a copy for each particle that is being evaluated: for leaves that the model does
+            not multiply by.
+        formed: hand matrices to the model in full, a chunk of particles at a time: for models that do something else
+            with their weights than multiply by them, such as rounding.
+
+    Raises:
+        TypeError: ``rank`` is not an integer.
+        ValueError: ``rank`` < 1, or a scale that is negative; when drawn, a rank above a leaf's.
+
+    >>> import jax, jax.numpy as jnp
+    >>> a, b = low_rank(1, 1.0).draw(jax.random.key(0), {"w": jnp.zeros((3, 2))})["w"]
+    >>> a.shape, b.shape
+    ((3, 1), (2, 1))
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise TypeError(f"rank: {rank!r}; wanted an integer >= 1")
+    if rank < 1:
+        raise ValueError(f"rank: {rank}; wanted an integer >= 1")
+    check_scale(scale)
+    return LowRankDeviations(rank, scale, plain, formed)

@@ -1,0 +1,110 @@
+"""A direction of descent, and what every way to estimate one is given."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
+from eki_jax.kernel.axes import Axes, Axis
+from eki_jax.natural.draws import Cloud
+from eki_jax.natural.linear_algebra import HIGHEST
+
+
+class Direction(NamedTuple):
+    """A direction of descent and what is known of it.
+
+    Attributes:
+        ascent: a pytree like the parameters: minus it is the whole step. Zero where there is none that can be used.
+        loss: at the outputs where the loss was expanded.
+        slope: the first-order decrease of the loss along ``-ascent``.
+        bend: its second derivative there.
+        healthy: the number of particles that took part.
+        fallback: whether Cholesky's factorization failed.
+        usable: whether the direction is finite and the loss convex.
+        matrix: the particles' ``Z H Z^T / (J - 1)`` where it was formed, shape (J, J), else None.
+    """
+
+    ascent: Params
+    loss: Array
+    slope: Array
+    bend: Array
+    healthy: Array
+    fallback: Array
+    usable: Array
+    matrix: Array | None = None
+
+    def within(self, norm_constraint: float | None) -> Direction:
+        """The step made shorter where ``bend``, its squared norm in the outputs' curvature, is above the constraint."""
+        if norm_constraint is None:
+            return self
+        share = jnp.sqrt(jnp.minimum(1.0, norm_constraint / jnp.maximum(self.bend, norm_constraint)))
+        ascent = jax.tree.map(lambda leaf: share.astype(leaf.dtype) * leaf, self.ascent)
+        return self._replace(ascent=ascent, slope=share * self.slope, bend=share**2 * self.bend)
+
+    def predicted(self, rate: Array) -> Array:
+        """The decrease of the loss's second-order model after ``rate`` times the step."""
+        return rate * self.slope - 0.5 * rate**2 * self.bend
+
+
+class Setup(NamedTuple):
+    """The settings of a step that it does not change.
+
+    Attributes:
+        loss: loss of one particle's outputs.
+        cloud: particles around the mean.
+        batch_axis: devices over which samples are spread.
+        chunk_size: number of particles evaluated at a time.
+        precision: precision of the products that form the matrix.
+        norm_constraint: largest squared norm of a step in the outputs' curvature, or None.
+    """
+
+    loss: LossFn
+    cloud: Cloud
+    batch_axis: Axis = Axis()
+    chunk_size: int | None = None
+    precision: Any = HIGHEST
+    norm_constraint: float | None = None
+
+    @property
+    def axes(self) -> Axes:
+        """Devices over which particles and samples are spread."""
+        return Axes(self.cloud.axis, self.batch_axis)
+
+
+class Estimate(Protocol):
+    """A way to estimate the direction from the particles: :func:`span` or :func:`localized`."""
+
+    @property
+    def extra_passes(self) -> int:
+        """Forward passes a sample beyond one for each particle."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether outputs that came from elsewhere are not enough."""
+
+    def check(self, setup: Setup) -> None:
+        """Raise where it does not fit the settings."""
+
+    def direction(
+        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+    ) -> Direction:
+        """The direction, evaluating the model."""
+
+    def from_outputs(
+        self, setup: Setup, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
+    ) -> Direction:
+        """The direction from the particles' outputs."""
+
+
+def mean_loss(loss: LossFn, outputs: Any, targets: Any, axes: Axes) -> Array:
+    """The loss of one particle's outputs, the samples of all devices together."""
+    outputs, targets = axes.batch.gathered((outputs, targets))
+    return axes.batch.mean(loss(outputs, targets))
+
+
+def usable(slope: Array, bend: Array, sigma: Array, damping: Array) -> Array:
+    """Whether a step is finite, and came from settings that schedules may give."""
+    return jnp.isfinite(slope) & jnp.isfinite(bend) & (sigma > 0) & (damping > 0)

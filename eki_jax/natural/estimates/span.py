@@ -1,0 +1,264 @@
+"""From the particles' outputs to the weights of their deviations, on one device or spread over many."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
+from eki_jax.kernel.axes import Axes, Axis
+from eki_jax.kernel.particles import finite_particles, flatten_outputs, wide_dtype
+from eki_jax.losses.curvature import check_convex, curvature
+from eki_jax.losses.logits import SampleLoss, SoftmaxCrossEntropy
+from eki_jax.losses.outputs import SquaredError
+from eki_jax.natural.direction import Direction, Setup, usable
+from eki_jax.natural.linear_algebra import HIGHEST, Space, cheaper_space, damped_solve
+
+
+class SpanStep(NamedTuple):
+    """A step in the span of the deviations.
+
+    Attributes:
+        weights: w of this device's particles, shape (J,); the step is ``-sigma sum_j w_j e_j / sqrt(J - 1)``. Zero for
+            particles that failed.
+        loss: of the mean output.
+        slope: ``v^T w``, the first-order decrease of the loss.
+        bend: ``w^T A A^T w``, the second derivative along the step.
+        healthy: the number of particles that took part.
+        fallback: whether Cholesky's factorization failed.
+        is_convex: whether the loss's Hessian was positive semi-definite.
+        matrix: ``A A^T`` where it was formed, else None.
+    """
+
+    weights: Array
+    loss: Array
+    slope: Array
+    bend: Array
+    healthy: Array
+    fallback: Array
+    is_convex: Array
+    matrix: Array | None
+
+
+def span_step(
+    loss: LossFn,
+    outputs: Any,
+    targets: Any,
+    damping: Array,
+    *,
+    space: Space | None = None,
+    axes: Axes = Axes(),  # noqa: B008
+    precision: Any = HIGHEST,
+) -> SpanStep:
+    """The weights of one damped Gauss-Newton step.
+
+    Args:
+        loss: of one particle's outputs.
+        outputs: shape (J, ...) on this device; with ``axes.batch`` the second axis is of samples.
+        targets: of this device's samples.
+        damping: lambda > 0.
+        space: where to solve; where the matrix is smaller by default.
+        axes: over which the particles and samples are spread.
+        precision: of the products that form the matrix.
+
+    Raises:
+        ValueError: a loss that cannot be spread over samples in that space, or samples that the devices do not divide.
+    """
+    kind = _sum_over_samples(loss)
+    local = jax.tree.leaves(outputs)[0].shape[0]
+    count = local * axes.particles.size
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(outputs)) // local * axes.batch.size
+    if space is None:
+        space = cheaper_space(count, numbers)
+        if axes.both.is_mapped and kind is None:  # all outputs at once: nothing can be spread over samples
+            space = "output"
+    if space == "output":
+        return _in_output_space(loss, outputs, targets, damping, axes, precision)
+    if axes.both.is_mapped and kind is None:
+        raise ValueError("space: 'ensemble' on several devices, for a loss that is no sum of samples; wanted 'output'")
+    return _in_ensemble_space(loss, outputs, targets, damping, axes, precision, kind)
+
+
+def _in_ensemble_space(
+    loss: LossFn, outputs: Any, targets: Any, damping: Array, axes: Axes, precision: Any, kind: str | None
+) -> SpanStep:
+    healthy = _healthy(outputs, axes)
+    outputs, targets = _all_particles(outputs, targets, axes)
+    every = _of_all(healthy, axes.particles)
+    rows, mean, number = _centred(outputs, every, Axis())
+    model = curvature(loss, mean, targets)
+    check_convex(model)
+    factor = model.times_factor(rows)
+    # A mean over samples is the mean of the devices' means; a sum is their sum.
+    share = 1 / axes.both.size if kind == "mean" else 1.0
+    # The slope is one more column of the matrix, so that one sum over devices brings both.
+    right = rows @ model.gradient
+    sums = jnp.concatenate([jnp.matmul(factor, factor.T, precision=precision), right[:, None]], axis=1)
+    sums = share * axes.both.sum(sums)
+    matrix, right = sums[:, :-1], sums[:, -1]
+    weights, fallback = damped_solve(matrix, right, damping)
+    value, convex = share * axes.both.sum(model.value), axes.both.all(model.is_convex)
+    bend = jnp.vdot(weights, jnp.matmul(matrix, weights, precision=HIGHEST))
+    slope = jnp.vdot(right, weights)
+    own = axes.particles.own_part(weights)
+    return SpanStep(own, value, slope, bend, number, fallback, convex, matrix)
+
+
+def _in_output_space(loss: LossFn, outputs: Any, targets: Any, damping: Array, axes: Axes, precision: Any) -> SpanStep:
+    healthy = _healthy(outputs, axes)
+    outputs, targets = axes.batch.gathered(outputs, axis=1), axes.batch.gathered(targets)
+    rows, mean, number = _centred(outputs, healthy, axes.particles)
+    model = curvature(loss, mean, targets)
+    check_convex(model)
+    factor = model.times_factor(rows)
+    copies = 1 / axes.batch.size  # every device along the batch axis now has the same
+    matrix = copies * axes.both.sum(jnp.matmul(factor.T, factor, precision=precision))
+    outside, inner = jnp.zeros((), factor.dtype), model.coordinates
+    if model.remainder is not None:
+        outside = rows @ model.remainder / damping
+        inner = inner - copies * axes.both.sum(outside @ factor)
+    solution, fallback = damped_solve(matrix, axes.batch.mean(inner), damping)
+    weights = axes.batch.mean(jnp.matmul(factor, solution, precision=precision) + outside)
+    slope = copies * axes.both.sum(jnp.vdot(rows @ model.gradient, weights))
+    moved = copies * axes.both.sum(weights @ factor)
+    value, convex = axes.batch.mean(model.value), axes.batch.all(model.is_convex)
+    return SpanStep(weights, value, slope, jnp.vdot(moved, moved), number, fallback, convex, None)
+
+
+def centred(outputs: Any, axes: Axes) -> tuple[Array, Array, Array]:
+    """Rows ``(z_j - mean z) / sqrt(J - 1)``, zero for particles that failed; which did not; how many on all devices."""
+    healthy = _healthy(outputs, axes)
+    rows, _, number = _centred(outputs, healthy, axes.particles)
+    return rows, healthy, number
+
+
+def share_of_loss(loss: LossFn, axes: Axes) -> float:
+    """What this device's samples count in the loss of all samples: a mean is the mean of the devices' means.
+
+    Raises:
+        ValueError: a loss that is no sum over samples, spread over them.
+    """
+    kind = _sum_over_samples(loss)
+    if axes.batch.is_mapped and kind is None:
+        raise ValueError(
+            "loss: is not known to be a sum over samples, which are spread over devices; wanted one that is"
+        )
+    return 1 / axes.batch.size if kind == "mean" else 1.0
+
+
+def _centred(outputs: Any, healthy: Array, axis: Axis) -> tuple[Array, Any, Array]:
+    """Rows ``(z_j - mean z) / sqrt(J - 1)`` of the healthy particles, zeros for others; the mean; their number."""
+    flat = flatten_outputs(outputs, len(healthy), name="outputs")
+    flat = jnp.where(healthy[:, None], flat.astype(wide_dtype(flat.dtype)), 0)
+    count, total = axis.sum((jnp.sum(healthy).astype(flat.dtype), jnp.sum(flat, axis=0)))
+    mean = total / jnp.maximum(count, 1)
+    rows = jnp.where(healthy[:, None], (flat - mean) * lax.rsqrt(jnp.maximum(count - 1, 1)), 0)
+    return rows, _like_one(mean, outputs), count
+
+
+def _healthy(outputs: Any, axes: Axes) -> Array:
+    """Which of this device's particles have finite outputs on all samples."""
+    return axes.batch.all(finite_particles(outputs))
+
+
+def _of_all(healthy: Array, axis: Axis) -> Array:
+    """The flags of all particles, as numbers that are known to be the same on all devices."""
+    if not axis.is_mapped:
+        return healthy
+    own = jnp.zeros(len(healthy) * axis.size, jnp.int32)
+    return axis.sum(own.at[axis.own_indices(len(healthy))].set(healthy.astype(jnp.int32))) > 0
+
+
+def _all_particles(outputs: Any, targets: Any, axes: Axes) -> tuple[Any, Any]:
+    """From some particles' outputs on many samples to all particles' outputs on fewer samples."""
+    if not axes.particles.is_mapped:
+        return outputs, targets
+    devices = axes.particles.size
+    samples = jax.tree.leaves(outputs)[0].shape[1]
+    if samples % devices:
+        raise ValueError(f"batch: {samples} samples a device on {devices} devices of particles; wanted a multiple")
+    exchanged = jax.tree.map(lambda z: lax.all_to_all(z, axes.particles.name, 1, 0, tiled=True), outputs)
+    return exchanged, jax.tree.map(lambda y: axes.particles.own_part(jnp.asarray(y)), targets)
+
+
+def _sum_over_samples(loss: LossFn) -> str | None:
+    """Say "mean" or "sum" for losses that are one over the samples, else None."""
+    if isinstance(loss, SoftmaxCrossEntropy | SampleLoss):
+        return "mean"
+    if isinstance(loss, SquaredError) and (loss.precision is None or jnp.ndim(loss.precision) == 0):
+        return "sum"
+    return None
+
+
+def _like_one(flat: Array, outputs: Any) -> Any:
+    """A flat (M,) array as one particle's outputs."""
+    leaves = jax.tree.leaves(outputs)
+    structure: Any = jax.tree.structure(outputs)
+    parts, start = [], 0
+    for leaf in leaves:
+        numbers = leaf.size // leaf.shape[0]
+        parts.append(flat[start : start + numbers].reshape(leaf.shape[1:]))
+        start += numbers
+    return structure.unflatten(parts)
+
+
+class Span(NamedTuple):
+    """See :func:`span`."""
+
+    space: Space | None = None
+
+    @property
+    def extra_passes(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def needs_model(self) -> bool:
+        """No: the particles' outputs are all that it takes."""
+        return False
+
+    def check(self, setup: Setup) -> None:
+        """Fit for any deviations."""
+
+    def direction(
+        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+    ) -> Direction:
+        """The direction, evaluating the model."""
+        x, targets = batch
+        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size)
+        return self.from_outputs(setup, mean, drawn, sigma, damping, outputs, targets)
+
+    def from_outputs(
+        self, setup: Setup, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
+    ) -> Direction:
+        """The direction from the particles' outputs."""
+        found = span_step(
+            setup.loss, outputs, targets, damping, space=self.space, axes=setup.axes, precision=setup.precision
+        )
+        ok = usable(found.slope, found.bend, sigma, damping) & found.is_convex
+        weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
+        ascent = setup.cloud.combine(mean, drawn, jnp.where(ok, weights, 0))
+        direction = Direction(
+            ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, ok, found.matrix
+        )
+        return direction.within(setup.norm_constraint)
+
+
+def span(space: Space | None = None) -> Span:
+    """The estimate of a step in the span of the deviations, from the particles' outputs alone.
+
+    Args:
+        space: space in which the system is solved, "ensemble" (J x J) or "output"; by default the smaller.
+
+    Raises:
+        ValueError: an unknown space.
+
+    >>> span("ensemble").space
+    'ensemble'
+    """
+    if space not in ("ensemble", "output", None):
+        raise ValueError(f"space: {space!r}; wanted 'ensemble', 'output' or None")
+    return Span(space)

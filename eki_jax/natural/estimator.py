@@ -1,0 +1,162 @@
+"""The natural direction of one mini-batch: what the solver follows, and a gradient for other optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Schedule
+from eki_jax.kernel.axes import Axis
+from eki_jax.natural.damping import as_schedule
+from eki_jax.natural.deviations import Deviations, low_rank
+from eki_jax.natural.direction import Direction, Estimate, Setup
+from eki_jax.natural.draws import Cloud
+from eki_jax.natural.estimates import localized as localized_estimate
+from eki_jax.natural.estimates import span
+from eki_jax.natural.linear_algebra import HIGHEST, Space
+
+
+class EstimatorSettings(TypedDict, total=False):
+    """Keywords of everything that estimates a natural direction.
+
+    Attributes:
+        antithetic: flag; True draws deviations in pairs of opposite sign; J even.
+        axis_name: mapped axis over which the particles are spread; all its devices have the same state, x and targets.
+        batch_axis_name: mapped axis over which the samples of x and targets are spread.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
+        precision: precision of the products that form the matrix; by default the highest.
+        norm_constraint: largest squared norm ``w^T Z H Z^T w`` of a whole step (before eta); a longer one is made
+            shorter, as in K-FAC (Ba, Grosse, Martens, 2017). For :func:`softmax_cross_entropy` half of it is, to second
+            order, how far the predictions move: their mean Kullback-Leibler divergence in nats. None for no limit.
+        localized: flag; True is short for ``estimate=localized(iterations)``.
+        iterations: number of conjugate gradients of a localized step; by default 10.
+        space: space in which the span's system is solved, short for ``estimate=span(space)``.
+    """
+
+    antithetic: bool
+    axis_name: str | None
+    batch_axis_name: str | None
+    chunk_size: int | None
+    precision: Any
+    norm_constraint: float | None
+    localized: bool
+    iterations: int
+    space: Space | None
+
+
+class Estimator(NamedTuple):
+    """A way to estimate directions, and the settings that it is given.
+
+    Attributes:
+        setup: settings that a step does not change.
+        estimate: way to estimate the direction.
+    """
+
+    setup: Setup
+    estimate: Estimate
+
+    def from_model(
+        self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+    ) -> Direction:
+        """The direction, evaluating the model."""
+        return self.estimate.direction(self.setup, forward, mean, drawn, sigma, damping, batch)
+
+    def from_outputs(
+        self, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
+    ) -> Direction:
+        """The direction from the particles' outputs."""
+        return self.estimate.from_outputs(self.setup, mean, drawn, sigma, damping, outputs, targets)
+
+
+def value_and_natural_direction(
+    forward: ForwardFn,
+    loss: LossFn,
+    particles: int = 1000,
+    sigma: Schedule = 0.1,
+    damping: Schedule = 1e-4,
+    deviations: Deviations = low_rank(1),  # noqa: B008
+    *,
+    estimate: Estimate | None = None,
+    **settings: Unpack[EstimatorSettings],
+) -> Callable[..., tuple[Array, Params]]:
+    """The natural counterpart of :func:`jax.value_and_grad`, for any optimizer that takes a gradient.
+
+    Args:
+        forward: as for :func:`natural_gradient`.
+        loss: as for :func:`natural_gradient`.
+        particles: J >= 2.
+        sigma: scale of the deviations, > 0, or a schedule of ``count``.
+        damping: lambda > 0, or a schedule of ``count``.
+        deviations: :func:`low_rank` or :func:`full_rank`.
+        estimate: way to estimate the direction, :func:`span` or :func:`localized`; by default the span.
+        **settings: keywords of the estimate, see :class:`EstimatorSettings`.
+
+    Returns:
+        ``f(params, batch, key, count=0) -> (loss, direction)``: params of ONE particle; the direction is like them and
+        points uphill, as a gradient does, so that ``params - direction`` is the whole damped Gauss-Newton step. It is
+        zero where no finite direction was found.
+
+    Raises:
+        TypeError, ValueError: as :func:`natural_gradient`.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import eki_jax
+    >>> f = value_and_natural_direction(lambda u, x: x @ u, eki_jax.squared_error(), 20)
+    >>> x = jax.random.normal(jax.random.key(0), (8, 3))
+    >>> params, tx = jnp.zeros(3), optax.sgd(0.5, momentum=0.5)
+    >>> state = tx.init(params)
+    >>> for count in range(20):
+    ...     key = jax.random.fold_in(jax.random.key(1), count)
+    ...     value, direction = f(params, (x, x @ jnp.array([1.0, -2.0, 3.0])), key)
+    ...     updates, state = tx.update(direction, state)
+    ...     params = optax.apply_updates(params, updates)
+    >>> bool(value < 0.05)
+    True
+    """
+    estimator = make_estimator(loss, particles, deviations, estimate, **settings)
+    sigma_of, damping_of = as_schedule(sigma, "sigma"), as_schedule(damping, "damping")
+
+    def f(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
+        scale, lam = (jnp.asarray(schedule(count), jnp.float32) for schedule in (sigma_of, damping_of))
+        drawn = estimator.setup.cloud.draw(key, params)
+        found = estimator.from_model(forward, params, drawn, scale, lam, batch)
+        return found.loss, found.ascent
+
+    return f
+
+
+def make_estimator(
+    loss: LossFn,
+    particles: int,
+    deviations: Deviations,
+    estimate: Estimate | None = None,
+    *,
+    antithetic: bool = False,
+    axis_name: str | None = None,
+    batch_axis_name: str | None = None,
+    chunk_size: int | None = None,
+    precision: Any = HIGHEST,
+    norm_constraint: float | None = None,
+    localized: bool = False,
+    iterations: int = 10,
+    space: Space | None = None,
+) -> Estimator:
+    """An estimator of checked settings."""
+    if not callable(loss):
+        raise TypeError(f"loss: {loss!r}; wanted a function of outputs and targets")
+    if particles < 2:
+        raise ValueError(f"particles: J = {particles}; wanted at least 2")
+    if antithetic and particles % 2:
+        raise ValueError(f"particles: {particles} with antithetic=True; wanted an even number, for pairs")
+    if norm_constraint is not None and not norm_constraint > 0:
+        raise ValueError(f"norm_constraint: {norm_constraint}; wanted a number > 0, or None")
+    if estimate is None:
+        estimate = localized_estimate(iterations) if localized else span(space)
+    elif localized or space is not None:
+        raise TypeError("estimate: given beside localized or space, which are short for it; wanted one of them")
+    cloud = Cloud(deviations, particles, antithetic, Axis(axis_name))
+    setup = Setup(loss, cloud, Axis(batch_axis_name), chunk_size, precision, norm_constraint)
+    estimate.check(setup)
+    return Estimator(setup, estimate)

@@ -1,0 +1,243 @@
+"""Solvers, training methods and ensembles on a mesh."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Prior
+from eki_jax.ensembles import drawing
+from eki_jax.sharding.drivers import Driver, spread
+from eki_jax.sharding.mesh import BATCH, PARTICLES, nearest_sizes
+from eki_jax.sharding.specs import result_specs
+from eki_jax.solvers.protocol import Solver, makes_its_particles
+
+if TYPE_CHECKING:
+    from eki_jax.training import Method
+
+_SPREAD, _SAME = PartitionSpec(PARTICLES), PartitionSpec()
+
+
+def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", spread_targets: bool = False) -> Solver:
+    """A solver whose particles are spread over the devices of a mesh, with the states and the calls of one device.
+
+    Args:
+        solver: any solver made with ``axis_name="particles"``, such as
+            ``eki_jax.euler(forward, loss, axis_name="particles")``. On a mesh with a batch axis, ``forward`` is wrapped
+            by :func:`shard_samples`, or the solver made with ``batch_axis_name="batch"``.
+        mesh: devices, from :func:`make_mesh`.
+        driver: name of what runs the devices, ``"shard_map"``, ``"pmap"`` or ``"jit"``; see :func:`spread`.
+        spread_targets: flag; True spreads the targets over the batch axis as the inputs are, which a solver made with
+            ``batch_axis_name`` wants; False gives all of them to every device.
+
+    Returns:
+        A :class:`eki_jax.Solver` of global arrays. Compile its ``step`` with :func:`jax.jit`; donate the state to step
+        in place.
+
+    Raises:
+        ValueError: as :func:`spread`; from ``init`` a J that the devices do not divide.
+
+    >>> import jax.numpy as jnp
+    >>> import eki_jax
+    >>> from eki_jax.sharding import make_mesh
+    >>> solver = eki_jax.euler(lambda u, x: x * u, eki_jax.squared_error(), axis_name="particles")
+    >>> solver = shard_solver(solver, make_mesh(1), driver="jit")
+    >>> state, info = jax.jit(solver.step)(solver.init(jnp.array([[1.0], [3.0]])), (2.0, jnp.array([8.0])))
+    >>> info.losses
+    Array([18.,  2.], dtype=float32)
+    """
+    x_spec, _ = batch_specs(mesh)
+    targets_spec = x_spec if spread_targets else _SAME
+    run = partial(spread, mesh=mesh, driver=driver)
+
+    def state_specs(state: Any) -> Any:
+        if makes_its_particles(solver):
+            return _SAME
+        # Where an axis has one device, a share is the whole: the particles' shapes, whatever the state is made of.
+        particles = _on_one_device(solver.ensemble, mesh, state)
+        return result_specs(solver.init, mesh, (_SPREAD,), particles)
+
+    def init(*start: Any) -> Any:
+        specs = (_SAME,) * len(start) if makes_its_particles(solver) else (_SPREAD,)
+        return run(solver.init, in_specs=specs)(*start)
+
+    def of_state(fn: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
+        return lambda state, *args: run(fn, in_specs=(state_specs(state), *specs))(state, *args)
+
+    def step(state: Any, batch: Batch) -> Any:
+        return of_state(solver.step, (x_spec, targets_spec))(state, batch)
+
+    def update(state: Any, outputs: Any, targets: Any) -> Any:
+        return of_state(solver.update, _SPREAD, _SAME)(state, outputs, targets)
+
+    return Solver(
+        _with_arguments_of(solver.init, init),
+        step,
+        update,
+        of_state(solver.ensemble),
+        of_state(solver.estimate),
+        of_state(solver.with_ensemble, _SPREAD),
+        solver.done,
+        solver.passes,
+    )
+
+
+def _on_one_device(fn: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+    """Shapes of what ``fn`` returns where each axis of the mesh has one device."""
+    for axis in mesh.axis_names:
+        fn = jax.vmap(fn, in_axes=None, axis_name=axis, axis_size=1)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[len(mesh.axis_names) :], leaf.dtype), jax.eval_shape(fn, *args)
+    )
+
+
+def _with_arguments_of(init: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` with the signature of ``init``, by which :func:`makes_its_particles` tells the kinds of solvers."""
+    return functools.wraps(init)(run)
+
+
+def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") -> Method:
+    """A training method whose particles are spread over the devices of a mesh, for :func:`eki_jax.training.fit`.
+
+    Args:
+        method: made with ``axis_name="particles"``, its solver too; see :func:`eki_jax.training.ensemble_method`.
+        mesh: from :func:`make_mesh`.
+        driver: see :func:`spread`.
+
+    Returns:
+        A method of global arrays; accuracies are the same on all devices, those of the single particles included.
+
+    Raises:
+        ValueError: as :func:`spread`.
+    """
+    state_specs = result_specs(method.init, mesh, (_SAME,), jax.eval_shape(lambda: jax.random.key(0)))
+
+    def accuracy(state: Any, x: Array, labels: Array) -> Any:
+        found = spread(method.accuracy, mesh, (state_specs, _SAME, _SAME), driver=driver)(state, x, labels)
+        everywhere = NamedSharding(mesh, _SAME)
+        return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, everywhere), found)
+
+    def redraw(state: Any, key: Array, particles: int) -> Any:
+        def body(state: Any, key: Array) -> Any:
+            assert method.redraw is not None
+            return method.redraw(state, key, particles)
+
+        return spread(body, mesh, (state_specs, _SAME), driver=driver)(state, key)
+
+    return method._replace(
+        init=spread(method.init, mesh, (_SAME,), driver=driver),
+        step=spread(method.step, mesh, (state_specs, _SAME, batch_specs(mesh)), driver=driver),
+        accuracy=accuracy,
+        estimate=lambda state: spread(method.estimate, mesh, (state_specs,), driver=driver)(state),
+        redraw=None if method.redraw is None else redraw,
+    )
+
+
+def shard_samples(forward: ForwardFn) -> ForwardFn:
+    """A model that evaluates its device's share of the samples and collects those of the others.
+
+    For a mesh with a batch axis: the inputs are spread over it, the outputs and the targets are whole, so that any loss
+    is what it is on one device.
+
+    Args:
+        forward: ``forward(params, x) -> outputs`` for one particle; outputs and x with a leading axis of samples.
+
+    Returns:
+        The same, of ``x`` on one device of the axis ``"batch"``; the outputs are those of all samples.
+    """
+
+    def every_sample(params: Any, x: Any) -> Any:
+        return jax.tree.map(_from_every_device, forward(params, x))
+
+    return every_sample
+
+
+def _from_every_device(rows: Array) -> Array:
+    # An all-gather whose result JAX knows to be the same on all devices, under every driver.
+    devices, share = lax.axis_size(BATCH), rows.shape[0]
+    place = lax.axis_index(BATCH) * share
+    padded = jnp.zeros((devices * share, *rows.shape[1:]), rows.dtype)
+    return lax.psum(lax.dynamic_update_slice_in_dim(padded, rows, place, axis=0), BATCH)
+
+
+def batch_specs(mesh: Mesh) -> tuple[PartitionSpec, PartitionSpec]:
+    """Specs of ``(x, targets)``: the inputs along the batch axis if there is one, the targets everywhere.
+
+    >>> from eki_jax.sharding import make_mesh
+    >>> [tuple(spec) for spec in batch_specs(make_mesh(1))]
+    [(), ()]
+    """
+    return (PartitionSpec(BATCH) if BATCH in mesh.axis_names else _SAME), _SAME
+
+
+def sample_ensemble(key: Array, prior: Prior, particles: int, mesh: Mesh, *, driver: Driver = "shard_map") -> Ensemble:
+    """:func:`eki_jax.sample_ensemble` with each device drawing its own particles.
+
+    The numbers are those of one device: a particle's key is that of its index.
+
+    Args:
+        key: a JAX random key.
+        prior: what to draw from.
+        particles: number of particles J on all devices together.
+        mesh: from :func:`make_mesh`.
+        driver: see :func:`spread`.
+
+    Returns:
+        A pytree of global arrays of shape (J, ...), spread along the first axis.
+
+    Raises:
+        ValueError: J < 2, or J that the devices do not divide; the message names the nearest.
+    """
+    _check_size(particles, mesh)
+    body = partial(drawing.sample_ensemble, prior=prior, particles=particles, axis_name=PARTICLES)
+    return spread(body, mesh, (_SAME,), driver=driver)(key)
+
+
+def resample_around_mean(
+    key: Array,
+    ensemble: Ensemble,
+    prior: Prior,
+    mesh: Mesh,
+    particles: int | None = None,
+    *,
+    scale: Any = 1.0,
+    driver: Driver = "shard_map",
+) -> Ensemble:
+    """:func:`eki_jax.resample_around_mean` on a mesh; with a larger J, a growing ensemble.
+
+    Args:
+        key: a JAX random key.
+        ensemble: pytree of global arrays of shape (J, ...).
+        prior: whose centred noise is added.
+        mesh: from :func:`make_mesh`.
+        particles: new number of particles J; by default the old one.
+        scale: standard deviations of the noise, as a multiple of the prior's.
+        driver: see :func:`spread`.
+
+    Returns:
+        A pytree like ``ensemble`` with the new J.
+
+    Raises:
+        ValueError: J < 2, or one that the devices do not divide; the message names the nearest.
+    """
+    if particles is not None:
+        _check_size(particles, mesh)
+
+    def body(key: Array, ensemble: Ensemble, scale: Any) -> Ensemble:
+        return drawing.resample_around_mean(key, ensemble, prior, particles, scale=scale, axis_name=PARTICLES)
+
+    return spread(body, mesh, (_SAME, _SPREAD, _SAME), driver=driver)(key, ensemble, scale)
+
+
+def _check_size(size: int, mesh: Mesh) -> None:
+    devices = mesh.shape[PARTICLES]
+    if size % devices:
+        wanted = " or ".join(map(str, nearest_sizes(size, devices)))
+        raise ValueError(f"J = {size} particles on {devices} devices; wanted a multiple of {devices}: {wanted}")

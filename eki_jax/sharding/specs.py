@@ -1,0 +1,95 @@
+"""How the arguments and the results of a function are spread over a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from eki_jax.sharding.mesh import PARTICLES, check_divisible
+
+
+def result_specs(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *args: Any) -> Any:
+    """How :func:`spread` spreads what ``body`` returns; nothing is computed.
+
+    Args:
+        body: function of local arrays.
+        mesh: from :func:`make_mesh`.
+        in_specs: as for :func:`spread`.
+        *args: whole arrays, or :class:`jax.ShapeDtypeStruct` of their shapes.
+
+    Returns:
+        A pytree of :class:`jax.sharding.PartitionSpec` like the result.
+
+    Raises:
+        ValueError: an axis that the devices do not divide; a result whose shape depends on their number in another
+            way.
+    """
+    specs = broadcast(in_specs, args)
+    for leaf, spec in zip(jax.tree.leaves(args), specs, strict=True):
+        check_divisible(jnp.shape(leaf), spec, mesh)
+    whole = _local_results(body, args, specs, dict.fromkeys(mesh.axis_names, 1))
+    share = _local_results(body, args, specs, dict(mesh.shape))
+    devices = mesh.shape[PARTICLES]
+
+    def found(one: Any, part: Any) -> PartitionSpec:
+        if devices == 1 or one.shape == part.shape:
+            return PartitionSpec()
+        axes = [_axis_of(length, its_share, devices) for length, its_share in zip(one.shape, part.shape, strict=True)]
+        return PartitionSpec(*axes)
+
+    return jax.tree.map(found, whole, share)
+
+
+def _axis_of(length: int, share: int, devices: int) -> str | None:
+    if length == share:
+        return None
+    if length == devices * share:
+        return PARTICLES
+    raise ValueError(f"body: returned an axis of {length} on one device and of {share} on {devices}; wanted a share")
+
+
+def _local_results(body: Callable[..., Any], args: Any, specs: list[PartitionSpec], sizes: dict[str, int]) -> Any:
+    """Shapes of what one device's ``body`` returns, with so many devices along each axis."""
+    leaves, structure = flatten(args)
+    mapped = body
+    for axis in reversed(sizes):
+        in_axes = structure.unflatten([0 if axis in spec else None for spec in specs])
+        mapped = jax.vmap(mapped, in_axes=in_axes, axis_name=axis, axis_size=sizes[axis])
+
+    def stacked(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        shape = list(jnp.shape(leaf))
+        for dimension, axis in enumerate(spec):
+            shape[dimension] //= sizes.get(axis, 1)
+        shape = [sizes[axis] for axis in sizes if axis in spec] + shape
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf) if not is_key(leaf) else leaf.dtype)
+
+    structs = [stacked(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)]
+    results = jax.eval_shape(mapped, *structure.unflatten(structs))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[len(sizes) :], leaf.dtype), results)
+
+
+def flatten(tree: Any, **options: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure."""
+    return jax.tree.flatten(tree, **options)
+
+
+def broadcast(in_specs: Any, args: tuple[Any, ...]) -> list[PartitionSpec]:
+    """One spec for each leaf of the arguments."""
+    specs = jax.tree.map(
+        lambda spec, argument: [spec] * len(jax.tree.leaves(argument)), tuple(in_specs), args, is_leaf=is_spec
+    )
+    return jax.tree.leaves(specs, is_leaf=is_spec)
+
+
+def is_spec(value: Any) -> bool:
+    """Whether it is a partition spec, a leaf in a tree of them."""
+    return isinstance(value, PartitionSpec)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether it is an array of typed random keys."""
+    return bool(jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.extended))

@@ -1,0 +1,147 @@
+"""What to do about particles whose model failed, that is returned something not finite.
+
+A simulator diverges for some parameters, a network overflows. A policy decides what a step does then; in every case
+the failed particles are left out of the means and products of that step, so that the others are not lost with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import checkify
+
+from eki_jax._types import Array, Ensemble
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.particles import local_size, wide_dtype
+
+
+class FailurePolicy(NamedTuple):
+    """What happens to failed particles after a step.
+
+    Attributes:
+        apply: ``apply(ensemble, healthy, count, axis_name) -> ensemble``, with ``healthy`` of shape (J,).
+    """
+
+    apply: Callable[[Ensemble, Array, Array, str | None], Ensemble]
+
+
+def keep_failed() -> FailurePolicy:
+    """Failed particles stay where they are and take no part until their outputs are finite again.
+
+    >>> import jax.numpy as jnp
+    >>> keep_failed().apply(jnp.array([1.0, 2.0]), jnp.array([True, False]), 0, None)
+    Array([1., 2.], dtype=float32)
+    """
+    return FailurePolicy(lambda ensemble, healthy, count, axis_name: ensemble)
+
+
+def redraw_failed(key: Array) -> FailurePolicy:
+    """Failed particles are drawn anew from N(mean, C), the mean and covariance of the healthy ones.
+
+    They so stay in the affine span of the healthy particles. With fewer than two healthy particles there is nothing to
+    draw from and the ensemble is kept.
+
+    Args:
+        key: of the draws; folded with the step count and each particle's index.
+
+    >>> import jax, jax.numpy as jnp
+    >>> u = jnp.array([[1.0], [3.0], [jnp.nan]])
+    >>> healthy = jnp.array([True, True, False])
+    >>> new = redraw_failed(jax.random.key(0)).apply(u, healthy, jnp.array(0), None)
+    >>> bool(jnp.isfinite(new).all()), new[:2, 0]
+    (True, Array([1., 3.], dtype=float32))
+    """
+
+    def apply(ensemble: Ensemble, healthy: Array, count: Array, axis_name: str | None) -> Ensemble:
+        axis = Axis(axis_name)
+        ok, size = axis.sum(jnp.sum(healthy, dtype=jnp.int32)), healthy.shape[0] * axis.size
+        redraw = partial(_redraw, jax.random.fold_in(key, count), healthy=healthy, ok=ok, axis=axis)
+        return lax.cond((ok < size) & (ok >= 2), redraw, lambda ensemble: ensemble, ensemble)
+
+    return FailurePolicy(apply)
+
+
+def raise_failed() -> FailurePolicy:
+    """A failed particle is an error; the state before the step is still the caller's.
+
+    A compiled function cannot raise by itself: wrap the step in :func:`checked`.
+
+    >>> import jax.numpy as jnp
+    >>> policy = raise_failed()
+    >>> apply = checked(lambda healthy: policy.apply(jnp.zeros(2), healthy, 0, None))
+    >>> apply(jnp.array([True, False]))
+    Traceback (most recent call last):
+        ...
+    FloatingPointError: 1 of 2 particles returned outputs or losses that are not finite
+    """
+
+    def apply(ensemble: Ensemble, healthy: Array, count: Array, axis_name: str | None) -> Ensemble:
+        axis = Axis(axis_name)  # the particles of all devices count
+        failed = axis.sum(jnp.sum(~healthy, dtype=jnp.int32))
+        size = jnp.asarray(healthy.shape[0] * axis.size, jnp.int32)
+        message = "{failed} of {size} particles returned outputs or losses that are not finite"
+        checkify.check(failed == 0, message, failed=failed, size=size)
+        return ensemble
+
+    return FailurePolicy(apply)
+
+
+def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` compiled, raising :class:`FloatingPointError` where :func:`raise_failed` found a failed particle.
+
+    Args:
+        fn: a pure function, such as a solver's ``step``.
+
+    Returns:
+        A function of the same arguments; it waits for the result, so it is for debugging and for costly models.
+
+    Raises:
+        FloatingPointError: from the returned function.
+    """
+    compiled = jax.jit(checkify.checkify(fn, errors=checkify.user_checks))
+
+    def call(*args: Any) -> Any:
+        error, result = compiled(*args)
+        message = error.get()
+        if message:
+            raise FloatingPointError(message.split(" (`check` failed)")[0].split("\n")[0])
+        return result
+
+    return call
+
+
+def _redraw(key: Array, ensemble: Ensemble, *, healthy: Array, ok: Array, axis: Axis) -> Ensemble:
+    local = local_size(ensemble, name="ensemble")
+    every = axis.gathered(healthy)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(axis.own_indices(local))
+    normal = jax.vmap(lambda k: jax.random.normal(k, every.shape))(keys)
+
+    def drawn(rows: Array) -> Array:
+        """Draws for this device's particles from some columns of everybody's, shape (J, columns)."""
+        rows = jnp.where(every[:, None], rows, 0)
+        mean = jnp.sum(rows, axis=0) / ok
+        anomalies = jnp.where(every[:, None], rows - mean, 0)
+        return mean + normal.astype(rows.dtype) @ anomalies / jnp.sqrt(ok.astype(rows.dtype))
+
+    def leaf(u: Array) -> Array:
+        rows = u.reshape(local, -1).astype(wide_dtype(u.dtype))
+        new = _by_blocks(drawn, rows, axis) if axis.is_mapped else drawn(rows)
+        return jnp.where(healthy[:, None], u.reshape(local, -1), new.astype(u.dtype)).reshape(u.shape)
+
+    return jax.tree.map(leaf, ensemble)
+
+
+def _by_blocks(drawn: Callable[[Array], Array], rows: Array, axis: Axis) -> Array:
+    """``drawn`` of one block of columns after another, gathered: no device holds more than its share at a time."""
+    local, columns = rows.shape
+    blocks = axis.size
+    width = -(-columns // blocks)
+    padded = jnp.pad(rows, ((0, 0), (0, blocks * width - columns)))
+    parts = jnp.moveaxis(padded.reshape(local, blocks, width), 1, 0)
+    done = lax.map(lambda part: drawn(axis.gathered(part)), parts)
+    return jnp.moveaxis(done, 0, 1).reshape(local, blocks * width)[:, :columns]

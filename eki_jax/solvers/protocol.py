@@ -1,0 +1,209 @@
+"""The one protocol of all solvers, their settings, and what every ensemble's step ends with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
+
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.costs import Communication
+from eki_jax.kernel.particles import local_size
+from eki_jax.kernel.products import Contraction, Products
+from eki_jax.solvers.failures import FailurePolicy, keep_failed
+
+
+class Info(NamedTuple):
+    """Numbers of one step that a person wants to see; all of them from before the step moved anything.
+
+    The last four are there for every solver of the library.
+
+    Attributes:
+        losses: losses of this device's particles, shape (J,).
+        step_size: dt, in units of the vector field's time; the paper's h is dt / J.
+        drift_norm: norm of the drift, the paper's ||D||_F.
+        spread: root mean square distance of a particle from the mean, sqrt(tr C(u)), in parameter units.
+        is_finite: flag, True where every loss, the drift norm and the step size were finite.
+        failed: number of particles whose outputs or loss were not finite, int32.
+        loss: mean loss of the particles that did not fail, on all devices, a scalar.
+        moved: flag, True where the step was taken; False where it was refused and the particles stayed.
+    """
+
+    losses: Array
+    step_size: Array
+    drift_norm: Array
+    spread: Array
+    is_finite: Array
+    failed: Array
+    loss: Array
+    moved: Array
+
+
+class Solver(NamedTuple):
+    """A method as eight pure functions; every solver of the library is one.
+
+    Attributes:
+        init: function ``init(ensemble) -> state``, from particles of shape (J, ...). A solver that makes its own
+            particles around one (:func:`eki_jax.natural.natural_gradient`) has ``init(params, key) -> state``.
+        step: function ``step(state, (x, targets)) -> (state, info)``: evaluates the model and updates.
+        update: function ``update(state, outputs, targets) -> (state, info)`` for models that run somewhere else:
+            evaluate ``ensemble(state)`` there and hand in the outputs, shape (J, ...).
+        ensemble: function ``ensemble(state) -> (J, ...)``: where the outputs of the next step are wanted.
+        estimate: function ``estimate(state) -> params``: the one particle to predict with, the mean of the positions.
+        with_ensemble: function ``with_ensemble(state, ensemble) -> state``: the state with other particles, after
+            noise for example; the count of steps goes on.
+        done: function ``done(state) -> bool array``: whether a method that has an end, such as tempering, reached it.
+        passes: function ``passes(J) -> int``: forward passes that a step spends on a sample.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[[Any, Batch], tuple[Any, Any]]
+    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    ensemble: Callable[[Any], Ensemble]
+    estimate: Callable[[Any], Params]
+    with_ensemble: Callable[[Any, Ensemble], Any]
+    done: Callable[[Any], Array]
+    passes: Callable[[int], int]
+
+
+class SharedSettings(TypedDict, total=False):
+    """Keywords of every solver that moves an ensemble.
+
+    Attributes:
+        axis_name: mapped axis over which the particles are spread (vmap, pmap, shard_map); None on one device.
+        failures: policy for particles that turn non-finite, see :mod:`eki_jax.failures`; by default
+            :func:`eki_jax.keep_failed`.
+        targets_axis: 0 where every particle has its own targets (perturbed data), shape (J, ...); else None.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
+        precision: precision of the kernel's matrix products, as in :func:`jax.numpy.matmul`, or ``"bf16"``.
+    """
+
+    axis_name: str | None
+    failures: FailurePolicy
+    targets_axis: int | None
+    chunk_size: int | None
+    precision: Any
+
+
+class Settings(SharedSettings, total=False):
+    """Keywords of every discretization of the flow: those of :class:`SharedSettings` and two of the kernel.
+
+    Attributes:
+        contraction: order of the kernel's products, see :func:`eki_jax.direction`; by default the cheaper one.
+        communication: layout in which devices share their particles, see :func:`eki_jax.direction`; by default the
+            cheapest.
+    """
+
+    contraction: Contraction | None
+    communication: Communication | None
+
+
+class Options(NamedTuple):
+    """The settings of a solver with their defaults filled in; see :class:`Settings`."""
+
+    axis_name: str | None = None
+    failures: FailurePolicy = keep_failed()
+    targets_axis: int | None = None
+    chunk_size: int | None = None
+    precision: Any = None
+    contraction: Contraction | None = None
+    communication: Communication | None = None
+
+    @classmethod
+    def of(cls, settings: Any, known: type = Settings) -> Options:
+        """``settings`` checked; raises TypeError for a keyword that ``known`` does not have."""
+        check_settings(settings, known)
+        return cls(**settings)
+
+    @property
+    def axis(self) -> Axis:
+        """Devices over which the particles are spread."""
+        return Axis(self.axis_name)
+
+
+def take_step(
+    products: Products,
+    trees: tuple[Ensemble, ...],
+    blocks: Callable[..., tuple[Array, ...]],
+    losses: Array,
+    step_size: Array,
+    norm: Array,
+    healthy: Array,
+    count: Array,
+    options: Options,
+) -> tuple[tuple[Ensemble, ...], Info]:
+    """The last part of every ensemble's step: the walk over the blocks, what failed, and what is reported.
+
+    Args:
+        products: kernel's products with the ensemble.
+        trees: ensemble and companions of the state; a companion may have another leading axis.
+        blocks: function of the direction's block and those of the trees.
+        losses: losses of this device's particles, shape (J,).
+        step_size: dt.
+        norm: norm of the drift.
+        healthy: flags of the particles that take part, shape (J,).
+        count: number of steps taken before.
+        options: settings of the solver.
+    """
+
+    def stored(d: Array, *old: Array) -> tuple[Array, ...]:
+        new = blocks(d, *(block.astype(d.dtype) for block in old))
+        return tuple(block.astype(before.dtype) for block, before in zip(new, old, strict=False))
+
+    axis = options.axis
+    ok = jnp.isfinite(norm) & jnp.isfinite(step_size)
+    moved, variance = products.map_blocks(stored, *trees, when=ok)
+    moved = tuple(
+        options.failures.apply(tree, healthy, count, options.axis_name)
+        if local_size(tree, name="ensemble") == len(healthy)
+        else tree
+        for tree in moved
+    )
+    failed = axis.sum(jnp.sum(~healthy, dtype=jnp.int32))
+    total = axis.sum(jnp.sum(jnp.where(healthy, losses, 0)))
+    loss = total / axis.sum(jnp.sum(healthy, dtype=losses.dtype))  # NaN where every particle failed
+    return moved, Info(losses, step_size, norm, jnp.sqrt(variance), ok & (failed == 0), failed, loss, ok)
+
+
+def check_settings(settings: Any, known: type) -> None:
+    """Raise TypeError for a keyword that the TypedDict ``known`` does not have."""
+    names = sorted(known.__optional_keys__)  # type: ignore[attr-defined]  # of a TypedDict
+    for name in settings:
+        if name not in names:
+            raise TypeError(f"{name}: {settings[name]!r}; is no setting of this solver, wanted {', '.join(names)}")
+
+
+def given(forward: ForwardFn | None) -> ForwardFn:
+    """``forward``, or an error that says what to do without one."""
+    if forward is None:
+        raise TypeError("forward: None; wanted a model for step(), or call update() with the outputs")
+    return forward
+
+
+def check_rows(outputs: Any, size: int, *, whose: str = "the ensemble has") -> None:
+    """Raise ValueError unless the outputs have one row for each of this device's ``size`` particles."""
+    found = local_size(outputs, name="outputs")
+    if found != size:
+        raise ValueError(f"outputs: leading axis {found}, but {whose} {size} particles; wanted ({size}, ...)")
+
+
+def makes_its_particles(solver: Solver) -> bool:
+    """Whether a solver starts from one particle and a key, so that its state is the same on all devices.
+
+    Such a solver has ``init(params, key)`` in the place of ``init(ensemble)``.
+    """
+    return len(inspect.signature(solver.init).parameters) > 1
+
+
+def never_done(state: Any) -> Array:
+    """False: what ``done`` says for a method without an end."""
+    del state
+    return jnp.zeros((), bool)
+
+
+def one_pass_a_particle(particles: int) -> int:
+    """J: what ``passes`` says where a step evaluates each particle once."""
+    return particles

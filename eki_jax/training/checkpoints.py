@@ -1,0 +1,159 @@
+"""Saving a run and going on with it, through orbax (the extra ``checkpoint``)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder; the last two are kept.
+
+    Args:
+        directory: the folder; made if it is not there.
+        settings: what the run is; a checkpoint of other settings is refused.
+
+    Raises:
+        ImportError: orbax is not installed.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoints = Checkpoints(folder, {"problem": "toy"})
+    ...     checkpoints.save(1, {"w": jnp.array([1.0, 2.0])}, notes={"loss": 0.5})
+    ...     state, notes = checkpoints.restore(lambda notes: {"w": jnp.zeros(2)})
+    ...     checkpoints.close()
+    >>> state["w"].tolist(), notes
+    ([1.0, 2.0], {'loss': 0.5})
+    """
+
+    def __init__(self, directory: Path | str, settings: dict[str, Any] | None = None) -> None:
+        self._orbax = _orbax()
+        self._settings = settings or {}
+        self._directory = Path(directory).resolve()
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        handlers = {"state": self._orbax.StandardCheckpointHandler(), "about": self._orbax.JsonCheckpointHandler()}
+        self._manager = self._orbax.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+
+    @property
+    def latest(self) -> int | None:
+        """The number of the last whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, number: int, state: Any, notes: Any = None) -> None:
+        """Write a checkpoint; it is whole or not there at all.
+
+        Args:
+            number: of the checkpoint, growing; the number of epochs done, say.
+            state: pytree of arrays, on any number of devices.
+            notes: anything JSON knows, kept beside the state.
+        """
+        args = self._orbax.args
+        about = {"settings": self._settings, "notes": notes}
+        self._manager.save(
+            number, args=args.Composite(state=args.StandardSave(state), about=args.JsonSave(about)), force=True
+        )
+
+    def notes(self) -> Any:
+        """The notes of the last checkpoint.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it belongs to a run of other settings; the message says which differ.
+        """
+        if self.latest is None:
+            raise FileNotFoundError(f"{self._directory}: no checkpoint there; wanted one to resume from")
+        args = self._orbax.args
+        about = self._manager.restore(self.latest, args=args.Composite(about=args.JsonRestore()))["about"]
+        _check_settings(self._directory, about["settings"], self._settings)
+        return about["notes"]
+
+    def restore(self, like: Any) -> tuple[Any, Any]:
+        """The last checkpoint.
+
+        Args:
+            like: a function of the notes that returns what the state looks like: a pytree of arrays or
+                ``jax.ShapeDtypeStruct``; with shardings in them the state is placed accordingly.
+
+        Returns:
+            ``(state, notes)``.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: it is of other settings, or its arrays have other shapes or dtypes.
+        """
+        notes = self.notes()
+        wanted = like(notes)
+        args = self._orbax.args
+        try:
+            self._check_shapes(wanted)
+            restored = self._manager.restore(
+                self.latest, args=args.Composite(state=args.StandardRestore(jax.tree.map(_abstract, wanted)))
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._directory}: checkpoint {self.latest} is not of this problem: {error}") from error
+        return restored["state"], notes
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._manager.close()
+
+    def _check_shapes(self, wanted: Any) -> None:
+        # orbax pads or cuts arrays of another shape without a word
+        saved = self._manager.item_metadata(self.latest)["state"]
+        found = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in _paths(saved)}
+        for path, leaf in _paths(wanted):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if name not in found:
+                raise ValueError(f"it has no {name!r}")
+            shape, dtype = tuple(found[name].shape), np.dtype(found[name].dtype)
+            if (shape, dtype) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
+                raise ValueError(f"{name!r} is {dtype}{list(shape)}; wanted {leaf.dtype}{list(leaf.shape)}")
+
+
+def abstract(fn: Callable[..., Any], *args: Any) -> Any:
+    """Shapes, dtypes and shardings of what ``fn(*args)`` returns, without running it: what a checkpoint is restored as.
+
+    Args:
+        fn: a function of global arrays, such as the ``init`` of a sharded solver; it is compiled.
+        *args: its arguments.
+
+    Returns:
+        A pytree of :class:`jax.ShapeDtypeStruct` with their shardings.
+
+    >>> import jax.numpy as jnp
+    >>> abstract(jnp.zeros_like, jnp.ones(3)).shape
+    (3,)
+    """
+    compiled = jax.jit(fn).lower(*args).compile()
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(fn, *args),
+        compiled.output_shardings,
+    )
+
+
+def _paths(tree: Any) -> list[Any]:
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+
+
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _check_settings(directory: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    names = sorted(set(saved) | set(wanted))
+    different = [f"{n}: {saved.get(n)!r}, now {wanted.get(n)!r}" for n in names if saved.get(n) != wanted.get(n)]
+    if different:
+        raise ValueError(f"{directory}: a checkpoint of another run ({'; '.join(different)})")
+
+
+def _orbax() -> Any:
+    try:
+        return importlib.import_module("orbax.checkpoint")
+    except ImportError as error:
+        raise ImportError("checkpoints need orbax: pip install 'eki_jax[checkpoint]'") from error

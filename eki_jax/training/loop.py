@@ -1,0 +1,258 @@
+"""The training loop: one compiled scan an epoch, checkpoints, and what a person sees of it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from eki_jax._types import Array, ForwardFn
+from eki_jax.training.checkpoints import abstract
+from eki_jax.training.method import Method
+from eki_jax.training.recording import Recorder, progress_bar
+
+
+def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array], tuple[Any, dict[str, Array]]]:
+    """One pass over the data, without replacement, as one scan.
+
+    Args:
+        method: what steps.
+        batch_size: samples a step; those that do not fill the last batch wait for the next epoch's shuffle.
+
+    Returns:
+        ``run(state, key, x, targets) -> (state, metrics)``, pure; metrics are stacked over the steps. Compile it with
+        ``jax.jit(run, donate_argnums=0)`` and the state is updated in place.
+
+    Raises:
+        ValueError: from ``run``: an empty data set, a batch larger than it, arrays of different lengths.
+
+    >>> import jax.numpy as jnp
+    >>> import eki_jax
+    >>> forward = lambda u, x: x @ u
+    >>> solver = eki_jax.euler(forward, eki_jax.squared_error())
+    >>> method = ensemble_method(solver, forward, eki_jax.gaussian(jnp.zeros(2), 1.0), 20)
+    >>> x = jax.random.normal(jax.random.key(1), (64, 2))
+    >>> run = jax.jit(epoch(method, batch_size=16))
+    >>> state, metrics = run(method.init(jax.random.key(0)), jax.random.key(2), x, x @ jnp.array([1.0, -2.0]))
+    >>> metrics["train_loss"].shape
+    (4,)
+    """
+
+    def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
+        check_data(x, targets, batch_size)
+        body = lambda state, inputs: _batch_step(method, state, inputs, x, targets)
+        return lax.scan(body, state, _order(key, len(x), batch_size))
+
+    return run
+
+
+def _one_by_one(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array], tuple[Any, dict[str, Array]]]:
+    """What :func:`epoch` does, with a compiled step in the place of a compiled loop."""
+    step = jax.jit(lambda *arguments: _batch_step(method, *arguments), donate_argnums=0)
+
+    def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
+        metrics = []
+        for inputs in zip(*_order(key, len(x), batch_size), strict=True):
+            state, step_metrics = step(state, inputs, x, targets)
+            metrics.append(step_metrics)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+
+    return run
+
+
+def _order(key: Array, samples: int, batch_size: int) -> tuple[Array, Array]:
+    """The samples of every batch of an epoch, shape (steps, batch_size), and a key for every step."""
+    steps = samples // batch_size
+    order = jax.random.permutation(jax.random.fold_in(key, 0), samples)[: steps * batch_size]
+    return order.reshape(steps, batch_size), jax.random.split(jax.random.fold_in(key, 1), steps)
+
+
+def _batch_step(
+    method: Method, state: Any, inputs: tuple[Array, Array], x: Array, targets: Array
+) -> tuple[Any, dict[str, Array]]:
+    indices, key = inputs
+    return method.step(state, key, (x[indices], targets[indices]))
+
+
+def check_data(x: Any, targets: Any, batch_size: int, *, name: str = "train") -> int:
+    """The number of samples; raises ValueError where there are too few for a batch, or x and targets disagree."""
+    samples = jnp.shape(x)[0]
+    if jnp.shape(targets)[:1] != (samples,):
+        raise ValueError(f"{name}: {samples} inputs but targets of shape {jnp.shape(targets)}; wanted one an input")
+    if samples == 0:
+        raise ValueError(f"{name}: an empty data set; wanted at least one sample")
+    if not 1 <= batch_size <= samples:
+        raise ValueError(f"batch_size: {batch_size} for {samples} samples; wanted 1 to {samples}")
+    return samples
+
+
+def check_labels(forward: ForwardFn, template: Any, x: Any, labels: Any, *, name: str = "train") -> None:
+    """Raise ValueError unless every label is one of the classes that ``forward`` has outputs for."""
+    labels = np.asarray(labels)
+    sample = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
+    classes = jax.eval_shape(forward, template, sample).shape[-1]
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"{name}: labels from {labels.min()} to {labels.max()}; wanted 0 to {classes - 1}")
+
+
+class Result(NamedTuple):
+    """What :func:`fit` returns.
+
+    Attributes:
+        state: the method's state after the last epoch.
+        history: one dict an epoch: accuracies, seconds, losses, step sizes, forward passes so far.
+        interrupted: whether it stopped early because it was asked to.
+    """
+
+    state: Any
+    history: list[dict[str, Any]]
+    interrupted: bool
+
+
+def fit(
+    method: Method,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    batch_size: int,
+    epochs: int,
+    key: Array,
+    directory: Path | str | None = None,
+    settings: dict[str, Any] | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 1,
+    progress: bool = True,
+) -> Result:
+    """Train a classifier, and leave behind what a person wants to see of it.
+
+    The state after n epochs depends on ``key`` and n only, so that a run resumed from a checkpoint continues bit for
+    bit (on the same machine and number of devices). Ctrl-C ends the epoch that runs, saves, and returns; a second one
+    stops at once, with the last checkpoint whole.
+
+    Args:
+        method: what to train with.
+        train: ``(x, labels)``, shapes (N, ...) and (N,).
+        test: the same, for the accuracy after every epoch.
+        batch_size: samples a step.
+        epochs: passes over the data in all, those of a resumed run included.
+        key: of everything random in the run.
+        directory: gets ``metrics.jsonl`` (a line an epoch), ``accuracy.png`` and ``checkpoints/``; nothing is
+            written if None. The picture needs matplotlib and the checkpoints need orbax.
+        settings: what the run is, saved with the checkpoints; a checkpoint of other settings is refused.
+        resume: go on from the last checkpoint in ``directory``.
+        checkpoint_every: epochs between checkpoints; 0 for the last epoch's alone.
+        progress: show a bar with the accuracy and the time left (needs rich).
+
+    Returns:
+        A :class:`Result`.
+
+    Raises:
+        ValueError: data or batch size that do not fit; ``epochs`` < 1; ``directory`` holds a run already and ``resume``
+            is False; with ``resume``, a checkpoint of other settings.
+        FileNotFoundError: ``resume`` without a checkpoint.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs: {epochs}; wanted at least 1")
+    check_data(*train, batch_size)
+    check_data(*test, 1, name="test")
+    arrays = jax.device_put((*train, *test))
+    run = (
+        jax.jit(epoch(method, batch_size), donate_argnums=0)
+        if method.compiled_loop
+        else _one_by_one(method, batch_size)
+    )
+    measure = jax.jit(method.accuracy)
+    redraw = _redrawer(method)
+    recorder = Recorder(directory, settings or {}, resume, checkpoint_every)
+    state, history = recorder.restore(lambda done: abstract(_resized(method, done), key))
+    if state is None:
+        state = jax.jit(method.init)(jax.random.fold_in(key, 0))
+    with _deferred_interrupt() as stop, progress_bar(progress, len(history), epochs) as show:
+        for index in range(len(history), epochs):
+            started = time.perf_counter()
+            epoch_key = jax.random.fold_in(key, index + 1)
+            state = redraw(state, jax.random.fold_in(epoch_key, 2), index)
+            state, metrics = run(state, epoch_key, *arrays[:2])
+            accuracy = jax.device_get(measure(state, *arrays[2:]))
+            seconds = time.perf_counter() - started
+            size = method.ensemble_size(index)
+            before = history[-1]["forward_passes"] if history else 0
+            steps = train[0].shape[0] // batch_size
+            history.append(
+                {
+                    "epoch": index + 1,
+                    "test_accuracy_mean": round(float(accuracy.mean), 6),
+                    "test_accuracy_best": round(float(accuracy.best), 6),
+                    "test_accuracy_ensemble": round(float(accuracy.ensemble), 6),
+                    "particles": size,
+                    "forward_passes": before + method.passes(size) * steps * batch_size,
+                    "seconds": seconds,
+                    **{name: float(np.mean(values)) for name, values in jax.device_get(metrics).items()},
+                }
+            )
+            stopping = stop()
+            recorder.save(state, history, last=stopping or index + 1 == epochs)
+            show(history[-1])
+            if stopping:
+                break
+    recorder.close()
+    return Result(state, history, len(history) < epochs)
+
+
+def _redrawer(method: Method) -> Callable[[Any, Array, int], Any]:
+    """``redraw(state, key, epoch)`` before an epoch; in place while J stays."""
+    if method.redraw is None:
+        return lambda state, key, index: state
+    in_place = jax.jit(method.redraw, static_argnums=2, donate_argnums=0)
+    growing = jax.jit(method.redraw, static_argnums=2)  # XLA cannot reuse a buffer of another size
+
+    def redraw(state: Any, key: Array, index: int) -> Any:
+        if index == 0:
+            return state
+        size = method.ensemble_size(index)
+        return (in_place if size == method.ensemble_size(index - 1) else growing)(state, key, size)
+
+    return redraw
+
+
+def _resized(method: Method, epochs_done: int) -> Callable[[Array], Any]:
+    """``init`` as it would be for the J of the last of ``epochs_done`` epochs: the shapes of a checkpoint."""
+
+    def init(key: Array) -> Any:
+        state = method.init(key)
+        if method.redraw is None or epochs_done < 2:
+            return state
+        return method.redraw(state, key, method.ensemble_size(epochs_done - 1))
+
+    return init
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let a first Ctrl-C wait for the end of the epoch; a second one interrupts as usual."""
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping after this epoch, which will be saved; press Ctrl-C again to stop at once", flush=True)
+
+    try:
+        previous = signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not in the main thread: leave the signal to whoever has it
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,153 @@
+"""What the training loop wants of an optimizer, and every solver of the library as that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params, Prior
+from eki_jax.ensembles.drawing import perturb, sample_around, sample_ensemble
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.particles import ensemble_size
+from eki_jax.solvers.protocol import Solver, makes_its_particles
+from eki_jax.training.metrics import Accuracy, classification_accuracy, particle_accuracy
+
+
+class Method(NamedTuple):
+    """An optimizer as the loop needs it.
+
+    Attributes:
+        init: function ``init(key) -> state``.
+        step: function ``step(state, key, (x, targets)) -> (state, metrics)``; metrics is a dict of scalars.
+        accuracy: function ``accuracy(state, x, labels) -> Accuracy``.
+        redraw: function ``redraw(state, key, J) -> state`` called before every epoch but the first, or None.
+        ensemble_size: function ``ensemble_size(epoch) -> J``, for ensembles that grow; epochs count from 0.
+        passes: function ``passes(J)``: forward passes that a step spends on a sample with J particles.
+        compiled_loop: flag; False lets :func:`fit` call the step once a batch, in the place of one compiled loop over
+            the batches. The numbers are the same. Gradients of convolutions are ten times slower in a loop on
+            processors.
+        estimate: function ``estimate(state) -> params``: the one particle to predict with; by default the state itself.
+    """
+
+    init: Callable[[Array], Any]
+    step: Callable[[Any, Array, Batch], tuple[Any, dict[str, Array]]]
+    accuracy: Callable[[Any, Array, Array], Accuracy]
+    redraw: Callable[[Any, Array, int], Any] | None = None
+    ensemble_size: Callable[[int], int] = lambda epoch: 1
+    passes: Callable[[int], int] = lambda particles: particles
+    compiled_loop: bool = True
+    estimate: Callable[[Any], Params] = lambda state: state
+
+
+def ensemble_method(
+    solver: Solver,
+    forward: ForwardFn,
+    prior: Prior,
+    particles: int | Callable[[int], int],
+    *,
+    resample: bool = False,
+    step_noise: bool = False,
+    axis_name: str | None = None,
+) -> Method:
+    """A solver with the paper's randomizations, as the loop wants it.
+
+    Args:
+        solver: any solver of the library, such as :func:`eki_jax.euler` (EKI) or :func:`eki_jax.nesterov` (MEKI).
+        forward: function ``forward(params, x) -> outputs`` of one particle, for predictions.
+        prior: distribution of the first ensemble, of the noise, and of the first mean of a solver that makes its own
+            particles.
+        particles: number of particles J, or a function of the epoch for an ensemble that grows (then with
+            ``resample``).
+        resample: flag; True redraws the particles around their mean between epochs: EKI(R).
+        step_noise: flag; True disturbs the particles (momenta) after every step with covariance ``sqrt(h) C_0``:
+            MEKI(R).
+        axis_name: mapped axis over which the particles are spread.
+
+    Returns:
+        A :class:`Method`.
+
+    Raises:
+        TypeError: ``resample`` or ``step_noise`` with a solver that makes its own particles around one mean, which has
+            none that could be moved.
+        ValueError: a growing ensemble without ``resample``; from ``init``, a solver that makes another number of
+            particles.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import eki_jax
+    >>> solver = eki_jax.euler(lambda u, x: x @ u, eki_jax.squared_error())
+    >>> method = ensemble_method(solver, lambda u, x: x @ u, eki_jax.gaussian(jnp.zeros(3), 1.0), 10)
+    >>> method.init(jax.random.key(0)).ensemble.shape
+    (10, 3)
+    """
+    size = particles if callable(particles) else lambda epoch: particles
+    if callable(particles) and not resample:
+        raise ValueError("resample: False for an ensemble that grows; new particles are drawn around the mean")
+    if makes_its_particles(solver):
+        for name, wanted in (("resample", resample), ("step_noise", step_noise)):
+            if wanted:
+                raise TypeError(f"{name}: True for a solver that makes its own particles anew; wanted False")
+        return _around_a_mean(solver, forward, prior, size, Axis(axis_name))
+
+    def init(key: Array) -> Any:
+        return solver.init(sample_ensemble(key, prior, size(0), axis_name=axis_name))
+
+    def step(state: Any, key: Array, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        state, info = solver.step(state, batch)
+        if step_noise:
+            ensemble = solver.ensemble(state)
+            h = info.step_size / ensemble_size(ensemble, axis_name=axis_name)
+            noisy = perturb(key, ensemble, prior, jnp.where(jnp.isfinite(h), h, 0) ** 0.25, axis_name=axis_name)
+            state = solver.with_ensemble(state, noisy)
+        return state, metrics_of(info)
+
+    def redraw(state: Any, key: Array, particles: int) -> Any:
+        drawn = sample_around(key, solver.estimate(state), prior, particles, axis_name=axis_name)
+        return _continued(solver.init(drawn), state)
+
+    def accuracy(state: Any, x: Array, labels: Array) -> Accuracy:
+        return classification_accuracy(forward, positions(solver, state), x, labels, axis_name=axis_name)
+
+    return Method(
+        init, step, accuracy, redraw if resample else None, size, passes=solver.passes, estimate=solver.estimate
+    )
+
+
+def metrics_of(info: Any) -> dict[str, Array]:
+    """The scalars of a step's info, under the names of a run's history."""
+    values = {name: value for name, value in info._asdict().items() if value is not None and jnp.ndim(value) == 0}
+    return {"train_loss": values.pop("loss"), **values}
+
+
+def positions(solver: Solver, state: Any) -> Ensemble:
+    """The particles to predict with: ``state.position`` where a state has it, else where outputs are wanted."""
+    return state.position if hasattr(state, "position") else solver.ensemble(state)
+
+
+def _around_a_mean(solver: Solver, forward: ForwardFn, prior: Prior, size: Callable[[int], int], axis: Axis) -> Method:
+    """A method of a solver whose particles are drawn around one mean in every step."""
+
+    def init(key: Array) -> Any:
+        mean, deviations = jax.random.split(key)
+        state = solver.init(prior.sample(mean), deviations)
+        found = jax.tree.leaves(jax.eval_shape(solver.ensemble, state))[0].shape[0] * axis.size
+        if found != size(0):
+            raise ValueError(f"particles: {size(0)} for a solver that makes {found}; wanted the same number")
+        return state
+
+    def step(state: Any, key: Array, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        del key  # the state's own key and count make the deviations
+        state, info = solver.step(state, batch)
+        return state, metrics_of(info)
+
+    def accuracy(state: Any, x: Array, labels: Array) -> Accuracy:
+        return particle_accuracy(forward, solver.estimate(state), x, labels)
+
+    return Method(init, step, accuracy, None, size, passes=solver.passes, estimate=solver.estimate)
+
+
+def _continued(fresh: Any, state: Any) -> Any:
+    """A fresh state whose scalars, that is counts and times, go on from those of ``state``."""
+    return jax.tree.map(lambda new, old: old if jnp.ndim(new) == 0 else new, fresh, state)

@@ -1,0 +1,200 @@
+"""``python -m benchmarks forward-budget``: its runs, its arithmetic, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from benchmarks.__main__ import main
+from benchmarks.forward_budget import cli, jobs, settings, summary
+from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.problems import registry
+
+
+@pytest.fixture(scope="module")
+def digits() -> registry.Problem:
+    return registry.get("digits-dnn")
+
+
+def counting(passes: int) -> Run:
+    """Counts its steps, and remembers the least and the largest key and the images it saw."""
+    init = lambda key: (jnp.int32(0), jnp.zeros(10))
+    step = lambda state, key, batch: (state[0] + 1, state[1] + jnp.bincount(batch[1], length=10))
+    return Run(init, step, lambda state: state, passes)
+
+
+def test_a_curve_counts_passes_and_stops_within_its_budget(digits: registry.Problem) -> None:
+    problem = digits._replace(logits=lambda state, x: jax.nn.one_hot(jnp.full(len(x), state[0] % 10), 10))
+    task = {"batch": 100, "seed": 0, "budget": 10_500, "every": 2_000}
+    found = follow(problem, counting(passes=7), task)
+    assert found["passes"] == [
+        0,
+        1400,
+        2800,
+        4200,
+        5600,
+        7000,
+        8400,
+        9800,
+    ]  # two steps of 700 passes between measurements
+    shares = [float(np.mean(problem.test[1] == steps % 10)) for steps in range(0, 16, 2)]
+    assert found["test_accuracy"] == pytest.approx(shares, abs=1e-6)
+    assert np.all(np.diff(found["seconds"]) > 0)
+    with pytest.raises(ValueError, match="budget: 600 passes; wanted at least the 700"):
+        follow(problem, counting(passes=7), {**task, "budget": 600})
+    one_by_one = follow(problem, counting(passes=7)._replace(compiled_loop=False), task)
+    assert one_by_one["test_accuracy"] == found["test_accuracy"]
+
+
+def test_steps_one_by_one_are_those_of_the_compiled_loop(digits: registry.Problem) -> None:
+    task = {"batch": 100, "seed": 0, "budget": 3_000, "every": 600}
+    method = jobs.methods.get("msgd", digits, 1, 0.1, 0.9)
+    step = lambda state, key, batch: method.step(state, key, batch)[0]
+    run = Run(method.init, step, method.estimate, 3)
+    loop, one_by_one = (follow(digits, run._replace(compiled_loop=loop), task) for loop in (True, False))
+    assert loop["test_accuracy"] == one_by_one["test_accuracy"]
+    assert loop["test_accuracy"][-1] > loop["test_accuracy"][0]
+
+
+def test_batches_are_drawn_without_replacement_within_an_epoch(digits: registry.Problem) -> None:
+    labels = digits.train[1]
+    seen = []
+    problem = digits._replace(logits=lambda state, x: jax.nn.one_hot(jnp.zeros(len(x), int), 10))
+    run = counting(1)._replace(position=lambda state: jax.debug.callback(seen.append, state[1]) or state)
+    follow(problem, run, {"batch": 479, "seed": 0, "budget": 1437, "every": 1437})
+    jax.effects_barrier()
+    assert np.array_equal(np.max(np.stack(seen), axis=0), np.bincount(labels, minlength=10))
+
+
+def test_a_gradient_counts_three_passes_and_a_natural_step_its_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = {}
+    monkeypatch.setattr(jobs, "follow", lambda problem, run, task: counted.update({task["method"]: run.passes}) or {})
+    for method in ("msgd", "natural-eki-lowrank", "natural-eki", "eki-r"):
+        jobs.ours(settings.task(settings.PRESETS["smoke"], "digits-dnn", method, 0))
+    # The localized estimate evaluates the mean besides its 20 particles.
+    assert counted == {"msgd": 3, "natural-eki-lowrank": 21, "natural-eki": 40, "eki-r": 40}
+
+
+def test_a_natural_run_learns_and_is_the_same_again() -> None:
+    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "natural-eki-lowrank", 0)
+    found, again = jobs.ours(task), jobs.ours(task)
+    assert found["test_accuracy"] == again["test_accuracy"]
+    assert found["test_accuracy"][-1] > max(0.8, found["test_accuracy"][0] + 0.5)
+
+
+def test_particles_of_eki_r_are_redrawn_at_the_end_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(jobs, "follow", lambda problem, run, task: runs.append((problem, run)) or {})
+    jobs.ours({"problem": "digits-dnn", "method": "eki-r", "particles": 4, "batch": 700})  # two steps an epoch
+    problem, run = runs[0]
+    state, step = run.init(jax.random.key(0)), jax.jit(run.step)
+    anomalies = []
+    for index in range(2):
+        state = step(state, jax.random.key(index), (problem.train[0][:700], problem.train[1][:700]))
+        kernel = state.ensemble["Dense_0"]["kernel"]
+        anomalies.append((kernel - kernel.mean(0)).reshape(4, -1))
+    # Anomalies stay in the span of the first three, until new ones are drawn.
+    singular = jnp.linalg.svd(jnp.concatenate(anomalies), compute_uv=False)
+    assert int(jnp.sum(singular > 1e-3 * singular[0])) == 6
+
+
+def run(passes: list[int], accuracies: list[float]) -> dict[str, Any]:
+    return {"passes": passes, "test_accuracy": accuracies, "seconds": [0.1 * n for n in range(len(passes))]}
+
+
+def test_accuracy_at_a_budget_is_the_last_that_it_pays_for() -> None:
+    curve = run([0, 40, 80, 120], [0.1, 0.5, 0.7, 0.9])
+    assert [summary.at_budget(curve, budget) for budget in (39, 40, 119, 500)] == [
+        None,
+        (0.5, 0.1),
+        (0.7, pytest.approx(0.2)),
+        (0.9, pytest.approx(0.3)),
+    ]
+    found = summary.statistics([curve, run([0, 40, 80, 120], [0.1, 0.7, 0.7, 0.8])], (39, 40, 120))
+    assert list(found) == ["40", "120"]
+    assert found["40"]["mean"] == pytest.approx(0.6)
+    assert found["40"]["spread"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+
+
+def test_a_claim_needs_a_lead_beyond_the_spread() -> None:
+    def point(mean: float, spread: float, reach: float) -> dict[str, float]:
+        return {"mean": mean, "spread": spread, "least": mean - reach, "most": mean + reach}
+
+    def held(ours: tuple[float, ...], rival: tuple[float, ...]) -> list[bool]:
+        results = {"p": {"natural-eki": {"10": point(*ours), "1": point(0, 0, 0)}, "pgpe": {"10": point(*rival)}}}
+        return [claim["holds"] for claim in summary.claims(results, start=5)]
+
+    assert held((0.9, 0.01, 0.02), (0.8, 0.01, 0.02)) == [True]
+    assert held((0.9, 0.06, 0.01), (0.8, 0.05, 0.01)) == [False]  # a lead within the spreads
+    assert held((0.9, 0.01, 0.06), (0.8, 0.01, 0.05)) == [False]  # some seed is beaten
+    assert held((0.7, 0.01, 0.02), (0.8, 0.01, 0.02)) == [False]
+
+
+def fake(calls: list[dict[str, Any]]) -> Any:
+    def perform(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any]:
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(task)
+        good = task.get("learning_rate") in (None, 0.01, 0.1)
+        accuracies = [0.1, 0.5, 0.6 + 0.2 * good + 0.01 * task["seed"]]
+        return {**task, "passes": [0, 50_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": accuracies}
+
+    return perform
+
+
+def test_an_interrupted_command_goes_on_and_the_best_step_size_is_taken(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "open-es", "natural-eki"]
+    done = []
+    for _ in range(2):
+        calls: list[dict[str, Any]] = []
+        monkeypatch.setattr(cli, "perform", fake(calls))
+        code = main(command)
+        done.append((code, len(calls)))
+    assert done == [(130, 4), (0, 3)]  # three tuning runs and two seeds for each method: seven in all
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["results"]["digits-dnn"]["open-es"]["200000"]["mean"] == pytest.approx(0.805)
+    saved = json.loads((tmp_path / "forward_budget_smoke.json").read_text())
+    assert saved["chosen"] == {"digits-dnn OpenES": 0.01}
+    assert len(saved["tuning"]) == 3
+    assert "| OpenES | 0.5000 ± 0.0000 | 0.8050 ± 0.0071 | 2.0 |" in (tmp_path / "forward_budget_smoke.md").read_text()
+    assert (tmp_path / "forward_budget_smoke.png").stat().st_size > 10_000
+
+
+def test_other_settings_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(cli, "perform", fake(calls))
+    store = cli.Store(cli.parser().parse_args(["--out", str(tmp_path)]))
+    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "eki-r", 0)
+    for wanted in (task, task, {**task, "particles": 7}):
+        assert store.get(wanted)["particles"] == wanted["particles"]
+    assert len(calls) == 2
+
+
+def test_rivals_that_cannot_be_had_are_named(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*args: Any) -> Any:
+        raise cli.Unavailable("no network")
+
+    monkeypatch.setattr(cli, "perform", unavailable)
+    assert main(["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "pgpe"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped"] == {"digits-dnn, pgpe": "no network"}
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_evosax_learns_the_digits(tmp_path: Path) -> None:
+    from benchmarks.performance.environments import default_folder
+
+    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "open-es", 0, learning_rate=0.03)
+    found = jobs.rival({**task, "budget": 2_000_000}, None, default_folder())
+    assert found["passes"][1] % 25_000 == 0
+    assert found["test_accuracy"][-1] > 0.7

@@ -1,0 +1,192 @@
+"""The EDF experiments: what they conclude, what they write, and that each runs to its end."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.edf import cli, convergence, harness, stochastic
+from benchmarks.edf.progress import collect
+from benchmarks.edf.tables import table
+from benchmarks.edf.training import Stops, build, full_batch, momentum_sgd
+from benchmarks.problems import data as datasets
+from benchmarks.problems.data import Dataset
+from benchmarks.reporting import RESULTS
+
+ROOT = Path(__file__).parents[2]
+
+
+def images(size: int, channels: int) -> Dataset:
+    rng = np.random.default_rng(0)
+    draw = lambda count: rng.normal(size=(count, size, size, channels)).astype(np.float32)
+    labels = lambda count: rng.integers(0, 10, count).astype(np.int32)
+    return Dataset(draw(40), labels(40), draw(20), labels(20), 10)
+
+
+def curve(*losses: float, ended: str = "all steps") -> dict[str, Any]:
+    return {"losses": list(losses), "ended": ended}
+
+
+CURVES = {
+    "EDF-G, k = 1": curve(2, 1, 0.5, 0.2),
+    "EDF-G, k = 3": curve(2, 0.6, 0.1),
+    "momentum": curve(2, 1.5, 1, 0.3),
+    "NAG": curve(2, 1.9, 1.8, 1.7),
+    "Adam": curve(2, 1, 0.6, 0.4),
+}
+
+
+def test_claims_are_read_from_the_curves() -> None:
+    found = convergence.claims(CURVES, (1, 3))
+    assert found == {
+        "k = 1 ends below momentum, NAG and Adam": True,
+        "steps to the final loss of k = 1": {1: 3, 3: 2},
+        "a larger k needs fewer steps": True,
+        "a larger k is lower after as many steps": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "claim"),
+    [
+        ("Adam", curve(2, 1, 0.3, 0.1), "k = 1 ends below momentum, NAG and Adam"),
+        ("EDF-G, k = 1", curve(2, 1, 0.5, 0.4), "k = 1 ends below momentum, NAG and Adam"),
+        ("EDF-G, k = 1", curve(2, 0.1, 5e3, ended="diverged"), "k = 1 ends below momentum, NAG and Adam"),
+        ("EDF-G, k = 3", curve(2, 1, 0.9, 0.2), "a larger k needs fewer steps"),
+        ("EDF-G, k = 3", curve(2, 1, 0.9, 0.8), "a larger k needs fewer steps"),
+        ("EDF-G, k = 3", curve(2, 0.1, 0.6), "a larger k is lower after as many steps"),
+        ("EDF-G, k = 3", curve(2, 0.1, None, ended="diverged"), "a larger k is lower after as many steps"),
+    ],
+)
+def test_claims_can_fail(name: str, replacement: dict[str, Any], claim: str) -> None:
+    assert convergence.claims({**CURVES, name: replacement}, (1, 3))[claim] is False
+
+
+def test_the_best_rate_has_the_lowest_final_loss_of_the_runs_that_lasted() -> None:
+    runs = [
+        {"rate": 1.0, "train_loss": [2.0, float("nan")]},
+        {"rate": 0.1, "train_loss": [1.0, 0.5]},
+        {"rate": 0.3, "train_loss": [1.5, 0.4]},
+        {"rate": 9.0, "train_loss": [float("inf")]},
+    ]
+    assert stochastic.best(runs)["rate"] == 0.3
+
+
+def test_gradients_and_products_are_counted_in_forward_passes() -> None:
+    assert [harness.gradient_passes(products) for products in (0, 1, 2)] == [3, 7, 10]
+
+
+def test_a_run_ends_where_it_should() -> None:
+    import flax.linen as nn
+
+    dataset = images(2, 1)
+    model = build(nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)]), dataset.train_x, 0)
+    train = dataset.train_x, dataset.train_y
+    run = lambda rate, stops: full_batch(momentum_sgd((rate,)), model, train, 5, chunk_size=None, stops=stops)
+    whole = run(0.1, Stops())
+    assert whole["ended"] == "all steps"
+    assert len(whole["losses"]) == len(whole["gradient_norms"]) == 6
+    assert np.all(np.diff(whole["losses"]) < 0)
+    assert run(1e6, Stops())["ended"] == "diverged"
+    assert run(0.1, Stops(loss=10.0))["ended"] == "loss at rounding"
+    assert run(0.1, Stops(gradient_norm=10.0))["ended"] == "stationary"
+
+
+@pytest.fixture
+def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "cifar10", lambda data: images(8, 3))
+    monkeypatch.setattr(datasets, "mnist", lambda data: images(8, 1))
+    for name in ("mnist", "cifar10"):
+        _, network, batch_norm = stochastic.PROBLEMS[name]
+        dataset = images(8, 1 if name == "mnist" else 3)
+        monkeypatch.setitem(stochastic.PROBLEMS, name, (lambda data, dataset=dataset: dataset, network, batch_norm))
+
+
+def run_and_read(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    out = tmp_path / "result.json"
+    assert cli.main([*arguments, "--preset", "smoke", "--out", str(out)]) == 0
+    assert out.with_suffix(".png").stat().st_size > 5000
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_harness_gives_every_method_the_same_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_and_read(tmp_path, "harness")
+    assert set(result["curves"]) >= {"EKI", "EKI(R)", "EDF-G, k = 1", "EDF-G, k = 2", "SGD, rate 0.1"}
+    for found in result["curves"].values():
+        assert result["budget"] - found["passes_per_step"] < found["passes"][-1] <= result["budget"]
+        assert len(found["test_accuracy"]) == len(found["passes"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["experiment"] == "edf harness"
+
+
+def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out, calls = tmp_path / "result.json", []
+
+    def job(name: str) -> dict[str, Any]:
+        calls.append(name)
+        if name == "c" and calls.count("c") == 1:
+            raise KeyboardInterrupt
+        return {"name": name}
+
+    jobs = {name: functools.partial(job, name) for name in "abcd"}
+    with pytest.raises(KeyboardInterrupt):
+        collect(out, {"seed": 0, "pair": (1, 2)}, jobs)
+    expected = {name: {"name": name} for name in "abcd"}
+    assert collect(out, {"seed": 0, "pair": (1, 2)}, jobs) == expected
+    assert calls == list("abccd")
+    assert collect(out, {"seed": 1, "pair": (1, 2)}, jobs) == expected  # other settings: from the start
+    assert calls == list("abccdabcd")
+
+
+@pytest.mark.slow
+def test_convergence_runs(small_data: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_and_read(tmp_path, "convergence")
+    assert result["images"] == 20
+    assert all(len(found["losses"]) == 4 for found in result["curves"].values())
+    assert "| EDF-G, k = 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_stochastic_runs_every_rate(small_data: None, tmp_path: Path) -> None:
+    result = run_and_read(tmp_path, "stochastic", "--problem", "mnist")
+    methods = result["problems"]["mnist"]
+    assert len(methods) == 6
+    for found in methods.values():
+        assert len(found["runs"]) == 1
+        assert found["best"] in found["runs"]
+
+
+@pytest.mark.slow
+def test_residual_networks_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.edf.networks import ResNet
+
+    entry = (lambda data: images(8, 3), lambda preset: ResNet(14), True)
+    monkeypatch.setitem(stochastic.PROBLEMS, "cifar10-resnet56", entry)
+    result = run_and_read(tmp_path, "stochastic", "--problem", "cifar10-resnet56")
+    assert all(
+        np.isfinite(found["best"]["train_loss"][-1]) for found in result["problems"]["cifar10-resnet56"].values()
+    )
+
+
+@pytest.mark.slow
+def test_full_batch_and_mini_batches_are_compared(small_data: None, tmp_path: Path) -> None:
+    result = run_and_read(tmp_path, "full-vs-stochastic")
+    assert set(result["curves"]) == {f"{kind}, k = {k}" for kind in ("full batch", "mini-batch") for k in (1, 2)}
+
+
+def test_missing_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["convergence", "--preset", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "o.json")]) == 1
+    )
+    assert "data_batch_1.bin" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("edf_*.json")), ids=lambda path: path.stem)
+def test_the_guides_tables_are_those_of_the_results(path: Path) -> None:
+    """docs/edf.md prints every committed result's table as it is."""
+    assert table(json.loads(path.read_text())) in (ROOT / "docs" / "edf.md").read_text()

@@ -1,0 +1,397 @@
+"""The localized estimate of the model's derivative, and the step that it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import eki_jax
+from eki_jax import natural
+from eki_jax.flax import TanhRNN, dense_network, low_rank_forward
+from eki_jax.kernel.axes import Axes
+from eki_jax.natural.deviations.matrix import Tape
+from eki_jax.natural.draws import Cloud, Seen
+from eki_jax.natural.estimates.localized import Columns, Local, Spanned, estimated_jacobian
+from eki_jax.natural.estimates.regressions import (
+    FactoredEffect,
+    FormedEffect,
+    Participants,
+    Reach,
+    least_squares,
+    regressions,
+)
+from eki_jax.natural.estimates.span import centred
+
+SIGMA = 1e-3
+LOSS = natural.softmax_cross_entropy()
+
+
+def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, antithetic: bool = False) -> Any:
+    deviations = natural.low_rank(rank, 0.5)
+    cloud = Cloud(deviations, particles, antithetic)
+    sigma, matrix_of = jnp.asarray(SIGMA), {}
+
+    @jax.jit
+    def recorded(params: Any) -> Any:
+        drawn = cloud.draw(jax.random.key(0), params)
+        here, inputs, found = cloud.see(forward, params, drawn, x)
+        matrix_of.update(found)
+        outputs = cloud.evaluate(forward, params, drawn, sigma, x, None)
+        return drawn, here, inputs, *centred(outputs, Axes())
+
+    drawn, here, inputs, rows, healthy, number = recorded(params)
+    seen = Seen(here, inputs, matrix_of)
+    jacobian = estimated_jacobian(deviations, params, drawn, rows, sigma, seen, healthy, number, Axes())
+    return jacobian, here, (cloud, drawn)
+
+
+def formed(jacobian: Any, params: Any) -> np.ndarray:
+    """The Jacobian as a matrix, a column for each parameter, in parameter units (the scale is 0.5)."""
+    _, unravel = jax.flatten_util.ravel_pytree(params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return np.asarray(jax.jit(jax.vmap(lambda e: jacobian.times(unravel(e))))(jnp.eye(size)).T) / 0.5
+
+
+def exact(forward: Any, params: Any, x: Any) -> np.ndarray:
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return np.asarray(jax.jit(jax.jacobian(lambda p: forward(unravel(p), x).ravel()))(flat))
+
+
+def network(dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
+    x = jax.random.normal(jax.random.key(4), (6, 9), dtype)
+    forward, template = low_rank_forward(dense_network((5, 3), jnp.tanh), x, method="logits")
+    params = jax.tree.map(lambda m: m.astype(dtype), eki_jax.xavier(template).sample(jax.random.key(1)))
+    return forward, params, x
+
+
+@pytest.mark.parametrize(("rank", "antithetic"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
+def test_it_is_close_where_there_are_more_particles_than_numbers_that_reach_a_sample(
+    rank: int, antithetic: bool, x64: None
+) -> None:
+    forward, params, x = network()  # 5 + 3 outputs of layers; their biases reach the same: 8 numbers
+    truth = exact(forward, params, x)
+    errors = []
+    for particles in (12, 20, 80):
+        jacobian, here, _ = estimate(forward, params, x, (1 + antithetic) * particles, rank, antithetic)
+        np.testing.assert_allclose(here, forward(params, x), rtol=1e-10)
+        errors.append(np.linalg.norm(formed(jacobian, params) - truth) / np.linalg.norm(truth))
+    assert errors[0] < 0.9  # covariances alone: 1.3 and more
+    assert errors[1] < 0.25
+    assert errors[2] < 0.05
+
+
+def test_dense_layers_are_local_and_it_pays(x64: None) -> None:
+    forward, params, x = network()
+    jacobian, _, (cloud, drawn) = estimate(forward, params, x, 100)
+    kinds = dict(zip(["bias0", "kernel0", "bias1", "kernel1"], jacobian.parts, strict=True))
+    assert isinstance(kinds["kernel0"], Local)
+    assert isinstance(kinds["kernel1"], Local)
+    assert isinstance(kinds["bias0"], Local)
+    truth = exact(forward, params, x)
+    plain = jax.jit(cloud.ensemble)(params, drawn, jnp.asarray(SIGMA))
+    rows, *_ = centred(jax.jit(eki_jax.evaluate, static_argnums=0)(forward, plain, x), Axes())
+    e = np.stack(
+        [jax.flatten_util.ravel_pytree(jax.tree.map(lambda u, m: u[j] - m, plain, params))[0] for j in range(100)]
+    )
+    unlocalized = np.asarray(rows).T @ e * np.sqrt(99) / 99 / (0.5 * SIGMA) ** 2
+    error = lambda found: np.linalg.norm(found - truth) / np.linalg.norm(truth)
+    assert error(formed(jacobian, params)) < 0.1 * error(unlocalized)
+
+
+def test_one_layer_by_hand(x64: None) -> None:
+    """A sample's slopes are the least squares fit of its outputs to (x a_j) b_j."""
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    params = {"w": jnp.zeros((4, 2), jnp.float64)}
+    forward = lambda p, x: jnp.sin(x @ p["w"])
+    jacobian, _, (_, (factors, _)) = estimate(forward, params, jnp.asarray(x), 20)
+    a, b = (np.asarray(f)[:, :, 0] for f in factors["w"])
+    z = np.sin(SIGMA * np.einsum("bn,jn,jk->jbk", x, a, b))
+    z = z - z.mean(axis=0)
+    for sample in range(3):
+        design = SIGMA * (a @ x[sample])[:, None] * b
+        design = design - design.mean(axis=0)
+        slope = np.linalg.lstsq(design, z[:, sample])[0].T
+        np.testing.assert_allclose(jacobian.parts[0].slopes[sample, :, 0] / 0.5, slope, rtol=1e-6)
+    v, r = jnp.ones((4, 2)), jnp.arange(6.0)
+    np.testing.assert_allclose(jnp.vdot(jacobian.times({"w": v}), r), jnp.vdot(jacobian.transposed(r)["w"], v))
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_leaf_whose_deviations_are_large_does_not_hide_the_others(places: int, x64: None) -> None:
+    """Few iterations find the same whatever the units of the leaves are."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    outputs, inputs = jax.random.normal(keys[0], (2, 3, 40)), jnp.ones((2, places, 1))
+    outputs = all_of(40).centred(outputs)
+    left = jax.random.normal(keys[1], (1, 1, 40)), jax.random.normal(keys[2], (1, 1, 40))
+    right = jax.random.normal(keys[3], (1, 40, 4)), jax.random.normal(keys[4], (1, 40, 5))
+    reaches = [Reach(inputs, *pair) for pair in zip(left, right, strict=True)]
+    (first, second), rest = least_squares(outputs, reaches, all_of(40), 3)
+    found, left_over = least_squares(outputs, [reaches[0]._replace(left=1000 * left[0]), reaches[1]], all_of(40), 3)
+    np.testing.assert_allclose(1000 * found[0], first, rtol=1e-9)
+    np.testing.assert_allclose(found[1], second, rtol=1e-9)
+    np.testing.assert_allclose(left_over, rest, rtol=1e-9)
+
+
+def test_both_forms_of_what_reaches_a_sample_are_the_same(x64: None) -> None:
+    """By its factors where it does so in one place, formed where in many."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = (1, 4), (4, 2, 6), (2, 6, 3), (1, 1, 6), (1, 6, 3)
+    x, left, right, *vector = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    reach = Reach(x[None], left, right, tuple(vector))
+    factored, formed = reach.of_sample(x), reach.of_sample(jnp.concatenate([x, 2 * x]))
+    assert isinstance(factored, FactoredEffect)
+    assert isinstance(formed, FormedEffect)
+    numbers = jnp.einsum("n,nrj,rjk->kj", x[0], left, right) + vector[0][0, 0] * vector[1][0].T
+    np.testing.assert_allclose(formed.numbers[0], numbers, rtol=1e-12)
+    slopes, outputs = jnp.arange(6.0).reshape(2, 1, 3), jnp.arange(12.0).reshape(2, 6)
+    one = FormedEffect(numbers[None])
+    np.testing.assert_allclose(factored.times(slopes), one.times(slopes), rtol=1e-12)
+    np.testing.assert_allclose(factored.transposed(outputs), one.transposed(outputs), rtol=1e-12)
+
+
+def all_of(particles: int) -> Participants:
+    return Participants(jnp.ones(particles), jnp.asarray(float(particles)))
+
+
+def kinds_of(jacobian: Any, params: Any) -> dict[str, Any]:
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return dict(zip(names, jacobian.parts, strict=True))
+
+
+def test_a_bias_has_the_slopes_of_its_layer(x64: None) -> None:
+    """In flax's dense layers, and where a model of one's own says so: half the unknowns."""
+    forward, params, x = network()
+    parts = kinds_of(estimate(forward, params, x, 12)[0], params)
+    for layer in ("['Dense_0']", "['Dense_1']"):
+        np.testing.assert_array_equal(parts[f"{layer}['bias']"].slopes, parts[f"{layer}['kernel']"].slopes)
+
+    def own(layer: Any) -> Any:
+        return lambda p, x: layer(jnp.tanh(layer(x, p["w"], p["a"])), p["v"], p["b"])
+
+    leaves = jax.tree.leaves(params)
+    renamed = dict(zip("awbv", leaves, strict=True))
+    truth = exact(own(natural.affine), renamed, x)
+    error = lambda layer: np.linalg.norm(formed(estimate(own(layer), renamed, x, 12)[0], renamed) - truth)
+    assert error(natural.affine) < 0.75 * error(lambda x, w, b: x @ w + b)
+    np.testing.assert_allclose(own(natural.affine)(renamed, x), forward(params, x), rtol=1e-12)
+
+
+def test_a_vector_that_two_matrices_share_is_no_layers_bias(x64: None) -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    params = {"b": jnp.zeros(2), "v": jnp.ones((4, 2)), "w": jnp.ones((4, 2))}
+    forward = lambda p, x: natural.affine(x, p["w"], p["b"]) - 3 * natural.affine(x + 1, p["v"], p["b"])
+    jacobian, *_ = estimate(forward, params, x, 60)
+    np.testing.assert_allclose(formed(jacobian, params), exact(forward, params, x), atol=1e-3)
+
+
+class Convolutions(nn.Module):
+    """Convolutions whose kernels have more rows than a sample has pixels."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.Conv(3, (3, 3), strides=2, padding="SAME")(x)
+        return nn.Conv(2, (2, 1), padding="CIRCULAR", kernel_dilation=(1, 2))(x).reshape(len(x), -1)
+
+
+class NnxConvolution(nnx.Module):
+    def __init__(self, rngs: Any) -> None:
+        self.layer = nnx.Conv(2, 3, (3, 3), strides=2, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.layer(x).reshape(len(x), -1)
+
+
+@pytest.mark.parametrize("module", [Convolutions(), NnxConvolution(nnx.Rngs(0))], ids=["linen", "nnx"])
+def test_convolutions_are_local_to_their_pixels(module: Any, x64: None) -> None:
+    """With more particles than numbers that reach a sample, a linear network's derivative is found."""
+    x = jax.random.normal(jax.random.key(4), (3, 4, 4, 2), jnp.float64)
+    forward, template = low_rank_forward(module, x)
+    params = jax.tree.map(lambda m: m.astype(jnp.float64), eki_jax.xavier(template).sample(jax.random.key(1)))
+    jacobian, *_ = estimate(forward, params, x, 200)  # 4 pixels of 3 and 2 channels
+    assert {type(part) for part in jacobian.parts} == {Local}
+    truth = exact(forward, params, x)
+    assert np.linalg.norm(formed(jacobian, params) - truth) < 0.05 * np.linalg.norm(truth)
+    v, r = jax.tree.map(lambda m: jnp.cos(jnp.arange(m.size).reshape(m.shape)), params), jnp.arange(float(len(truth)))
+    back = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(jacobian.transposed(r)), jax.tree.leaves(v), strict=True))
+    np.testing.assert_allclose(jnp.vdot(jacobian.times(v), r), back, rtol=1e-9)
+
+
+def test_what_dense_layers_explain_is_no_noise_for_the_others(x64: None) -> None:
+    """A leaf's plain estimate is made from what the regressions leave; convolutions do not explain it away."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    dense = Reach(jnp.ones((2, 1, 1)), jax.random.normal(keys[0], (1, 1, 60)), jax.random.normal(keys[1], (1, 60, 4)))
+    pixels = jax.random.normal(keys[2], (2, 50, 1))
+    conv = Reach(pixels, jax.random.normal(keys[3], (1, 1, 60)), jax.random.normal(keys[4], (1, 60, 3)))
+    slopes = jax.random.normal(keys[5], (2, 3, 1, 4))
+    explained = jnp.stack([dense.of_sample(x).times(v) for x, v in zip(dense.inputs, slopes, strict=True)])
+    explained, other = map(all_of(60).centred, (explained, jnp.sin(jnp.arange(60.0)) * jnp.ones((2, 3, 1))))
+    (_, found), rest = regressions(explained + other, [conv, dense], all_of(60))
+    (_, _), without = regressions(other, [conv, dense], all_of(60))
+    np.testing.assert_allclose(rest, without, atol=1e-3)
+    assert np.linalg.norm(rest) > 0.9 * np.linalg.norm(other)  # 150 numbers of the convolution would explain it all
+    np.testing.assert_allclose(found - regressions(other, [conv, dense], all_of(60))[0][1], slopes, atol=1e-3)
+
+
+class Mixed(nn.Module):
+    """A convolution, a dense layer that is used twice, and one that is used once."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = nn.tanh(nn.Conv(2, (2,))(x)).reshape(len(x), -1)
+        twice = nn.Dense(x.shape[1])
+        return nn.Dense(3)(nn.tanh(twice(nn.tanh(twice(x)))))
+
+
+@pytest.mark.slow
+def test_other_leaves_keep_the_plain_estimate(x64: None) -> None:
+    x = jax.random.normal(jax.random.key(4), (5, 6, 2), jnp.float64)
+    forward, template = low_rank_forward(Mixed(), x)
+    params = jax.tree.map(lambda m: m.astype(jnp.float64), eki_jax.xavier(template).sample(jax.random.key(1)))
+    jacobian, _, _ = estimate(forward, params, x, 60)
+    kinds = kinds_of(jacobian, params)
+    assert isinstance(kinds["['Conv_0']['kernel']"], Columns)  # 6 pixels reach more than the kernel's 3 x 2 numbers
+    assert isinstance(kinds["['Dense_0']['kernel']"], Spanned)
+    assert isinstance(kinds["['Dense_1']['kernel']"], Local)
+    many, _, _ = estimate(forward, params, x, 6000)
+    truth = exact(forward, params, x)
+    assert np.linalg.norm(formed(many, params) - truth) < 0.25 * np.linalg.norm(truth)
+    for j in (jacobian, many):  # the transpose is the transpose
+        v, r = jax.tree.map(lambda m: jnp.cos(jnp.arange(m.size).reshape(m.shape)), params), jnp.arange(15.0)
+        back = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(j.transposed(r)), jax.tree.leaves(v), strict=True))
+        np.testing.assert_allclose(jnp.vdot(j.times(v), r), back, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_inside_a_loop_nothing_is_local() -> None:
+    x = jax.random.normal(jax.random.key(4), (5, 3, 4))
+    forward, template = low_rank_forward(TanhRNN(units=4, outputs=3), x, method="logits")
+    params = eki_jax.xavier(template).sample(jax.random.key(1))
+    cloud = Cloud(natural.low_rank(1), 8)
+    _, inputs, _ = cloud.see(forward, params, cloud.draw(jax.random.key(0), params), x)
+    assert list(inputs) == ["['output']['kernel']"]
+    solver = natural.natural_gradient(forward, LOSS, 40, damping=1e-3, localized=True)
+    state = solver.init(params, jax.random.key(0))
+    for _ in range(6):
+        state, info = jax.jit(solver.step)(state, (x, jnp.arange(5) % 3))
+    assert bool(info.is_finite)
+    assert float(LOSS(forward(state.position, x), jnp.arange(5) % 3)) < 0.7 * float(
+        LOSS(forward(params, x), jnp.arange(5) % 3)
+    )
+
+
+def test_the_step_solves_the_damped_system(x64: None) -> None:
+    forward, params, x = network()
+    y = jnp.arange(6) % 3
+    options = {"sigma": SIGMA, "damping": 0.02 * SIGMA**2, "deviations": natural.low_rank(1, 0.5)}
+    f = natural.value_and_natural_direction(forward, LOSS, 50, **options, localized=True, iterations=200)
+    value, direction = jax.jit(f)(params, (x, y), jax.random.key(0))
+    np.testing.assert_allclose(value, LOSS(forward(params, x), y))
+    jacobian = 0.5 * formed(estimate(forward, params, x, 50)[0], params)
+    z = forward(params, x).ravel()
+    of_flat = lambda z: LOSS(z.reshape(6, 3), y)
+    h, g = np.asarray(jax.hessian(of_flat)(z)), np.asarray(jax.grad(of_flat)(z))
+    wanted = 0.5 * np.linalg.solve(jacobian.T @ h @ jacobian + 0.02 * np.eye(jacobian.shape[1]), jacobian.T @ g)
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(direction)[0], wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_with_many_particles_both_estimates_agree(x64: None) -> None:
+    forward, params, x = network()
+    batch = (x, jnp.arange(6) % 3)
+    directions = [
+        jax.jit(
+            natural.value_and_natural_direction(
+                forward,
+                LOSS,
+                3000,
+                SIGMA,
+                0.1 * SIGMA**2,
+                natural.low_rank(1, 0.5),
+                localized=localized,
+                iterations=100,
+            )
+        )(params, batch, jax.random.key(0))[1]
+        for localized in (False, True)
+    ]
+    a, b = (jax.flatten_util.ravel_pytree(d)[0] for d in directions)
+    assert float(jnp.linalg.norm(a - b)) < 0.3 * float(jnp.linalg.norm(b))
+
+
+def test_failed_particles_are_dropped() -> None:
+    """One that fails in the hidden layer has no finite products with the next matrix either."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {"w": jax.random.normal(keys[0], (9, 5)) / 3, "v": jax.random.normal(keys[1], (5, 3)), "b": jnp.zeros(5)}
+    x = jax.random.normal(keys[2], (6, 9))
+    rough = lambda p, x: (jnp.tanh(x @ p["w"] + p["b"]) + 0 * jnp.sqrt(p["b"][0] + 0.02)) @ p["v"]
+    solver = natural.natural_gradient(rough, LOSS, 40, localized=True, averaging=0.5)
+    state, info = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), (x, jnp.arange(6) % 3))
+    assert 0 < int(info.failed) < 40
+    assert float(info.predicted) > 0
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.position))
+    assert bool((state.position["v"] != params["v"]).any())
+
+
+def test_failed_particles_do_not_enter_the_regression(x64: None) -> None:
+    """A linear model's derivative is found from those that are left, of matrices and of vectors."""
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    params = {"b": jnp.zeros(2, jnp.float64), "c": jnp.zeros(2, jnp.float64), "w": jnp.ones((4, 2), jnp.float64)}
+    linear = lambda p, x: x @ p["w"] + p["b"] + 2 * p["c"]
+    rough = lambda p, x: linear(p, x) + 0 * jnp.sqrt(p["b"][0] + p["c"][1] + SIGMA)  # fails where both are negative
+    jacobian, *_ = estimate(rough, params, x, 600)
+    np.testing.assert_allclose(formed(jacobian, params), exact(linear, params, x), atol=1e-3)
+
+
+def test_its_direction_drives_any_optimizer() -> None:
+    forward, params, x = network(jnp.float32)
+    batch = (x, jnp.arange(6) % 3)
+    f = jax.jit(natural.value_and_natural_direction(forward, LOSS, 40, localized=True))
+    for tx in (optax.adam(0.05), optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.3, momentum=0.5))):
+        u, state = params, tx.init(params)
+        for count in range(15):
+            value, direction = f(u, batch, jax.random.fold_in(jax.random.key(0), count), count)
+            updates, state = tx.update(direction, state, u)
+            u = optax.apply_updates(u, updates)
+        assert float(value) < 0.3 * float(LOSS(forward(params, batch[0]), batch[1]))
+
+
+def test_bad_settings_are_named() -> None:
+    make = lambda **options: natural.natural_gradient(lambda p, x: x @ p, LOSS, 4, localized=True, **options)
+    with pytest.raises(ValueError, match=r"localized: True with deviations of full rank"):
+        make(deviations=natural.full_rank())
+    with pytest.raises(ValueError, match="iterations: 0"):
+        make(iterations=0)
+    solver = make()
+    with pytest.raises(TypeError, match="sees inside of the model"):
+        solver.update(solver.init(jnp.ones((3, 2)), jax.random.key(0)), jnp.zeros((4, 5, 2)), jnp.zeros(5, jnp.int32))
+    assert solver.passes == 5
+
+
+@pytest.mark.parametrize(("x64", "dtype"), [(False, jnp.bfloat16), (True, jnp.float32)])
+def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
+    """Also where nothing reaches a sample in few numbers: one matrix, multiplied twice."""
+    with jax.enable_x64(x64):
+        x, params = jnp.ones((6, 5), dtype), {"w": jnp.full((5, 3), 0.1, dtype)}
+        for forward, extra in ((lambda p, x: x @ p["w"] + (2 * x) @ p["w"], {}), (lambda p, x: x @ p["w"] + p["b"], 3)):
+            u = params | ({"b": jnp.zeros(extra, dtype)} if extra else {})
+            solver = natural.natural_gradient(forward, LOSS, 8, localized=True)
+            state, info = jax.jit(solver.step)(solver.init(u, jax.random.key(1)), (x, jnp.arange(6) % 3))
+            assert bool(info.is_finite)
+            assert jax.tree.map(lambda leaf: leaf.dtype, state.position) == jax.tree.map(lambda leaf: leaf.dtype, u)
+
+
+@pytest.mark.parametrize(
+    ("rows", "places", "told"), [(100, 1, True), (100, 64, True), (100, 65, False), (10, 11, False)]
+)
+def test_a_convolution_is_local_where_it_gives_a_sample_few_numbers(rows: int, places: int, told: bool) -> None:
+    tape = Tape()
+    w = natural.LowRankMatrix(jnp.ones((rows, 64)), jnp.ones((rows, 1)), jnp.ones((64, 1)), name="w", tape=tape)
+    w.multiplies(places, lambda: jnp.ones((2, places, rows)))
+    assert (tape.entries["w"] is not None) == told
