@@ -120,7 +120,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         particles=J,
         sigma=settings.sigma,
         damping=(LOCAL_DAMPING if local else DAMPING) if settings.damping is None else settings.damping,
-        deviations=natural.low_rank(settings.rank, problem.prior) if low_rank else natural.full_rank(problem.prior),
+        deviations=_low_rank(problem, settings) if low_rank else natural.full_rank(problem.prior),
         learning_rate=(0.5 if local else 1.0) if settings.rate is None else settings.rate,
         averaging=(lambda count: jnp.minimum(0.97, count / (count + 10))) if settings.averaging else None,
         localized=local,
@@ -129,16 +129,22 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
     return ensemble_method(solver, problem.logits, problem.prior, J)
 
 
+def _low_rank(problem: Problem, settings: Natural) -> natural.Deviations:
+    return natural.low_rank(settings.rank, problem.prior)
+
+
 class Entry(NamedTuple):
     """A method of the command line.
 
     Attributes:
         kind: What it moves: an "ensemble"; one mean by "natural" gradients; or one particle by "gradient"s.
         make: Function of a problem, J, a learning rate, a momentum factor and the natural gradient's settings.
+        deviations: Function of a problem and those settings, where the leaves are treated each in its own way.
     """
 
     kind: Literal["ensemble", "natural", "gradient"]
     make: Callable[[Problem, Particles, float, float, Natural], Method]
+    deviations: Callable[[Problem, Natural], natural.Deviations] | None = None
 
 
 METHODS: dict[str, Entry] = {
@@ -157,7 +163,9 @@ METHODS: dict[str, Entry] = {
     "eki-compact": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, compact_euler(p.forward, p.loss))),
     "enkf-r": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, kalman_step(p), resample=True)),
     "natural-eki": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False)),
-    "natural-eki-lowrank": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True)),
+    "natural-eki-lowrank": Entry(
+        "natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True), _low_rank
+    ),
     "sgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate))),
     "msgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m))),
     "ste": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m), straight_through=True)),
@@ -180,3 +188,17 @@ def get(
     if name not in METHODS:
         raise ValueError(f"method: {name!r}; wanted one of {', '.join(METHODS)}")
     return METHODS[name].make(problem, J, rate, momentum, settings)
+
+
+def describe(
+    name: str,
+    problem: Problem,
+    batch: int,
+    settings: Natural = Natural(),  # noqa: B008
+) -> natural.Description | None:
+    """What the method does with each leaf of the parameters; None for one that does the same with all."""
+    deviations = METHODS[name].deviations
+    if deviations is None:
+        return None
+    x = jax.tree.map(lambda rows: jax.ShapeDtypeStruct((batch, *rows.shape[1:]), rows.dtype), problem.train[0])
+    return natural.describe(problem.low_rank_logits, problem.template, x, deviations(problem, settings))

@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="epochs between checkpoints; 0: the last (default: 1)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table of the leaves")
     return parser
 
 
@@ -108,14 +108,18 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     problem = registry.get(settings["problem"], arguments.data)
     for name, (x, labels) in (("train", problem.train), ("test", problem.test)):
         check_labels(problem.forward, problem.template, x, labels, name=name)
+    own = methods.Natural(**{name: settings[name] for name in _OWN if name in settings})
     method = methods.get(
         settings["method"],
         problem,
         settings["particles"],
         settings["learning_rate"],
         settings["momentum"],
-        methods.Natural(**{name: settings[name] for name in _OWN if name in settings}),
+        own,
     )
+    description = None if arguments.quiet else methods.describe(settings["method"], problem, settings["batch"], own)
+    if description is not None:
+        print(description, file=sys.stderr)
     result = fit(
         method,
         problem.train,

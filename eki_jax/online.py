@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._types import Batch, Ensemble, Params
-from eki_jax.kernel.particles import ensemble_size
+from eki_jax._types import Batch, Params
 from eki_jax.solvers.protocol import Info, Solver
 
 
@@ -30,8 +29,8 @@ class OnlineState(NamedTuple):
     """State of a learner.
 
     Attributes:
-        solver: the solver's state, with the ensemble.
-        carry: the particles' recurrent states, arrays with a leading axis J.
+        solver: state of the solver, with the ensemble.
+        carry: recurrent states of the particles, arrays with a leading axis J.
     """
 
     solver: Any
@@ -42,12 +41,12 @@ class OnlineLearner(NamedTuple):
     """A learner, as two pure functions.
 
     Attributes:
-        init: ``init(ensemble, carry) -> state``; ``carry`` is one particle's first recurrent state, for all.
-        step: ``step(state, (x, target)) -> (state, outputs, info)``: the outputs (J, ...) come from before the update,
-            so that they are honest predictions of the target.
+        init: function ``init(ensemble, carry) -> state``; ``carry`` is one particle's first recurrent state, for all.
+        step: function ``step(state, (x, target)) -> (state, outputs, info)``: the outputs (J, ...) come from before the
+            update, so that they are honest predictions of the target.
     """
 
-    init: Callable[[Ensemble, Any], OnlineState]
+    init: Callable[..., OnlineState]
     step: Callable[[OnlineState, Batch], tuple[OnlineState, Any, Info]]
 
 
@@ -55,9 +54,9 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
     """Learn from one sample at a time.
 
     Args:
-        cell: ``cell(params, carry, x) -> (carry, outputs)`` for one particle and one sample. A model without memory
-            takes and returns an empty carry, ``()``.
-        solver: such as ``eki_jax.euler(None, loss)``; its ``update`` is used.
+        cell: function ``cell(params, carry, x) -> (carry, outputs)`` of one particle and one sample. A model without
+            memory takes and returns an empty carry, ``()``.
+        solver: solver whose ``update`` is used, such as ``eki_jax.euler(None, loss)``.
 
     Returns:
         An :class:`OnlineLearner`.
@@ -77,14 +76,16 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
     True
     """
 
-    def init(ensemble: Ensemble, carry: Any) -> OnlineState:
-        size = ensemble_size(ensemble)
-        spread = lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (size, *jnp.shape(leaf)))
-        return OnlineState(solver.init(ensemble), jax.tree.map(spread, carry))
+    def init(*start_and_carry: Any) -> OnlineState:
+        *start, carry = start_and_carry
+        state = solver.init(*start)
+        size = jax.tree.leaves(jax.eval_shape(solver.ensemble, state))[0].shape[0]
+        for_all = lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (size, *jnp.shape(leaf)))
+        return OnlineState(state, jax.tree.map(for_all, carry))
 
     def step(state: OnlineState, sample: Batch) -> tuple[OnlineState, Any, Info]:
         x, target = sample
-        carry, outputs = jax.vmap(cell, in_axes=(0, 0, None))(state.solver.ensemble, state.carry, x)
+        carry, outputs = jax.vmap(cell, in_axes=(0, 0, None))(solver.ensemble(state.solver), state.carry, x)
         solved, info = solver.update(state.solver, outputs, target)
         return OnlineState(solved, carry), outputs, info
 
@@ -95,9 +96,9 @@ def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> 
     """One pass over a stream as one ``lax.scan``.
 
     Args:
-        learner: from :func:`online`.
-        state: where to start; the result of one stream continues in the next.
-        samples: ``(xs, targets)`` with a leading time axis T.
+        learner: learner from :func:`online`.
+        state: state to start from; the result of one stream continues in the next.
+        samples: pair ``(xs, targets)`` with a leading time axis T.
 
     Returns:
         ``(state, predictions)``: the mean over the particles of the outputs for every sample, each from before its
@@ -129,9 +130,9 @@ def predict_stream(cell: Cell, params: Params, carry: Any, xs: Any) -> tuple[Any
     """The outputs of one set of parameters over a stream, without learning.
 
     Args:
-        cell: the model of one particle and one sample.
-        params: one particle's parameters, such as the mean particle.
-        carry: its first recurrent state.
+        cell: model of one particle and one sample.
+        params: parameters of one particle, such as the mean particle.
+        carry: first recurrent state.
         xs: inputs with a leading time axis T.
 
     Returns:

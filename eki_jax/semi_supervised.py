@@ -27,6 +27,7 @@ import scipy.spatial
 
 from eki_jax._types import Array
 from eki_jax.ensembles.priors import Gaussian, gaussian
+from eki_jax.losses.outputs import MeanSquaredError
 
 # Graphs up to this size are decomposed densely, which is exact and takes about a second.
 _DENSE_NODES = 3000
@@ -36,9 +37,9 @@ class GraphBasis(NamedTuple):
     """The lowest eigenpairs of a graph's Laplacian.
 
     Attributes:
-        eigenvalues: ascending, shape (K,).
-        vectors: orthonormal eigenvectors in columns, shape (N, K).
-        nullity: how many of the eigenvalues are zero: the number of connected parts of the graph.
+        eigenvalues: eigenvalues in ascending order, shape (K,).
+        vectors: eigenvectors in orthonormal columns, shape (N, K).
+        nullity: number of eigenvalues that are zero, that of the connected parts of the graph.
     """
 
     eigenvalues: np.ndarray
@@ -52,7 +53,7 @@ def gaussian_affinity(x: Any, width: float, neighbours: int | None = None) -> An
     Args:
         x: features of the nodes, shape (N, d).
         width: length scale, in the features' units, > 0.
-        neighbours: None for all pairs; else only pairs of which one is among the other's nearest so many.
+        neighbours: number of nearest nodes among which one of a pair has to find the other; None for all pairs.
 
     Returns:
         The weights, shape (N, N), symmetric: a NumPy array, or a ``scipy.sparse.csr_array`` with ``neighbours``. A
@@ -88,8 +89,9 @@ def graph_laplacian(weights: Any, *, normalized: bool = True) -> Any:
     D is the diagonal of the weights' row sums. The normalized one gives the paper's accuracy of the Fiedler vector.
 
     Args:
-        weights: symmetric, not negative, shape (N, N); an array or any ``scipy.sparse`` matrix.
-        normalized: the symmetric normalized Laplacian, whose eigenvalues lie in [0, 2].
+        weights: matrix of affinities, symmetric and not negative, shape (N, N); an array or any ``scipy.sparse``
+            matrix.
+        normalized: flag; True for the symmetric normalized Laplacian, whose eigenvalues lie in [0, 2].
 
     Returns:
         L, shape (N, N): a NumPy array, or a ``scipy.sparse.csr_array`` if the weights were sparse.
@@ -127,9 +129,9 @@ def eigenbasis(laplacian: Any, modes: int | None = None, *, seed: int = 0) -> Gr
     factorization, which suits graphs of few neighbours.
 
     Args:
-        laplacian: symmetric, not negative, shape (N, N), dense or sparse.
-        modes: how many eigenpairs beyond the null space; None for all, which large graphs do not allow.
-        seed: of the iterations' first vector.
+        laplacian: matrix, symmetric and not negative, shape (N, N), dense or sparse.
+        modes: number of eigenpairs beyond the null space; None for all, which large graphs do not allow.
+        seed: seed of the iterations' first vector.
 
     Returns:
         A :class:`GraphBasis` with ``nullity + modes`` pairs.
@@ -191,7 +193,7 @@ def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> G
     if not len(values):
         raise ValueError("basis: has only the null space, which tau = 0 leaves out; wanted more modes or tau > 0")
     factor = vectors * (values + tau**2) ** (-alpha / 2)
-    return gaussian(jnp.zeros(len(factor)), jnp.asarray(factor, jnp.float32))
+    return gaussian(jnp.zeros(len(factor)), factor=jnp.asarray(factor, jnp.float32))
 
 
 def observed_value(u: Array, nodes: Array) -> Array:
@@ -207,9 +209,9 @@ def observed_sign(u: Array, nodes: Array) -> Array:
     return jnp.sign(u[nodes])
 
 
-def mean_squared_error(outputs: Array, labels: Array) -> Array:
-    """The mean of the squared differences over the observed nodes; a loss for the solvers."""
-    return jnp.mean((outputs - labels) ** 2)
+#: The mean of the squared differences over the observed nodes, ``mean_squared_error(outputs, labels)``; a loss for all
+#: solvers, which knows its curvature.
+mean_squared_error = MeanSquaredError()
 
 
 def fiedler_vector(basis: GraphBasis) -> np.ndarray:

@@ -101,7 +101,7 @@ class ResNet(nn.Module):
         """Images to logits; with ``train`` the batch's own statistics normalise, and the moving ones are updated."""
         blocks, rest = divmod(self.depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"depth must be 6 n + 2 with n >= 1; got {self.depth}")
+            raise ValueError(f"depth: {self.depth}; wanted 6 n + 2 with n >= 1")
         normalise = lambda: nn.BatchNorm(use_running_average=not train, momentum=0.9)
         x = nn.relu(normalise()(nn.Conv(16, (3, 3), padding=1, use_bias=False)(x)))
         for stage, features in enumerate((16, 32, 64)):

@@ -73,7 +73,7 @@ def _rows(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 # name -> (data, network)
-_PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
+PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
     "digits-dnn": (lambda data: datasets.digits(), lambda: models.dense_network((64, 10))),
     **{f"mnist-{name}": (datasets.mnist, network) for name, network in _DENSE.items()},
     **{name: (datasets.mnist, network) for name, (network, _) in _DISCRETE.items()},
@@ -89,7 +89,7 @@ _PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
 
 def names() -> list[str]:
     """The names that ``get`` knows."""
-    return list(_PROBLEMS)
+    return list(PROBLEMS)
 
 
 def get(name: str, data: Path | str | None = None) -> Problem:
@@ -108,14 +108,14 @@ def get(name: str, data: Path | str | None = None) -> Problem:
         >>> get("digits-dnn").train[0].shape
         (1437, 8, 8, 1)
     """
-    if name not in _PROBLEMS:
-        raise ValueError(f"name: {name!r}; wanted one of {', '.join(_PROBLEMS)}")
-    return build(name, _PROBLEMS[name][0](data))
+    if name not in PROBLEMS:
+        raise ValueError(f"name: {name!r}; wanted one of {', '.join(PROBLEMS)}")
+    return build(name, PROBLEMS[name][0](data))
 
 
 def build(name: str, dataset: datasets.Dataset) -> Problem:
     """The problem called ``name`` with data that were loaded before."""
-    module = _PROBLEMS[name][1]()
+    module = PROBLEMS[name][1]()
     example = dataset.train_x[:1]
     forward, template = models.linen_forward(module, example)
     logits, _ = models.linen_forward(module, example, method="logits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,29 +16,27 @@ def particle_logits(params: Any, x: jax.Array) -> jax.Array:
 
     Not for derivatives: particles are evaluated one after another under ``vmap``.
     """
-    _tell(params, x)
     is_low_rank = lambda leaf: isinstance(leaf, LowRankMatrix)
-    layers = [params["Conv_0"], params["Conv_1"]]  # their few weights are added up
-    formed = lambda leaf: replace(leaf, tape=None).dense() if is_low_rank(leaf) else leaf
+    layers = [params["Conv_0"], _told(params, x)]  # their few weights are added up
+    formed = lambda leaf: leaf.dense() if is_low_rank(leaf) else leaf
     layers = jax.tree.map(formed, layers, is_leaf=is_low_rank)
     return affine(_features(layers, x), params["Dense_0"]["kernel"], params["Dense_0"]["bias"])
 
 
-def _tell(params: Any, x: jax.Array) -> None:
-    """Tell the tape, where there is one, of what the second kernel multiplies; its bias may as well come before."""
-    first, kernel = params["Conv_0"], params["Conv_1"]["kernel"]
-    if not isinstance(kernel, LowRankMatrix) or kernel.tape is None:
-        return
+def _told(params: Any, x: jax.Array) -> Any:
+    """The second layer; whoever watches is told what its kernel multiplies. Its bias may as well come before."""
+    first, second = params["Conv_0"], params["Conv_1"]
+    kernel = second["kernel"]
+    if not isinstance(kernel, LowRankMatrix) or not kernel.watched:
+        return second
 
-    def windows() -> jax.Array:
-        pooled = _pooled({**first, "kernel": first["kernel"].mean}, _windows(x))
+    def windows(pooled: jax.Array) -> jax.Array:
         size = pooled.shape[1] - 4
         parts = [pooled[:, i : i + size, j : j + size] for i in range(5) for j in range(5)]
         return jnp.concatenate(parts, axis=-1)
 
-    places = (_pooled_size(x.shape[1]) - 4) ** 2
-    kernel.multiplies(places, windows)
-    kernel.meets("bias")
+    pooled = _pooled({**first, "kernel": first["kernel"].mean}, _windows(x))
+    return {**second, "kernel": kernel.multiplies(pooled, windows, bias="bias")}
 
 
 @jax.custom_batching.custom_vmap

@@ -5,35 +5,19 @@ and EDF-H (Hessian) as optax transformations, the MINRES iteration that they sta
 vector fields. Needs the extra ``optax``. The guide is ``docs/edf.md``.
 """
 
-from eki_jax.edf.acceleration import Acceleration, heavy_ball, nesterov
-from eki_jax.edf.flows import (
-    edf_g_flow,
-    edf_h_flow,
-    equation_flow,
-    exponential_decay,
-    geodesic_flow,
-    geodesic_momentum,
-    linear_decay,
-)
-from eki_jax.edf.minres import MinresInfo, minres
-from eki_jax.edf.objective import Objective
-from eki_jax.edf.transformations import EdfState, edf_g, edf_h
-
-__all__ = [
-    "Acceleration",
-    "EdfState",
-    "MinresInfo",
-    "Objective",
-    "edf_g",
-    "edf_g_flow",
-    "edf_h",
-    "edf_h_flow",
-    "equation_flow",
-    "exponential_decay",
-    "geodesic_flow",
-    "geodesic_momentum",
-    "heavy_ball",
-    "linear_decay",
-    "minres",
-    "nesterov",
-]
+from eki_jax.edf.acceleration import Acceleration as Acceleration
+from eki_jax.edf.acceleration import heavy_ball as heavy_ball
+from eki_jax.edf.acceleration import nesterov as nesterov
+from eki_jax.edf.flows import edf_g_flow as edf_g_flow
+from eki_jax.edf.flows import edf_h_flow as edf_h_flow
+from eki_jax.edf.flows import equation_flow as equation_flow
+from eki_jax.edf.flows import exponential_decay as exponential_decay
+from eki_jax.edf.flows import geodesic_flow as geodesic_flow
+from eki_jax.edf.flows import geodesic_momentum as geodesic_momentum
+from eki_jax.edf.flows import linear_decay as linear_decay
+from eki_jax.edf.minres import MinresInfo as MinresInfo
+from eki_jax.edf.minres import minres as minres
+from eki_jax.edf.objective import Objective as Objective
+from eki_jax.edf.transformations import EdfState as EdfState
+from eki_jax.edf.transformations import edf_g as edf_g
+from eki_jax.edf.transformations import edf_h as edf_h

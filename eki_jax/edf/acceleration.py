@@ -1,4 +1,4 @@
-"""The two accelerations of the paper: W1 (constant friction) and W2 (friction alpha / t)."""
+"""The two accelerations of the paper: W1 with constant friction and W2 with friction that falls as 1 / t."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._types import Array
+from eki_jax._types import Array, PyTree
 from eki_jax.edf import _vectors as vectors
-
-PyTree = Any
 
 
 class Acceleration(NamedTuple):
     """How the velocity is carried from step to step; made by :func:`heavy_ball` and :func:`nesterov`.
 
     Attributes:
-        momentum: the share of the velocity that is kept, as a function of the step count n = 0, 1, 2, ...
-        look_ahead: whether the parameters handed to the optimizer are the extrapolated ones (Nesterov).
+        momentum: share of the velocity that is kept, as a function of the step count n = 0, 1, 2, ...
+        look_ahead: flag, True where the optimizer is handed extrapolated parameters (Nesterov).
     """
 
     momentum: Callable[[Array], Any]
@@ -41,53 +39,50 @@ class Acceleration(NamedTuple):
         return vectors.combine((1, step), (self.momentum(count), velocity)), velocity
 
 
-def heavy_ball(kappa: float = 0.9) -> Acceleration:
-    r"""W1: the velocity decays by the constant factor ``kappa`` a step, ``m <- kappa m + P``, ``w <- w - eta m``.
+def heavy_ball(momentum: float = 0.9) -> Acceleration:
+    r"""W1: the velocity decays by a constant factor kappa a step, ``m <- kappa m + P``, ``w <- w - eta m``.
 
-    With learning rate ``eta = dt^2`` this discretises the paper's equation (25), ``w'' + c w' + P = 0`` with constant
-    friction ``c``, where ``kappa = 1 - c dt``. The paper's experiments use the momentum coefficient 0.9.
+    With learning rate ``eta = dt^2`` it is a discretization of ``w'' + c w' + P = 0`` with constant friction ``c``,
+    where ``kappa = 1 - c dt``. The paper's experiments use the factor 0.9. ("Exponentially Decaying Flows for
+    Optimization in Deep Learning", 2018, equation 25.)
 
     Args:
-        kappa: momentum coefficient, in [0, 1).
+        momentum: factor kappa in [0, 1).
 
     Returns:
         An :class:`Acceleration` for :func:`edf_g` and :func:`edf_h`.
 
     Raises:
-        ValueError: ``kappa`` outside [0, 1).
+        ValueError: ``momentum`` outside [0, 1).
 
-    Example:
-        >>> float(heavy_ball(0.9).momentum(jnp.asarray(7)))
-        0.9
+    >>> float(heavy_ball(0.9).momentum(jnp.asarray(7)))
+    0.9
     """
-    if not isinstance(kappa, jax.core.Tracer) and not 0 <= kappa < 1:
-        raise ValueError(f"kappa must lie in [0, 1); got {kappa}")
-    return Acceleration(lambda count: kappa, look_ahead=False)
+    if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum: {momentum}; wanted a number in [0, 1)")
+    return Acceleration(lambda count: momentum, look_ahead=False)
 
 
-def nesterov(alpha: float = 3.0) -> Acceleration:
-    r"""W2: friction ``alpha / t``, discretised with the momentum coefficient ``n / (n + alpha)``, n = 0, 1, 2, ...
+def nesterov(friction: float = 3.0) -> Acceleration:
+    r"""W2: friction ``alpha / t``, as the momentum factor ``n / (n + alpha)`` of the step n = 0, 1, 2, ...
 
     The parameters that the optimizer sees are the extrapolated ones, at which gradient and curvature are to be taken:
-    ``w_(n+1) = y_n - eta P(y_n)``, ``y_(n+1) = w_(n+1) + n / (n + alpha) (w_(n+1) - w_n)``. With ``eta = dt^2`` it
-    discretises ``w'' + (alpha / t) w' + P = 0``, the paper's equation (25) with ``t = n dt``.
+    ``w_(n+1) = y_n - eta P(y_n)``, ``y_(n+1) = w_(n+1) + n / (n + alpha) (w_(n+1) - w_n)``. With ``eta = dt^2`` it is
+    a discretization of ``w'' + (alpha / t) w' + P = 0`` with ``t = n dt``. ("Exponentially Decaying Flows for
+    Optimization in Deep Learning", 2018, equation 25 and section 4; Su, Boyd and Candes, JMLR 2016.)
 
     Args:
-        alpha: positive; 3 is Nesterov's sequence.
+        friction: constant alpha > 0 of the friction; 3 is Nesterov's sequence.
 
     Returns:
         An :class:`Acceleration` for :func:`edf_g` and :func:`edf_h`.
 
     Raises:
-        ValueError: ``alpha`` <= 0.
+        ValueError: ``friction`` <= 0.
 
-    Source: the paper's section 4; Su, Boyd and Candès, "A differential equation for modeling Nesterov's accelerated
-    gradient method" (2014).
-
-    Example:
-        >>> [float(nesterov(3.0).momentum(jnp.asarray(n))) for n in (0, 3)]
-        [0.0, 0.5]
+    >>> [float(nesterov(3.0).momentum(jnp.asarray(n))) for n in (0, 3)]
+    [0.0, 0.5]
     """
-    if not isinstance(alpha, jax.core.Tracer) and not alpha > 0:
-        raise ValueError(f"alpha must be positive; got {alpha}")
-    return Acceleration(lambda count: count / (count + alpha), look_ahead=True)
+    if not isinstance(friction, jax.core.Tracer) and not friction > 0:
+        raise ValueError(f"friction: {friction}; wanted a number > 0")
+    return Acceleration(lambda count: count / (count + friction), look_ahead=True)

@@ -9,22 +9,31 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from eki_jax._types import Array, Batch, Params
+from eki_jax._types import Array, Batch, Params, PyTree
 from eki_jax.edf import _vectors as vectors
 from eki_jax.edf.objective import Objective
 from eki_jax.edf.transformations import Curvature, Damping, checked_damping, checked_order, project
 
-PyTree = Any
 Field = Callable[[Any, PyTree, Any], PyTree]
 
 
 def exponential_decay(t: Array) -> Array:
-    """``rho(t) = e^-t``: the residual decays exponentially and vanishes as t goes to infinity."""
+    """``rho(t) = e^-t``: the residual decays exponentially and vanishes as t goes to infinity.
+
+    >>> import jax.numpy as jnp
+    >>> round(float(exponential_decay(jnp.array(1.0))), 3)
+    0.368
+    """
     return jnp.exp(-t)
 
 
 def linear_decay(t: Array) -> Array:
-    """``rho(t) = 1 - t``: the motion along the geodesic at constant speed; the residual vanishes at t = 1."""
+    """``rho(t) = 1 - t``: the motion along the geodesic at constant speed; the residual vanishes at t = 1.
+
+    >>> import jax.numpy as jnp
+    >>> linear_decay(jnp.array([0.0, 0.25]))
+    Array([1.  , 0.75], dtype=float32)
+    """
     return 1 - t
 
 
@@ -33,11 +42,12 @@ def equation_flow(residual: Callable[[Params], PyTree], decay: Callable[[Array],
 
     The field solves ``J dw/dt = chi(t) F`` with ``J`` the Jacobian of ``F`` and ``chi = d ln(rho) / dt``; its Euler
     step is a damped Newton step. ``J`` is formed and solved densely: this flow is for studying small systems.
+    ("Exponentially Decaying Flows for Optimization in Deep Learning", 2018, Theorem 2.2 and Definition 2.3.)
 
     Args:
-        residual: ``F``, from a pytree to a pytree with as many numbers.
-        decay: ``rho``, differentiable, with ``rho(0) = 1``; :func:`exponential_decay` gives the exponentially
-            decaying flow, :func:`linear_decay` the geodesic.
+        residual: function ``residual(params) -> F``, a pytree with as many numbers as ``params``.
+        decay: function ``decay(t) -> rho``, differentiable, with ``rho(0) = 1``; :func:`exponential_decay` gives the
+            exponentially decaying flow, :func:`linear_decay` the geodesic.
 
     Returns:
         ``field(t, w, args)``; ``args`` is ignored.
@@ -45,13 +55,10 @@ def equation_flow(residual: Callable[[Params], PyTree], decay: Callable[[Array],
     Raises:
         ValueError: when called, ``F`` and ``w`` do not have as many numbers.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> field = equation_flow(lambda w: 2.0 * w)
-        >>> field(0.0, jnp.array([3.0, 5.0]), None)
-        Array([-3., -5.], dtype=float32)
-
-    Source: "Exponentially Decaying Flows for Optimization in Deep Learning" (2018), Theorem 2.2 and Definition 2.3.
+    >>> import jax.numpy as jnp
+    >>> field = equation_flow(lambda w: 2.0 * w)
+    >>> field(0.0, jnp.array([3.0, 5.0]), None)
+    Array([-3., -5.], dtype=float32)
     """
 
     def field(t: Any, params: Params, args: Any = None) -> Params:
@@ -72,21 +79,19 @@ def geodesic_flow(residual: Callable[[Params], PyTree]) -> Field:
 
     ``dw/dt = G^-1 p`` and ``dp/dt = grad_w (|J(w) v|^2 / 2)`` at the velocity ``v = dw/dt`` held fixed. Started with
     the momentum of :func:`geodesic_momentum` it runs along the geodesic to the root: ``F(w(t)) = (1 - t) F(w(0))``.
+    (The paper's equations 1-4 and Theorem 2.1.)
 
     Args:
-        residual: ``F``, from a pytree to a pytree with as many numbers.
+        residual: function ``residual(params) -> F``, a pytree with as many numbers as ``params``.
 
     Returns:
         ``field(t, (w, p), args)``; ``args`` is ignored.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> residual = lambda w: 2.0 * w
-        >>> w = jnp.array([3.0])
-        >>> geodesic_flow(residual)(0.0, (w, geodesic_momentum(residual, w)), None)
-        (Array([-3.], dtype=float32), Array([0.], dtype=float32))
-
-    Source: the paper's equations (1)-(4), Theorem 2.1.
+    >>> import jax.numpy as jnp
+    >>> residual = lambda w: 2.0 * w
+    >>> w = jnp.array([3.0])
+    >>> geodesic_flow(residual)(0.0, (w, geodesic_momentum(residual, w)), None)
+    (Array([-3.], dtype=float32), Array([0.], dtype=float32))
     """
 
     def field(t: Any, position_and_momentum: tuple[Params, Params], args: Any = None) -> tuple[Params, Params]:
@@ -108,7 +113,19 @@ def geodesic_flow(residual: Callable[[Params], PyTree]) -> Field:
 
 
 def geodesic_momentum(residual: Callable[[Params], PyTree], params: Params) -> Params:
-    """``p = -J^T F``, with which :func:`geodesic_flow` reaches the root at t = 1 (the paper's equation 3)."""
+    """``p = -J^T F``, with which :func:`geodesic_flow` reaches the root at t = 1. (The paper's equation 3.)
+
+    Args:
+        residual: function ``residual(params) -> F``, a pytree with as many numbers as ``params``.
+        params: start of the flow.
+
+    Returns:
+        The momentum, a pytree like ``params``.
+
+    >>> import jax.numpy as jnp
+    >>> geodesic_momentum(lambda w: 2.0 * w, jnp.array([3.0]))
+    Array([-12.], dtype=float32)
+    """
     value, pullback = jax.vjp(residual, params)
     return jax.tree.map(jnp.negative, pullback(value)[0])
 
@@ -117,12 +134,13 @@ def edf_g_flow(objective: Objective, krylov_order: int, damping: Damping | None 
     r"""EDF-G in continuous time: ``(G + lambda I) dw/dt = -grad L``, projected onto a Krylov space.
 
     With ``krylov_order`` at least the number of parameters and no damping it is the paper's flow itself. Where the
-    model has as many outputs as parameters and a squared error, its residuals decay as ``e^-t``.
+    model has as many outputs as parameters and a squared error, its residuals decay as ``e^-t``. (The paper's
+    Definition 3.1 and equations 21, 22 and 24.)
 
     Args:
-        objective: the model and its loss.
+        objective: model and loss whose matrix and gradient are taken.
         krylov_order: order of the Krylov space, at least 1.
-        damping: ``(a, b)`` of ``lambda = a ||grad L||^b``; None for none.
+        damping: pair ``(a, b)`` of ``lambda = a ||grad L||^b``; None for no damping.
 
     Returns:
         ``field(t, params, batch)``.
@@ -130,16 +148,13 @@ def edf_g_flow(objective: Objective, krylov_order: int, damping: Damping | None 
     Raises:
         ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from eki_jax import edf
-        >>> objective = edf.Objective(lambda w, x: x * w, lambda outputs, y: 0.5 * jnp.sum((outputs - y) ** 2))
-        >>> batch = (jnp.array([1.0, 4.0]), jnp.array([1.0, 4.0]))
-        >>> field = edf_g_flow(objective, krylov_order=2)
-        >>> [round(float(entry), 4) for entry in field(0.0, jnp.zeros(2), batch)]
-        [1.0, 1.0]
-
-    Source: the paper's Definition 3.1, equations (21), (22) and (24).
+    >>> import jax.numpy as jnp
+    >>> from eki_jax import edf
+    >>> objective = edf.Objective(lambda w, x: x * w, lambda outputs, y: 0.5 * jnp.sum((outputs - y) ** 2))
+    >>> batch = (jnp.array([1.0, 4.0]), jnp.array([1.0, 4.0]))
+    >>> field = edf_g_flow(objective, krylov_order=2)
+    >>> [round(float(entry), 4) for entry in field(0.0, jnp.zeros(2), batch)]
+    [1.0, 1.0]
     """
     return _objective_flow(Objective.gauss_newton, objective, krylov_order, damping)
 
@@ -147,10 +162,12 @@ def edf_g_flow(objective: Objective, krylov_order: int, damping: Damping | None 
 def edf_h_flow(objective: Objective, krylov_order: int, damping: Damping | None = None) -> Field:
     r"""EDF-H in continuous time: ``(H + lambda I) dw/dt = -grad L``; the gradient decays as ``e^-t``.
 
+    (The paper's Definition 3.1 and equation 20.)
+
     Args:
-        objective: the model and its loss.
+        objective: model and loss whose matrix and gradient are taken.
         krylov_order: order of the Krylov space, at least 1; the number of parameters for the paper's flow itself.
-        damping: ``(a, b)`` of ``lambda = a ||grad L||^b``; None for none.
+        damping: pair ``(a, b)`` of ``lambda = a ||grad L||^b``; None for no damping.
 
     Returns:
         ``field(t, params, batch)``.
@@ -158,7 +175,12 @@ def edf_h_flow(objective: Objective, krylov_order: int, damping: Damping | None 
     Raises:
         ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0.
 
-    Source: the paper's Definition 3.1, equation (20).
+    >>> import jax.numpy as jnp
+    >>> from eki_jax import edf
+    >>> objective = edf.Objective(lambda w, x: w, lambda w, y: jnp.sum(w**2 * jnp.array([1.0, 2.0])))
+    >>> field = edf_h_flow(objective, krylov_order=2)
+    >>> [round(float(entry), 4) for entry in field(0.0, jnp.array([3.0, -1.0]), (jnp.zeros(1), jnp.zeros(1)))]
+    [-3.0, 1.0]
     """
     return _objective_flow(Objective.hessian, objective, krylov_order, damping)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator as _operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from eki_jax._types import Array, PyTree
 from eki_jax.edf import _vectors as vectors
 
-PyTree = Any
 Operator = Callable[[PyTree], PyTree]
 
 # Loops this short are unrolled: XLA's CPU backend runs a convolution inside a loop many times slower.
@@ -22,74 +22,72 @@ class MinresInfo(NamedTuple):
     """What a run of :func:`minres` says about itself.
 
     Attributes:
-        residual_norm: ``||rhs - A x||`` as the recurrence knows it, scalar.
-        iterations: steps that changed the solution, integer scalar; fewer than asked for once nothing was left to do.
+        residual_norm: norm ``||rhs - A x||`` as the recurrence knows it, scalar.
+        iterations: number of steps that changed the solution, integer scalar; fewer than asked for once nothing was
+            left to do.
     """
 
-    residual_norm: jax.Array
-    iterations: jax.Array
+    residual_norm: Array
+    iterations: Array
 
 
 class _Lanczos(NamedTuple):
-    """Three-term recurrence: ``current`` is not yet normalised, ``beta`` is its norm; ``scale`` estimates ``||A||``."""
+    """Three-term recurrence: ``current`` is not yet normalized, ``beta`` is its norm; ``scale`` estimates ``||A||``."""
 
     previous: PyTree
     current: PyTree
-    beta: jax.Array
-    scale: jax.Array
+    beta: Array
+    scale: Array
 
 
 class _Rotations(NamedTuple):
-    """The last two Givens rotations (cosine, sine) of the QR factorisation of the tridiagonal matrix."""
+    """The last two Givens rotations (cosine, sine) of the QR factorization of the tridiagonal matrix."""
 
-    older_cosine: jax.Array
-    cosine: jax.Array
-    older_sine: jax.Array
-    sine: jax.Array
+    older_cosine: Array
+    cosine: Array
+    older_sine: Array
+    sine: Array
 
 
 class _State(NamedTuple):
     solution: PyTree
     older_search: PyTree
     search: PyTree
-    residual: jax.Array
+    residual: Array
     lanczos: _Lanczos
     rotations: _Rotations
-    iterations: jax.Array
-    active: jax.Array
+    iterations: Array
+    active: Array
 
 
-def minres(operator: Operator, rhs: PyTree, iterations: int | jax.Array) -> tuple[PyTree, MinresInfo]:
+def minres(operator: Operator, rhs: PyTree, iterations: int | Array) -> tuple[PyTree, MinresInfo]:
     r"""``iterations`` steps of the minimum residual method for ``A x = rhs``, from ``x = 0``.
 
-    The result minimises ``||rhs - A x||`` over the Krylov space ``span{rhs, A rhs, ..., A^(k-1) rhs}``. ``A`` is
+    The result minimizes ``||rhs - A x||`` over the Krylov space ``span{rhs, A rhs, ..., A^(k-1) rhs}``. ``A`` is
     symmetric; it may be indefinite or singular. Once the space is exhausted (an invariant subspace was reached) or
-    the residual has sunk to rounding, the solution no longer changes.
+    the residual has sunk to rounding, the solution no longer changes. (Paige and Saunders, SIAM J. Numer. Anal. 1975;
+    "Exponentially Decaying Flows for Optimization in Deep Learning", 2018, Algorithm 1, whose ``lambda g`` in the
+    product with the matrix is read as ``lambda v_1``, a part of ``operator``.)
 
     Args:
-        operator: ``A`` as a function from a pytree like ``rhs`` to such a pytree. Only products with ``A`` are
-            taken, one an iteration.
+        operator: function ``operator(x) -> A x`` of pytrees like ``rhs``, called once an iteration.
         rhs: pytree of floating-point arrays. Its types are those of the solution; scalars are computed in single
             precision at least.
-        iterations: the number ``k`` of steps, at least 1; an integer array will do, also a traced one.
+        iterations: number k of steps, at least 1; an integer array will do, also a traced one.
 
     Returns:
         The solution, a pytree like ``rhs``, and a :class:`MinresInfo`.
 
     Raises:
-        ValueError: if ``iterations`` is a Python integer below 1, or ``rhs`` has no leaves.
-        TypeError: if ``iterations`` is no integer, or a leaf of ``rhs`` is not of a floating-point type.
+        ValueError: ``iterations`` < 1, where it is known, or an ``rhs`` without arrays.
+        TypeError: ``iterations`` that is no integer, or a leaf of ``rhs`` that is not floating-point.
 
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> diagonal = jnp.array([3.0, -2.0, 1.0])
-        >>> solve = jax.jit(lambda rhs: minres(lambda x: diagonal * x, rhs, iterations=3))
-        >>> solution, info = solve(jnp.array([3.0, 2.0, 2.0]))
-        >>> [round(float(entry), 3) for entry in solution]
-        [1.0, -1.0, 2.0]
-
-    Source: Paige and Saunders (1975); "Exponentially Decaying Flows for Optimization in Deep Learning" (2018),
-    Algorithm 1, whose ``lambda g`` in the product with the matrix is read as ``lambda v_1`` (in ``operator``).
+    >>> import jax, jax.numpy as jnp
+    >>> diagonal = jnp.array([3.0, -2.0, 1.0])
+    >>> solve = jax.jit(lambda rhs: minres(lambda x: diagonal * x, rhs, iterations=3))
+    >>> solution, info = solve(jnp.array([3.0, 2.0, 2.0]))
+    >>> [round(float(entry), 3) for entry in solution]
+    [1.0, -1.0, 2.0]
     """
     _check(rhs, iterations)
     start = _start(jax.tree.map(jnp.asarray, rhs))
@@ -103,7 +101,7 @@ def minres(operator: Operator, rhs: PyTree, iterations: int | jax.Array) -> tupl
 def one_step(operator: Operator, rhs: PyTree) -> PyTree:
     """:func:`minres` with one iteration, in closed form: ``c rhs`` with ``c = <rhs, A rhs> / ||A rhs||^2``.
 
-    Source: the paper's equation (23) and Algorithm 2.
+    (The paper's equation 23 and Algorithm 2.)
     """
     image = operator(rhs)
     squared = vectors.dot(image, image)
@@ -126,7 +124,7 @@ def _start(rhs: PyTree) -> _State:
     )
 
 
-def _step(operator: Operator, converged: jax.Array, state: _State) -> _State:
+def _step(operator: Operator, converged: Array, state: _State) -> _State:
     """One iteration; it changes nothing once the Krylov space is exhausted or the residual is down to ``converged``."""
     old = state.lanczos
     basis = vectors.combine((1 / jnp.where(state.active, old.beta, 1), old.current))
@@ -160,17 +158,17 @@ def _step(operator: Operator, converged: jax.Array, state: _State) -> _State:
     return vectors.select(useful, new, state._replace(active=jnp.zeros_like(state.active)))
 
 
-def _check(rhs: PyTree, iterations: int | jax.Array) -> None:
+def _check(rhs: PyTree, iterations: int | Array) -> None:
     if isinstance(iterations, jax.Array):
         if not jnp.issubdtype(iterations.dtype, jnp.integer) or iterations.ndim:
-            raise TypeError(f"iterations must be an integer; got an array of {iterations.dtype}{iterations.shape}")
+            raise TypeError(f"iterations: an array of {iterations.dtype}{iterations.shape}; wanted an integer")
     else:
         try:
             count = _operator.index(iterations)
         except TypeError:
-            raise TypeError(f"iterations must be an integer; got {iterations!r}") from None
+            raise TypeError(f"iterations: {iterations!r}; wanted an integer") from None
         if count < 1:
-            raise ValueError(f"iterations must be at least 1; got {count}")
+            raise ValueError(f"iterations: {count}; wanted at least 1")
     for leaf in jax.tree.leaves(rhs):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"rhs must have floating-point leaves; got one of type {jnp.result_type(leaf)}")
+            raise TypeError(f"rhs: dtype {jnp.result_type(leaf)}; wanted a floating-point dtype")

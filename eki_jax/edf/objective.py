@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from eki_jax._types import Batch, ForwardFn, LossFn, Params
+from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, PyTree
 
-PyTree = Any
 Operator = Callable[[PyTree], PyTree]
 
 
@@ -24,28 +23,28 @@ class Objective:
     samples, so that the memory for activations does not grow with the batch; the results are the same to rounding.
 
     Attributes:
-        forward: ``forward(params, x) -> outputs``, with flax for example
-            ``lambda params, x: model.apply({"params": params}, x)``. In chunks, a sample's outputs must not depend on
-            the other samples (batch normalisation with the batch's own statistics then uses each chunk's).
-        loss: ``loss(outputs, targets) -> scalar``, twice differentiable in the outputs, like
+        forward: function ``forward(params, x) -> outputs``, such as :func:`eki_jax.flax.linen_forward` makes. In
+            chunks, a sample's outputs must not depend on the other samples (batch normalization with the batch's own
+            statistics then uses each chunk's).
+        loss: function ``loss(outputs, targets) -> scalar``, twice differentiable in the outputs, like
             ``optax.losses.softmax_cross_entropy_with_integer_labels(...).mean()``. For the Gauss-Newton matrix to be
             positive semi-definite it has to be convex.
-        chunk_size: samples to a slice; None for the whole batch at once. The last slice may be smaller.
-        reduction: how ``loss`` treats the samples, ``"mean"`` or ``"sum"``; it decides how slices are added up.
+        chunk_size: number of samples in a slice; None for the whole batch at once. The last slice may be smaller.
+        reduction: name of what ``loss`` does with the samples, ``"mean"`` or ``"sum"``; it decides how slices are added
+            up.
 
     Raises:
         ValueError: ``chunk_size`` < 1, an unknown ``reduction``, a loss that is not a scalar, a batch whose arrays
             disagree in length.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> objective = Objective(lambda w, x: x @ w, lambda outputs, y: 0.5 * jnp.mean((outputs - y) ** 2))
-        >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0]))
-        >>> value, gradient = objective.value_and_grad(jnp.zeros(2), batch)
-        >>> gradient
-        Array([-0.5, -2. ], dtype=float32)
-        >>> objective.gauss_newton(jnp.zeros(2), batch)(jnp.ones(2))
-        Array([0.5, 2. ], dtype=float32)
+    >>> import jax.numpy as jnp
+    >>> objective = Objective(lambda w, x: x @ w, lambda outputs, y: 0.5 * jnp.mean((outputs - y) ** 2))
+    >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0]))
+    >>> value, gradient = objective.value_and_grad(jnp.zeros(2), batch)
+    >>> gradient
+    Array([-0.5, -2. ], dtype=float32)
+    >>> objective.gauss_newton(jnp.zeros(2), batch)(jnp.ones(2))
+    Array([0.5, 2. ], dtype=float32)
     """
 
     forward: ForwardFn
@@ -55,16 +54,16 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
-            raise ValueError(f"chunk_size must be None or an integer of at least 1; got {self.chunk_size!r}")
+            raise ValueError(f"chunk_size: {self.chunk_size!r}; wanted None or an integer of at least 1")
         if self.reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction must be "mean" or "sum"; got {self.reduction!r}')
+            raise ValueError(f'reduction: {self.reduction!r}; wanted "mean" or "sum"')
 
-    def value(self, params: Params, batch: Batch) -> jax.Array:
-        """The loss of the batch, a scalar."""
+    def value(self, params: Params, batch: Batch) -> Array:
+        """Loss of the batch, a scalar."""
         return self._accumulate(lambda chunk: self._loss_of(chunk)(params), batch)
 
-    def value_and_grad(self, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-        """The loss of the batch and its gradient, a pytree like ``params``."""
+    def value_and_grad(self, params: Params, batch: Batch) -> tuple[Array, Params]:
+        """Loss of the batch and its gradient, a pytree like ``params``."""
         return self._accumulate(lambda chunk: jax.value_and_grad(self._loss_of(chunk))(params), batch)
 
     def gauss_newton(self, params: Params, batch: Batch) -> Operator:
@@ -80,7 +79,7 @@ class Objective:
 
     def _operator(self, linear: Callable[[Params, Batch], Operator], params: Params, batch: Batch) -> Operator:
         if self._is_whole(batch):
-            return linear(params, batch)  # linearised once, however many products follow
+            return linear(params, batch)  # linearized once, however many products follow
         return lambda vector: self._accumulate(lambda chunk: linear(params, chunk)(vector), batch)
 
     def _gauss_newton_of(self, params: Params, chunk: Batch) -> Operator:
@@ -94,8 +93,8 @@ class Objective:
     def _hessian_of(self, params: Params, chunk: Batch) -> Operator:
         return jax.linearize(jax.grad(self._loss_of(chunk)), params)[1]
 
-    def _loss_of(self, chunk: Batch) -> Callable[[Params], jax.Array]:
-        def loss_of(params: Params) -> jax.Array:
+    def _loss_of(self, chunk: Batch) -> Callable[[Params], Array]:
+        def loss_of(params: Params) -> Array:
             x, targets = chunk
             value = jnp.asarray(self.loss(self.forward(params, x), targets))
             if value.ndim:

@@ -21,11 +21,11 @@ Curvature = Callable[[Objective, Params, Batch], Operator]
 
 
 class EdfState(NamedTuple):
-    """What the next step needs.
+    """State of :func:`edf_g` and :func:`edf_h`.
 
     Attributes:
-        count: steps taken, an integer scalar.
-        velocity: a pytree like the parameters; None without acceleration.
+        count: number of steps taken, int32.
+        velocity: velocity of the acceleration, a pytree like the parameters; None without acceleration.
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
@@ -43,17 +43,19 @@ def edf_g(
     ``G = J^T H_L J`` is the Gauss-Newton matrix. The linear system is projected onto the Krylov space of order
     ``krylov_order`` by :func:`minres`: order 1 is a gradient step whose length the curvature sets, a higher order
     comes nearer to Gauss-Newton. ``lambda = a ||grad L||^b`` vanishes with the gradient, so that convergence stays
-    exponential.
+    exponential. ("Exponentially Decaying Flows for Optimization in Deep Learning", 2018, equations 21-25 and
+    Algorithms 1 and 2.)
 
     ``update`` takes two more keyword arguments: ``objective``, an :class:`Objective`, and ``batch``, the ``(x,
     targets)`` at which the curvature is taken (that of the gradient, as a rule). Further ones are ignored.
 
     Args:
-        learning_rate: eta > 0, or a function of the step count; 1 is the full Newton-like step.
-        krylov_order: k >= 1, products with the matrix a step. A step costs about 1 + k gradients.
-        damping: ``(a, b)``, both >= 0; None for no damping. The paper takes (1, 1) for mini-batches and None for the
-            full batch.
-        acceleration: None, :func:`heavy_ball` (W1) or :func:`nesterov` (W2).
+        learning_rate: factor eta > 0 of a step, or a schedule of the step count; 1 is the full Newton-like step.
+        krylov_order: order k >= 1 of the Krylov space, the number of products with the matrix. A step costs about 1 + k
+            gradients.
+        damping: pair ``(a, b)`` of ``lambda = a ||grad L||^b``, both >= 0; None for no damping. The paper takes (1, 1)
+            for mini-batches and None for the full batch.
+        acceleration: way to carry the velocity, :func:`heavy_ball` (W1) or :func:`nesterov` (W2); None for none.
 
     Returns:
         An ``optax.GradientTransformationExtraArgs``. Updates have the parameters' types.
@@ -62,22 +64,18 @@ def edf_g(
         ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0; in ``update``: no ``params``.
         TypeError: arguments of another type; in ``update``: no ``objective`` or no ``batch``.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import optax
-        >>> from eki_jax import edf
-        >>> objective = edf.Objective(lambda w, x: x @ w, lambda outputs, y: 0.5 * jnp.mean((outputs - y) ** 2))
-        >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0]))
-        >>> optimizer = edf.edf_g(learning_rate=1.0, krylov_order=2, damping=None)
-        >>> params = jnp.zeros(2)
-        >>> state = optimizer.init(params)
-        >>> value, gradient = objective.value_and_grad(params, batch)
-        >>> updates, state = optimizer.update(gradient, state, params, objective=objective, batch=batch)
-        >>> [round(float(entry), 4) for entry in optax.apply_updates(params, updates)]
-        [1.0, 1.0]
-
-    Source: "Exponentially Decaying Flows for Optimization in Deep Learning" (2018), equations (21)-(25),
-    Algorithms 1 and 2.
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from eki_jax import edf
+    >>> objective = edf.Objective(lambda w, x: x @ w, lambda outputs, y: 0.5 * jnp.mean((outputs - y) ** 2))
+    >>> batch = (jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0]))
+    >>> optimizer = edf.edf_g(learning_rate=1.0, krylov_order=2, damping=None)
+    >>> params = jnp.zeros(2)
+    >>> state = optimizer.init(params)
+    >>> value, gradient = objective.value_and_grad(params, batch)
+    >>> updates, state = optimizer.update(gradient, state, params, objective=objective, batch=batch)
+    >>> [round(float(entry), 4) for entry in optax.apply_updates(params, updates)]
+    [1.0, 1.0]
     """
     return _edf(Objective.gauss_newton, learning_rate, krylov_order, damping, acceleration)
 
@@ -91,34 +89,33 @@ def edf_h(
     r"""Exponentially decaying flow of type H: :func:`edf_g` with the true Hessian in place of ``G``.
 
     The Hessian may be indefinite: the flow lets the *gradient* decay, so that it also converges to saddle points and
-    maxima, and a single step may go uphill. Products are by forward-over-reverse differentiation.
+    maxima, and a single step may go uphill. Products are by forward-over-reverse differentiation. (The paper's
+    equation 20.)
 
     Args:
-        learning_rate: as for :func:`edf_g`.
-        krylov_order: as for :func:`edf_g`.
-        damping: as for :func:`edf_g`; it shifts an indefinite spectrum, it does not make it positive.
-        acceleration: as for :func:`edf_g`.
+        learning_rate: factor eta > 0 of a step, or a schedule of the step count; 1 is the full Newton step.
+        krylov_order: order k >= 1 of the Krylov space, the number of products with the Hessian.
+        damping: pair ``(a, b)`` of ``lambda = a ||grad L||^b``, both >= 0; None for no damping. It shifts an indefinite
+            spectrum, it does not make it positive.
+        acceleration: way to carry the velocity, :func:`heavy_ball` (W1) or :func:`nesterov` (W2); None for none.
 
     Returns:
         An ``optax.GradientTransformationExtraArgs`` whose ``update`` takes ``objective`` and ``batch``.
 
     Raises:
-        ValueError: as for :func:`edf_g`.
-        TypeError: as for :func:`edf_g`.
+        ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0; in ``update``: no ``params``.
+        TypeError: arguments of another type; in ``update``: no ``objective`` or no ``batch``.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from eki_jax import edf
-        >>> objective = edf.Objective(lambda w, x: w, lambda w, y: jnp.sum(w**2 * jnp.array([1.0, 2.0])))
-        >>> optimizer = edf.edf_h(learning_rate=1.0, krylov_order=2, damping=None)
-        >>> params, batch = jnp.array([3.0, -1.0]), (jnp.zeros(1), jnp.zeros(1))
-        >>> gradient = objective.value_and_grad(params, batch)[1]
-        >>> updates, _ = optimizer.update(
-        ...     gradient, optimizer.init(params), params, objective=objective, batch=batch)
-        >>> [round(float(entry), 4) for entry in updates]  # one Newton step, to the minimum
-        [-3.0, 1.0]
-
-    Source: as for :func:`edf_g`, equation (20).
+    >>> import jax.numpy as jnp
+    >>> from eki_jax import edf
+    >>> objective = edf.Objective(lambda w, x: w, lambda w, y: jnp.sum(w**2 * jnp.array([1.0, 2.0])))
+    >>> optimizer = edf.edf_h(learning_rate=1.0, krylov_order=2, damping=None)
+    >>> params, batch = jnp.array([3.0, -1.0]), (jnp.zeros(1), jnp.zeros(1))
+    >>> gradient = objective.value_and_grad(params, batch)[1]
+    >>> updates, _ = optimizer.update(
+    ...     gradient, optimizer.init(params), params, objective=objective, batch=batch)
+    >>> [round(float(entry), 4) for entry in updates]  # one Newton step, to the minimum
+    [-3.0, 1.0]
     """
     return _edf(Objective.hessian, learning_rate, krylov_order, damping, acceleration)
 
@@ -132,7 +129,7 @@ def _edf(
 ) -> optax.GradientTransformationExtraArgs:
     order, damping = checked_order(krylov_order), checked_damping(damping)
     if acceleration is not None and not isinstance(acceleration, Acceleration):
-        raise TypeError(f"acceleration must be None, heavy_ball(...) or nesterov(...); got {acceleration!r}")
+        raise TypeError(f"acceleration: {acceleration!r}; wanted None, heavy_ball(...) or nesterov(...)")
 
     def init(params: Params) -> EdfState:
         return EdfState(jnp.zeros((), jnp.int32), None if acceleration is None else acceleration.init(params))
@@ -148,10 +145,12 @@ def _edf(
     ) -> tuple[Params, EdfState]:
         del extra_args
         if params is None:
-            raise ValueError("update() needs params, the point at which the gradient was taken; got None")
+            raise ValueError("params: None; wanted the point at which the gradient was taken, as update(..., params)")
         if objective is None or batch is None:
             missing = "objective" if objective is None else "batch"
-            raise TypeError(f"update() needs the keyword argument {missing}: the curvature is taken of it")
+            raise TypeError(
+                f"{missing}: None; wanted it as a keyword of update(), because the curvature is taken of it"
+            )
         direction = project(matrix(objective, params, batch), updates, order, damping)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         step = vectors.combine((-rate, direction))
@@ -178,9 +177,9 @@ def checked_order(krylov_order: int) -> int:
     try:
         order = _operator.index(krylov_order)
     except TypeError:
-        raise TypeError(f"krylov_order must be an integer; got {krylov_order!r}") from None
+        raise TypeError(f"krylov_order: {krylov_order!r}; wanted an integer") from None
     if order < 1:
-        raise ValueError(f"krylov_order must be at least 1; got {order}")
+        raise ValueError(f"krylov_order: {order}; wanted at least 1")
     return order
 
 
@@ -191,8 +190,8 @@ def checked_damping(damping: Damping | None) -> Damping | None:
     try:
         factor, exponent = damping
     except (TypeError, ValueError):
-        raise TypeError(f"damping must be None or a pair (a, b); got {damping!r}") from None
+        raise TypeError(f"damping: {damping!r}; wanted None or a pair (a, b)") from None
     for number in (factor, exponent):
         if not isinstance(number, jax.core.Tracer) and not number >= 0:
-            raise ValueError(f"damping must be a pair (a, b) of numbers >= 0; got {damping!r}")
+            raise ValueError(f"damping: {damping!r}; wanted a pair (a, b) of numbers >= 0")
     return factor, exponent

@@ -26,8 +26,8 @@ def sample_ensemble(key: Array, prior: Prior, particles: int, *, axis_name: str 
     """J independent draws of the prior (the paper's heuristic I, arXiv:1808.03620, section 4.3.3).
 
     Args:
-        key: a JAX random key.
-        prior: what to draw from, such as :func:`eki_jax.priors.xavier`.
+        key: JAX random key.
+        prior: distribution to draw from, such as :func:`eki_jax.priors.xavier`.
         particles: number of particles J, at least 2, on all devices together.
         axis_name: mapped axis over which the particles are spread; each device then draws its own.
 
@@ -60,11 +60,11 @@ def resample_around_mean(
     and V of arXiv:1808.03620, section 4.3.3).
 
     Args:
-        key: a JAX random key.
+        key: JAX random key.
         ensemble: pytree of arrays of shape (J, ...).
-        prior: whose centred noise is added.
-        particles: new number of particles J on all devices together; by default the old one.
-        scale: standard deviations of the noise, as a multiple of the prior's.
+        prior: distribution whose centred noise is added.
+        particles: number of particles J from now on, on all devices together; by default the old one.
+        scale: factor on the noise's standard deviations.
         axis_name: mapped axis over which the particles are spread.
 
     Returns:
@@ -124,10 +124,10 @@ def perturb(
     IV.i of arXiv:1808.03620, section 4.3.3).
 
     Args:
-        key: a JAX random key.
+        key: JAX random key.
         ensemble: pytree of arrays of shape (J, ...).
-        prior: whose centred noise is added.
-        scale: standard deviations of the noise, as a multiple of the prior's.
+        prior: distribution whose centred noise is added.
+        scale: factor on the noise's standard deviations.
         axis_name: mapped axis over which the particles are spread.
 
     Returns:
@@ -154,7 +154,7 @@ def perturb_data(key: Array, targets: Any, factor: Any, particles: int, *, axis_
     (arXiv:1808.03620, end of section 4.3.3).
 
     Args:
-        key: a JAX random key.
+        key: JAX random key.
         targets: array (or pytree of arrays) of the data y.
         factor: covariance factor of the noise, as in :func:`eki_jax.priors.gaussian`.
         particles: number of particles J on all devices together.
@@ -171,7 +171,7 @@ def perturb_data(key: Array, targets: Any, factor: Any, particles: int, *, axis_
     >>> perturb_data(jax.random.key(0), jnp.array([1.0, 2.0]), 0.1, 4).shape
     (4, 2)
     """
-    return sample_ensemble(key, gaussian(targets, factor), particles, axis_name=axis_name)
+    return sample_ensemble(key, gaussian(targets, factor=factor), particles, axis_name=axis_name)
 
 
 def _draws(draw: Callable[[Array], Any], key: Array, count: int, axis_name: str | None) -> Ensemble:

@@ -39,8 +39,8 @@ def best_particle(ensemble: Ensemble, losses: Array, *, axis_name: str | None = 
 
     Args:
         ensemble: pytree of arrays of shape (J, ...).
-        losses: shape (J,); particles whose loss is not finite are passed over. For the best accuracy hand in minus
-            the accuracies.
+        losses: losses of the particles, shape (J,); those that are not finite are passed over. For the best accuracy
+            hand in minus the accuracies.
         axis_name: mapped axis over which the particles are spread; what is sent is one particle a device.
 
     Returns:
@@ -78,11 +78,11 @@ def ensemble_outputs(
     """The average of all particles' outputs, ``mean_j G(u_j | x)``.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
         ensemble: pytree of arrays of shape (J, ...).
-        x: what ``forward`` takes.
+        x: inputs that ``forward`` takes.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         Outputs without a particle axis, as ``forward`` returns them.

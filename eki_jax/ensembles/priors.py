@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eki_jax._types import Array, Params
 
@@ -17,7 +18,7 @@ class Gaussian(NamedTuple):
 
     Attributes:
         mean: pytree of one particle's parameters.
-        factor: pytree of the same structure: the factor F of each leaf's covariance: a number or an array of the
+        factor: pytree of the same structure, the factor F of each leaf's covariance: a number or an array of the
             leaf's shape (standard deviations), a (size, rank) matrix that acts on the flattened leaf, or a function
             from ``key`` to a centred draw of the leaf's shape.
     """
@@ -38,41 +39,47 @@ class Gaussian(NamedTuple):
         return structure.unflatten([_noise(*args) for args in zip(keys, means, factors, strict=True)])
 
 
-def gaussian(mean: Params, factor: Any) -> Gaussian:
-    """A Gaussian prior with any covariance factor.
+def gaussian(mean: Params, scale: Any = None, *, factor: Any = None, covariance: Any = None) -> Gaussian:
+    """A Gaussian prior, from standard deviations, a factor of the covariance or the covariance itself.
+
+    Exactly one of the three is wanted: one value for all leaves, or a pytree of them with the structure of ``mean``. A
+    leaf of n numbers is seen as a vector of n where a matrix acts on it. An array of the leaf's own shape always
+    belongs to the entries one by one, also where the leaf is a square matrix.
 
     Args:
         mean: pytree of floating-point arrays, one particle's parameters.
-        factor: one factor for all leaves or a pytree of them with the structure of ``mean``. A factor F is a number, an
-            array of the leaf's shape (standard deviations), a (size, rank) matrix with covariance F F^T of the
-            flattened leaf, or a function ``key -> draw`` for covariances that are never formed.
+        scale: standard deviations, a number or an array of the leaf's shape. A matrix goes by its name, because nothing
+            in its shape says which of the next two it is.
+        factor: factor F of the covariance F F^T: a matrix of shape (n, rank), a function ``key -> draw`` for
+            covariances that are never formed, or what ``scale`` takes.
+        covariance: variances, a number or an array of the leaf's shape, or a symmetric positive semi-definite matrix
+            of shape (n, n), which is factored here, once.
 
     Returns:
         A prior with ``sample(key)`` and ``noise(key)``.
 
     Raises:
-        TypeError: a leaf of ``mean`` is not floating-point.
-        ValueError: a factor that does not fit its leaf.
+        TypeError: none or several of the three; a leaf of ``mean`` that is not floating-point; a function that is not
+            given as ``factor``.
+        ValueError: values that do not fit their leaf, such as a matrix as ``scale``; a covariance that is not finite,
+            not symmetric or not positive semi-definite (where its numbers are known).
 
     >>> import jax, jax.numpy as jnp
-    >>> prior = gaussian({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([[3.0], [3.0]])})
+    >>> prior = gaussian({"w": jnp.array([1.0, 2.0])}, factor={"w": jnp.array([[3.0], [3.0]])})
     >>> noise = prior.noise(jax.random.key(0))["w"]
     >>> bool(noise[0] == noise[1])  # rank one: the two move together
     True
+    >>> float(gaussian(jnp.zeros(3), covariance=4.0).factor)  # a variance; gaussian(jnp.zeros(3), 2.0) is the same
+    2.0
     """
     mean = jax.tree.map(jnp.asarray, mean)
-    structure: Any = jax.tree.structure(mean)
-    if not structure.num_leaves:
+    if not jax.tree.leaves(mean):
         raise ValueError("mean: has no arrays; wanted one particle's parameters")
-    if callable(factor) or isinstance(factor, int | float) or structure == jax.tree.structure(0):
-        factor = structure.unflatten([factor] * structure.num_leaves)
-    try:
-        factors = structure.flatten_up_to(factor)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"factor: its structure does not fit the mean's: {error}") from error
-    for (path, leaf), one in zip(jax.tree_util.tree_leaves_with_path(mean), factors, strict=True):
-        _check_factor(jax.tree_util.keystr(path), leaf, one)
-    return Gaussian(mean, factor)
+    choices = {"scale": scale, "factor": factor, "covariance": covariance}
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) != 1:
+        raise TypeError(f"gaussian: got {' and '.join(given) or 'no noise'}; wanted one of scale, factor, covariance")
+    return Gaussian(mean, _factors(given[0], mean, choices[given[0]]))
 
 
 def xavier(template: Params, *, window: bool = False) -> Gaussian:
@@ -90,7 +97,7 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
         template: one particle's parameters: nested mappings (flax) or any pytree, of arrays or
             :class:`jax.ShapeDtypeStruct`. A bias belongs to the kernel beside it in the same mapping: the one of its
             name with ``kernel`` for ``bias``, else the first whose last axis has its length.
-        window: both fans of a kernel are multiplied by the sizes of its axes before the last two.
+        window: flag; True multiplies both fans of a kernel by the sizes of its axes before the last two.
 
     Returns:
         A prior with ``sample(key)`` and ``noise(key)``.
@@ -160,14 +167,91 @@ def normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return jax.random.normal(key, (-(-size // 64) * 64,), dtype)[:size].reshape(shape)
 
 
-def _check_factor(where: str, mean: Array, factor: Any) -> None:
-    if not jnp.issubdtype(mean.dtype, jnp.floating):
-        raise TypeError(f"mean{where}: dtype {mean.dtype}; wanted a floating-point dtype")
-    if callable(factor):
-        return
-    shape = jnp.shape(factor)
+def _factors(name: str, mean: Params, value: Any) -> Params:
+    """A factor for each leaf of ``mean``, from what the argument called ``name`` says of its noise."""
+    structure: Any = jax.tree.structure(mean)
+    if callable(value) or isinstance(value, int | float) or structure == jax.tree.structure(0):
+        value = structure.unflatten([value] * structure.num_leaves)
+    try:
+        values = structure.flatten_up_to(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: its structure does not fit the mean's: {error}") from error
+    one = {"scale": _from_scale, "factor": _from_factor, "covariance": _from_covariance}[name]
+    leaves = jax.tree_util.tree_leaves_with_path(mean)
+    return structure.unflatten(
+        [one(jax.tree_util.keystr(path), leaf, part) for (path, leaf), part in zip(leaves, values, strict=True)]
+    )
+
+
+def _from_scale(where: str, mean: Array, scale: Any) -> Any:
+    _check_floating(where, mean)
+    if callable(scale):
+        raise TypeError(f"scale{where}: a function; wanted standard deviations, or the function as factor=")
+    if np.shape(scale) not in ((), mean.shape):
+        raise ValueError(
+            f"scale{where}: shape {np.shape(scale)} for a leaf of shape {mean.shape}; wanted a number or standard "
+            f"deviations of the leaf's shape, and a matrix by its name: factor= of shape ({mean.size}, rank), or "
+            f"covariance= of shape ({mean.size}, {mean.size})"
+        )
+    return scale
+
+
+def _from_factor(where: str, mean: Array, factor: Any) -> Any:
+    _check_floating(where, mean)
+    shape: tuple[int, ...] = () if callable(factor) else np.shape(factor)
     if shape not in ((), mean.shape) and not (len(shape) == 2 and shape[0] == mean.size):
         raise ValueError(
-            f"factor{where}: shape {shape} for a leaf of shape {mean.shape}; wanted a scalar, standard deviations of "
+            f"factor{where}: shape {shape} for a leaf of shape {mean.shape}; wanted a number, standard deviations of "
             f"the leaf's shape, or a ({mean.size}, rank) matrix"
         )
+    return factor
+
+
+def _from_covariance(where: str, mean: Array, covariance: Any) -> Array:
+    _check_floating(where, mean)
+    if callable(covariance):
+        raise TypeError(f"covariance{where}: a function; wanted numbers, or a function that draws as factor=")
+    if np.shape(covariance) not in ((), mean.shape, (mean.size, mean.size)):
+        raise ValueError(
+            f"covariance{where}: shape {np.shape(covariance)} for a leaf of shape {mean.shape}; wanted a number, "
+            f"variances of the leaf's shape, or a ({mean.size}, {mean.size}) matrix"
+        )
+    known = not isinstance(covariance, jax.core.Tracer)
+    values = np.asarray(covariance, np.float64) if known else covariance
+    if known and not np.all(np.isfinite(values)):
+        raise ValueError(f"covariance{where}: has values that are not finite; wanted variances or a covariance")
+    if values.shape in ((), mean.shape):
+        if known and np.any(values < 0):
+            raise ValueError(f"covariance{where}: {values.min():.3g} is the least variance; wanted variances >= 0")
+        return jnp.asarray(values**0.5, mean.dtype)
+    return _root(where, covariance, values).astype(mean.dtype)
+
+
+def _root(where: str, covariance: Any, values: Any) -> Array:
+    """F with ``F F^T`` the matrix ``values``, those of ``covariance`` in double precision where they are known.
+
+    All n columns stay, whatever the rank: a single one could be taken for standard deviations of a leaf (n, 1).
+    """
+    if isinstance(values, jax.core.Tracer):
+        eigenvalues, vectors = jnp.linalg.eigh(values)
+        return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
+    tolerance = 10 * len(values) * float(jnp.finfo(_dtype(covariance)).eps) * np.abs(values).max()
+    if np.abs(values - values.T).max() > tolerance:
+        raise ValueError(f"covariance{where}: a matrix that is not symmetric; wanted a covariance")
+    eigenvalues, vectors = np.linalg.eigh(values)
+    if eigenvalues[0] < -tolerance:
+        raise ValueError(
+            f"covariance{where}: {eigenvalues[0]:.3g} is the least eigenvalue; wanted a positive semi-definite matrix"
+        )
+    return jnp.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0)))
+
+
+def _dtype(value: Any) -> Any:
+    """The floating-point type in which the numbers were made, for what rounding explains."""
+    dtype = getattr(value, "dtype", np.dtype(np.float64))
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else np.dtype(np.float64)
+
+
+def _check_floating(where: str, mean: Array) -> None:
+    if not jnp.issubdtype(mean.dtype, jnp.floating):
+        raise TypeError(f"mean{where}: dtype {mean.dtype}; wanted a floating-point dtype")

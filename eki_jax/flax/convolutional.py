@@ -14,9 +14,9 @@ class Stage(NamedTuple):
     """Convolutions of one resolution, then a max-pooling.
 
     Attributes:
-        channels: Output channels of each 3x3 convolution, in order.
-        window: Side of the pooling window.
-        stride: Stride of the pooling.
+        channels: output channels of each 3x3 convolution, in order.
+        window: side of the pooling window.
+        stride: stride of the pooling.
     """
 
     channels: tuple[int, ...]
@@ -28,9 +28,9 @@ class ConvolutionalNetwork(nn.Module):
     """Stages of 3x3 convolutions (padding 1) and max-pooling, then dense layers and a softmax.
 
     Attributes:
-        stages: The convolutional part.
-        widths: Outputs of the dense layers, the last being the number of classes.
-        activation: The nonlinearity after every layer but the last.
+        stages: convolutional part, one :class:`Stage` after another.
+        widths: outputs of the dense layers, the last being the number of classes.
+        activation: nonlinearity after every layer but the last.
 
     Calling it on images ``(batch, height, width, channels)`` returns probabilities ``(batch, classes)``; the method
     ``logits`` stops before the softmax.

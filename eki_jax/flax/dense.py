@@ -13,8 +13,8 @@ class DenseNetwork(nn.Module):
     """Dense layers with an activation between them and a softmax at the end.
 
     Attributes:
-        widths: Outputs of every layer, the last being the number of classes.
-        activation: The nonlinearity between layers.
+        widths: outputs of every layer, the last being the number of classes.
+        activation: nonlinearity between layers.
 
     Calling it returns probabilities, shape ``(batch, widths[-1])``; the method ``logits`` stops before the softmax.
     Inputs of any shape ``(batch, ...)`` are flattened.
@@ -40,8 +40,8 @@ def dense_network(widths: Sequence[int], activation: Callable[[Array], Array] = 
     """A dense network with these output widths (the input's width comes from the data).
 
     Args:
-        widths: Hidden widths, then the number of classes: ``(100, 10)`` is the paper's 784-100-10.
-        activation: The nonlinearity between layers.
+        widths: hidden widths, then the number of classes: ``(100, 10)`` is the paper's 784-100-10.
+        activation: nonlinearity between layers.
 
     Raises:
         ValueError: ``widths`` is empty or has a width below one.

@@ -86,8 +86,8 @@ class Int8Network(nn.Module):
     reach the data.
 
     Attributes:
-        widths: Outputs of every layer, the last being the number of classes.
-        straight_through: Derivatives as if nothing were rounded, for the gradient method.
+        widths: outputs of every layer, the last being the number of classes.
+        straight_through: flag; True takes derivatives as if nothing were rounded, for the gradient method.
     """
 
     widths: Sequence[int]

@@ -21,11 +21,11 @@ def linen_forward(
     Nothing is initialized: the shapes come from tracing. An ensemble is drawn from a prior over the template.
 
     Args:
-        module: A linen module whose trainable values live in the collection ``params``.
-        *example_inputs: Inputs like those of a mini-batch (arrays or ``jax.ShapeDtypeStruct``), usually one.
-        method: Name of the method to call; ``None`` for ``__call__``.
-        constants: Values of the module's other collections (for example ``batch_stats`` that stay as they are),
-            shared by all particles.
+        module: linen module whose trainable values live in the collection ``params``.
+        *example_inputs: inputs like those of a mini-batch (arrays or ``jax.ShapeDtypeStruct``), usually one.
+        method: name of the method to call; ``None`` for ``__call__``.
+        constants: values of the module's other collections (for example ``batch_stats`` that stay as they are), shared
+            by all particles.
 
     Returns:
         ``(forward, template)``: ``forward(params, x)`` for one particle, and the pytree of

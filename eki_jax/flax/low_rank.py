@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 from eki_jax._types import Array
-from eki_jax.flax._windows import tell_windows
+from eki_jax.flax._windows import told_windows
 from eki_jax.flax.linen import linen_forward
 from eki_jax.flax.low_rank_nnx import perturbed_call
 from eki_jax.flax.nnx import nnx_forward
@@ -62,7 +64,7 @@ def low_rank_forward(
 
     def intercepted(means: Any, matrices: Matrices, *inputs: Any) -> tuple[Any, set[tuple[str, ...]]]:
         interceptor = _Interceptor(matrices)
-        with nn.intercept_methods(interceptor):
+        with _intercepted(interceptor):
             outputs = plain(means, *inputs)
         return outputs, interceptor.used
 
@@ -81,12 +83,53 @@ def _split(run: Callable[..., Any], kind: str) -> Callable[..., Any]:
         if unknown:
             raise ValueError(
                 f"module: {kind} uses the leaf {'/'.join(unknown[0])} in no layer that can take a deviation of low "
-                "rank (Dense or Linear, Conv without a mask, Embed); disturb it in all its entries with "
-                "low_rank(..., plain=lambda name: ...)"
+                "rank (Dense or Linear, Conv without a mask, Embed, each with a matrix of its own: not stacked for "
+                "scan or vmap); disturb it in all its entries with low_rank(..., plain=lambda name: ...)"
             )
         return outputs
 
     return forward
+
+
+class _Current(threading.local):
+    """The interceptor at work in a thread.
+
+    Attributes:
+        interceptor: what it is, or None.
+        entered: the context in which flax asks for it, once there is one.
+    """
+
+    interceptor: Any = None
+    entered: Any = None
+
+    def __call__(self, next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if self.interceptor is None:
+            return next_fun(*args, **kwargs)
+        return self.interceptor(next_fun, args, kwargs, context)
+
+
+_CURRENT = _Current()
+
+
+@contextmanager
+def _intercepted(interceptor: _Interceptor) -> Iterator[None]:
+    """``nn.intercept_methods``, under ``python -O`` as well.
+
+    flax forgets an interceptor inside of an assert statement, which does not exist there: one that was entered would
+    stay for good, and keep tracers. There one for each thread stays, and passes on to what is at work.
+    """
+    if __debug__:
+        with nn.intercept_methods(interceptor):
+            yield
+        return
+    if _CURRENT.entered is None:
+        _CURRENT.entered = nn.intercept_methods(_CURRENT)
+        _CURRENT.entered.__enter__()
+    before, _CURRENT.interceptor = _CURRENT.interceptor, interceptor
+    try:
+        yield
+    finally:
+        _CURRENT.interceptor = before
 
 
 class _Interceptor:
@@ -105,15 +148,15 @@ class _Interceptor:
         path = (*module.path, leaf)
         if contribution is None or path not in self.matrices or getattr(module, "mask", None) is not None:
             return next_fun(*args, **kwargs)
+        if module.get_variable("params", leaf).shape != self.matrices[path].shape:  # one slice of a stack
+            return next_fun(*args, **kwargs)
         self.used.add(path)
         outputs = next_fun(*args, **kwargs)
         return outputs + contribution(module, self.matrices[path], *args, **kwargs).astype(outputs.dtype)
 
 
 def _dense(module: nn.Dense, w: LowRankMatrix, inputs: Array) -> Array:
-    if module.use_bias:
-        w.meets("bias")
-    return w.perturbation(inputs)
+    return w.perturbation(inputs, bias="bias" if module.use_bias else None)
 
 
 def _conv(module: nn.Conv, w: LowRankMatrix, inputs: Array) -> Array:
@@ -123,7 +166,7 @@ def _conv(module: nn.Conv, w: LowRankMatrix, inputs: Array) -> Array:
         narrow: Any = module.clone(features=kernel.shape[-1], use_bias=False, parent=None, name=None)
         return narrow.apply({"params": {"kernel": kernel}}, inputs)
 
-    tell_windows(w, convolved, inputs, groups, module.use_bias)
+    w = told_windows(w, convolved, inputs, groups, module.use_bias)
     return w.expanded(convolved(jnp.tile(w.left, groups), inputs), groups)
 
 

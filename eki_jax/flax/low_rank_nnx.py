@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eki_jax._types import Array
-from eki_jax.flax._windows import tell_windows
+from eki_jax.flax._windows import told_windows
 from eki_jax.natural.deviations.matrix import LowRankMatrix
 
 Matrices = Mapping[tuple[str, ...], LowRankMatrix]
@@ -43,10 +43,9 @@ def _linear(layer: nnx.Linear, w: LowRankMatrix) -> None:
     plain = layer.dot_general
 
     def dot_general(inputs: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-        if layer.use_bias:
-            w.meets("bias")
+        _check(w, kernel)
         outputs = plain(inputs, kernel, *args, **kwargs)
-        return outputs + w.perturbation(inputs).astype(outputs.dtype)
+        return outputs + w.perturbation(inputs, bias="bias" if layer.use_bias else None).astype(outputs.dtype)
 
     layer.dot_general = dot_general
 
@@ -55,14 +54,23 @@ def _conv(layer: nnx.Conv, w: LowRankMatrix) -> None:
     plain = layer.conv_general_dilated
 
     def convolved(inputs: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-        groups = kwargs.get("feature_group_count", 1)
-        narrow = lambda matrix, inputs: plain(inputs, matrix.astype(kernel.dtype), *args, **kwargs)
-        tell_windows(w, narrow, inputs, groups, layer.use_bias)
-        inner = narrow(jnp.tile(w.left, groups), inputs)
+        _check(w, kernel)
+        groups, dtype = kwargs.get("feature_group_count", 1), kernel.dtype
+        narrow = lambda matrix, inputs: plain(inputs, matrix.astype(dtype), *args, **kwargs)
+        told = told_windows(w, narrow, inputs, groups, layer.use_bias)
+        inner = narrow(jnp.tile(told.left, groups), inputs)
         outputs = plain(inputs, kernel, *args, **kwargs)
-        return outputs + w.expanded(inner, groups).astype(outputs.dtype)
+        return outputs + told.expanded(inner, groups).astype(outputs.dtype)
 
     layer.conv_general_dilated = convolved
+
+
+def _check(w: LowRankMatrix, kernel: Array) -> None:
+    if kernel.shape != w.shape:
+        raise ValueError(
+            f"module: {w!r} meets a layer with a kernel of shape {kernel.shape}, one of those that are stacked for "
+            "scan or vmap; disturb it in all its entries with low_rank(..., plain=lambda name: ...)"
+        )
 
 
 class _Embed(nnx.Embed):

@@ -17,8 +17,8 @@ def nnx_forward(module: nnx.Module, *, method: str = "__call__") -> tuple[Callab
     mode you want first, for example ``module.eval()``.
 
     Args:
-        module: An initialized nnx module.
-        method: Name of the method to call.
+        module: nnx module, initialized.
+        method: name of the method to call.
 
     Returns:
         ``(forward, template)``: ``forward(params, x)`` for one particle, where ``params`` is a nested dictionary of

@@ -45,9 +45,9 @@ class TanhRNN(nn.Module):
     ``h <- tanh(W_h2 tanh(W_h1 h + b_h1 + W_x1 q + b_x1) + b_h2 + W_x2 q + b_x2)``; it starts at zero.
 
     Attributes:
-        units: Length of the hidden state.
-        layers: Layers composed in one time step.
-        outputs: Length of the output.
+        units: length of the hidden state.
+        layers: number of layers composed in one time step.
+        outputs: length of the output.
 
     Calling it on sequences ``(batch, time, features)`` returns class probabilities after the last step,
     ``(batch, outputs)``; ``logits`` stops before the softmax; ``step`` advances by one sample, for online learning.

@@ -13,9 +13,9 @@ class SmallConvolutionalNetwork(nn.Module):
     """Unpadded 5x5 convolutions, each followed by a 2x2 max-pooling, then one dense layer and a softmax.
 
     Attributes:
-        channels: Output channels of the convolutions.
-        classes: Length of the output.
-        activation: The nonlinearity after every convolution.
+        channels: output channels of the convolutions.
+        classes: length of the output.
+        activation: nonlinearity after every convolution.
 
     Calling it on images ``(batch, height, width, channels)`` returns probabilities ``(batch, classes)``; the method
     ``logits`` stops before the softmax.

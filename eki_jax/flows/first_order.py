@@ -10,6 +10,7 @@ import jax
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.products import direction
+from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
 
 
@@ -25,12 +26,12 @@ def value_and_direction(
     r"""The derivative-free counterpart of :func:`jax.value_and_grad`.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
-        communication: how devices share their particles, see :func:`direction`; the cheapest by default.
-        precision: of the kernel's matrix products.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
+        communication: layout in which devices share their particles, see :func:`direction`; the cheapest by default.
+        precision: precision of the kernel's matrix products.
 
     Returns:
         ``f(ensemble, (x, targets)) -> (losses, direction)``: the particles' losses, shape (J,), and
@@ -52,12 +53,16 @@ def value_and_direction(
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
         x, targets = batch
-        entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
-        losses, cotangents = value_and_cotangents(reduced, entries, targets)
-        d = direction(
-            ensemble, entries, cotangents, axis_name=axis_name, communication=communication, precision=precision
-        )
-        return losses, d
+
+        def of_targets(loss: LossFn, targets: Any) -> tuple[Array, Ensemble]:
+            entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
+            losses, cotangents = value_and_cotangents(reduced, entries, targets)
+            d = direction(
+                ensemble, entries, cotangents, axis_name=axis_name, communication=communication, precision=precision
+            )
+            return losses, d
+
+        return by_shortcut(of_targets, loss, targets)
 
     return f
 
@@ -70,10 +75,10 @@ def vector_field(
     (Kovachki and Stuart, arXiv:1808.03620, equation 13; equation 12 with :func:`eki_jax.losses.squared_error`.)
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         ``f(t, ensemble, (x, targets)) -> pytree like ensemble``, the signature an ODE solver wants. It does not depend

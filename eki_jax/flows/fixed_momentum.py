@@ -47,8 +47,9 @@ def inertia(momentum: Scalar, *, nesterov: bool = False) -> Scalar:
     """The coefficient ``alpha`` of the modified equation: ``(1 + lambda - 2 a (1 - lambda)) / 2``.
 
     Args:
-        momentum: the factor ``lambda``, at least 0 and below 1.
-        nesterov: whether the gradient is taken at the extrapolated point (``a = lambda``) or not (``a = 0``).
+        momentum: factor ``lambda``, at least 0 and below 1.
+        nesterov: flag, True where the gradient is taken at the extrapolated point (``a = lambda``), False where it is
+            not (``a = 0``).
 
     Returns:
         ``alpha``: ``(1 + lambda) / 2`` for heavy ball, ``(1 - lambda + 2 lambda^2) / 2`` for Nesterov.
@@ -82,14 +83,14 @@ def iterate(
     iterates by ``lambda`` steps of the same flow.
 
     Args:
-        gradient: ``g(params)`` or ``g(params, args)``.
-        params: ``u_0``, a pytree.
-        step_size: ``h``, positive.
-        momentum: ``lambda`` in [0, 1).
-        steps: how many steps; the length of the result less one.
-        nesterov: Nesterov's method, or heavy ball.
-        previous: ``u_{-1}``; by default ``u_0``, a start from rest.
-        args: passed on to the gradient.
+        gradient: function ``g(params)`` or ``g(params, args)``.
+        params: start ``u_0``, a pytree.
+        step_size: step size ``h``, positive.
+        momentum: factor ``lambda`` in [0, 1).
+        steps: number of steps; the length of the result less one.
+        nesterov: flag, True for Nesterov's method, False for heavy ball.
+        previous: point ``u_{-1}`` before the start; by default ``u_0``, a start from rest.
+        args: arguments passed on to the gradient.
 
     Returns:
         The pytree with a leading axis of ``steps + 1`` iterates.
@@ -126,8 +127,8 @@ def gradient_flow(gradient: Gradient, momentum: Scalar = 0.0) -> Callable[..., P
     momentum factor only multiplies the learning rate by ``1 / (1 - lambda)``.
 
     Args:
-        gradient: ``g(params)`` or ``g(params, args)``.
-        momentum: ``lambda`` in [0, 1).
+        gradient: function ``g(params)`` or ``g(params, args)``.
+        momentum: factor ``lambda`` in [0, 1).
 
     Returns:
         ``field(t, params, args=None)``, the time derivative of ``params``.
@@ -156,10 +157,10 @@ def modified_equation(
     from rest; then the order holds once the start has been forgotten, which takes O(h log(1/h)) of time.
 
     Args:
-        gradient: ``g(params)`` or ``g(params, args)``.
-        step_size: ``h``, positive.
-        momentum: ``lambda`` in [0, 1).
-        nesterov: Nesterov's method, or heavy ball.
+        gradient: function ``g(params)`` or ``g(params, args)``.
+        step_size: step size ``h``, positive.
+        momentum: factor ``lambda`` in [0, 1).
+        nesterov: flag, True for Nesterov's method, False for heavy ball.
 
     Returns:
         ``field(t, (params, velocity), args=None)``, the time derivative of the pair.
@@ -192,11 +193,11 @@ def initial_velocity(
     ``-(1 - lambda / alpha) (1 - lambda)^-1 g(u_0)``, makes the two lags equal.
 
     Args:
-        gradient: ``g(params)`` or ``g(params, args)``.
-        params: ``u_0``.
-        momentum: ``lambda`` in [0, 1).
-        nesterov: Nesterov's method, or heavy ball.
-        args: passed on to the gradient.
+        gradient: function ``g(params)`` or ``g(params, args)``.
+        params: start ``u_0``.
+        momentum: factor ``lambda`` in [0, 1).
+        nesterov: flag, True for Nesterov's method, False for heavy ball.
+        args: arguments passed on to the gradient.
 
     Returns:
         ``u'(0)``, a pytree like ``params``.
@@ -226,13 +227,13 @@ def manifold_flow(
     is no gradient in the joint space of its particles, it holds all the same.
 
     Args:
-        gradient: ``g(params)`` or ``g(params, args)``.
-        step_size: ``h``, positive.
-        momentum: ``lambda`` in [0, 1).
-        nesterov: Nesterov's method, or heavy ball.
-        difference: ``None`` takes the derivative of ``g`` along ``g`` by ``jax.jvp``. A number ``e`` takes
-            ``(g(u + e g) - g(u - e g)) / (2 e)`` instead, for a ``g`` that JAX cannot differentiate (a model behind
-            ``jax.pure_callback``); a fraction of the step size is a good choice.
+        gradient: function ``g(params)`` or ``g(params, args)``.
+        step_size: step size ``h``, positive.
+        momentum: factor ``lambda`` in [0, 1).
+        nesterov: flag, True for Nesterov's method, False for heavy ball.
+        difference: step ``e`` of a difference quotient, or ``None`` for the derivative of ``g`` along ``g`` by
+            ``jax.jvp``. A number takes ``(g(u + e g) - g(u - e g)) / (2 e)`` instead, for a ``g`` that JAX cannot
+            differentiate (a model behind ``jax.pure_callback``); a fraction of the step size is a good choice.
 
     Returns:
         ``field(t, params, args=None)``, the time derivative of ``params``.
@@ -263,10 +264,10 @@ def modified_loss(
     momentum there is. For ``lambda = 0`` it is the implicit penalty of gradient descent, ``h |grad Phi|^2 / 4``.
 
     Args:
-        loss: ``Phi``, a differentiable scalar function ``loss(params)`` or ``loss(params, args)``.
-        step_size: ``h``, positive.
-        momentum: ``lambda`` in [0, 1).
-        nesterov: Nesterov's method, or heavy ball.
+        loss: function ``Phi``, a differentiable scalar ``loss(params)`` or ``loss(params, args)``.
+        step_size: step size ``h``, positive.
+        momentum: factor ``lambda`` in [0, 1).
+        nesterov: flag, True for Nesterov's method, False for heavy ball.
 
     Returns:
         A function with the signature of ``loss``.
@@ -301,11 +302,11 @@ def manifold_velocity(
     it shrinks by a factor of about ``lambda`` a step. With ``previous = u_0 - h v(u_0)``, `iterate` starts on it.
 
     Args:
-        gradient: ``g(params)`` or ``g(params, args)``.
-        step_size: ``h``, positive.
-        momentum: ``lambda`` in [0, 1).
-        nesterov: Nesterov's method, or heavy ball.
-        difference: as in `manifold_flow`.
+        gradient: function ``g(params)`` or ``g(params, args)``.
+        step_size: step size ``h``, positive.
+        momentum: factor ``lambda`` in [0, 1).
+        nesterov: flag, True for Nesterov's method, False for heavy ball.
+        difference: step of a difference quotient, or ``None`` for the derivative; see `manifold_flow`.
 
     Returns:
         ``velocity(params, args=None)``, a pytree like ``params``.

@@ -20,6 +20,7 @@ from eki_jax.flows.first_order import vector_field
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.particles import particle_mean
 from eki_jax.kernel.products import direction
+from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import supported_outputs, value_and_cotangents
 
 Field = Callable[[Any, Any, Batch], Any]
@@ -42,11 +43,11 @@ def nesterov_flow(
     (Kovachki and Stuart, arXiv:1808.03620, equation 14; Su, Boyd and Candes, JMLR 2016.)
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
-        friction: the constant in front of 1/t, > 0; below 3 the fast convergence is lost.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
+        friction: constant in front of 1/t, > 0; below 3 the fast convergence is lost.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         ``f(t, (ensemble, velocity), (x, targets))``, the pair's time derivative.
@@ -91,14 +92,14 @@ def nesterov_start(
     there is wrong by O(t^4).
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
-        ensemble: the particles at time 0.
-        batch: ``(x, targets)``.
-        t: the time at which to begin, > 0; short against the time that the flow takes.
-        friction: as in :func:`nesterov_flow`.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
+        ensemble: particles at time 0, pytree of arrays of shape (J, ...).
+        batch: pair ``(x, targets)``.
+        t: time at which to begin, > 0; short against the time that the flow takes.
+        friction: constant in front of 1/t, the one of :func:`nesterov_flow`.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         ``(ensemble, velocity)`` at time t.
@@ -134,11 +135,11 @@ def heavy_ball_flow(
     with ``friction = (1 - lambda) / sqrt(dt)``; what a fixed factor does for small steps is in `eki_jax.momentum`.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
         friction: damping rate, > 0, in units of 1 / time.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         ``f(t, (ensemble, velocity), (x, targets))``, the pair's time derivative. It does not depend on t.
@@ -169,11 +170,11 @@ def square_root_flow(
     factor is 1, so that mean and covariance at t = 1 are those of Bayes' rule applied to the ensemble's Gaussian.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle; any loss, though the statement on Bayes' rule
-            is one on squared error.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle; any loss, though the statement on Bayes'
+            rule is one on squared error.
         axis_name: mapped axis over which the particles are spread.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         ``f(t, ensemble, (x, targets))``, the ensemble's time derivative. It does not depend on t.
@@ -193,11 +194,15 @@ def square_root_flow(
         del t
         x, targets = batch
         outputs = evaluate(forward, ensemble, x, chunk_size=chunk_size)
-        entries, reduced = supported_outputs(loss, outputs, targets)
-        mean = particle_mean(entries, axis_name=axis_name)
-        halfway = jax.tree.map(lambda g, m: 0.5 * (g + m), entries, mean)
-        _, cotangents = value_and_cotangents(reduced, halfway, targets)
-        return jax.tree.map(lambda d: -d, direction(ensemble, entries, cotangents, axis_name=axis_name))
+
+        def of_targets(loss: LossFn, targets: Any) -> Ensemble:
+            entries, reduced = supported_outputs(loss, outputs, targets)
+            mean = particle_mean(entries, axis_name=axis_name)
+            halfway = jax.tree.map(lambda g, m: 0.5 * (g + m), entries, mean)
+            _, cotangents = value_and_cotangents(reduced, halfway, targets)
+            return jax.tree.map(lambda d: -d, direction(ensemble, entries, cotangents, axis_name=axis_name))
+
+        return by_shortcut(of_targets, loss, targets)
 
     return f
 
@@ -210,8 +215,8 @@ def guarded(field: Field, times: Sequence[float] | Array) -> Field:
     it gives up, for a reason that its message does not know; here the message does.
 
     Args:
-        field: ``f(t, state, batch)``.
-        times: the times to pass through in increasing order, two at least.
+        field: function ``f(t, state, batch)``, a vector field.
+        times: times to pass through in increasing order, two at least.
 
     Returns:
         A field of the same signature. Where the derivative is not finite it raises while evaluated eagerly; in compiled

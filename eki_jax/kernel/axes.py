@@ -19,7 +19,7 @@ class Axis(NamedTuple):
     """The devices along a mapped axis, or one device alone.
 
     Attributes:
-        name: of the axis in ``vmap``, ``pmap`` or ``shard_map``, or several names; None on one device.
+        name: name of the axis in ``vmap``, ``pmap`` or ``shard_map``, or several names; None on one device.
 
     >>> import jax
     >>> jax.vmap(lambda x: Axis("particles").sum(x), axis_name="particles")(jnp.array([1.0, 2.0]))

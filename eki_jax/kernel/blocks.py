@@ -37,13 +37,14 @@ def map_blocks(
     """``fn(direction, *blocks)`` on one block of columns after another, in place.
 
     Args:
-        fn: from the direction of a block and the blocks of all trees to new blocks, at most as many, in the shapes and
-            dtypes of its arguments.
-        direction: of a block of the first tree.
-        trees: the ensemble and its companions: pytrees of one structure and one number of columns a leaf; a companion
-            may have another leading axis.
-        width: columns of a block.
-        when: a scalar; where it is False, the blocks stay as they are. Wanted wherever ``fn`` returns more than one.
+        fn: function from the direction of a block and the blocks of all trees to new blocks, at most as many, in the
+            shapes and dtypes of its arguments.
+        direction: function that returns the direction of a block of the first tree.
+        trees: ensemble and its companions: pytrees of one structure and one number of columns a leaf; a companion may
+            have another leading axis.
+        width: number of columns in a block.
+        when: flag, a scalar array; where it is False, the blocks stay as they are. Wanted wherever ``fn`` returns more
+            than one.
 
     Returns:
         The trees that ``fn`` returns, and the sum of the blocks' shares.
@@ -110,8 +111,8 @@ def block_width(anomalies: Array, ensemble: Ensemble) -> int:
     """The columns of a block, whose copies fit the budget of memory and, on a processor, its cache.
 
     Args:
-        anomalies: Z, shape (J, M).
-        ensemble: what is walked over.
+        anomalies: centred outputs Z, shape (J, M).
+        ensemble: pytree that is walked over.
     """
     size, outputs = anomalies.shape
     row = (2 * size + min(size, outputs)) * anomalies.dtype.itemsize  # bytes of one column's copies

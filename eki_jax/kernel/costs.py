@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple, get_args
 
+#: Name of a layout in which devices share their particles.
 Communication = Literal["all_reduce", "gather", "reduce_scatter", "all_to_all", "ring"]
 #: All layouts; where two cost the same, the first of them is chosen.
 COMMUNICATIONS: tuple[Communication, ...] = get_args(Communication)
@@ -18,8 +19,8 @@ class Link(NamedTuple):
     """A way between devices.
 
     Attributes:
-        bandwidth: beta, bytes a second into one device, the same being sent out of it at once.
-        latency: alpha, seconds until the first byte.
+        bandwidth: rate beta in bytes a second into one device, the same being sent out of it at once.
+        latency: time alpha in seconds until the first byte.
     """
 
     bandwidth: float
@@ -33,7 +34,7 @@ class Machine(NamedTuple):
         flops: floating-point operations a second of one device in matrix products.
         local: link between devices of one host.
         remote: link of one device to those of other hosts.
-        devices_per_host: how many share the local link.
+        devices_per_host: number of devices that share the local link.
     """
 
     flops: float
@@ -42,8 +43,8 @@ class Machine(NamedTuple):
     devices_per_host: int = 8
 
 
-#: Stated by the vendors, half a data sheet's dense TF32 rate (495 TFLOP/s) and 80 % of its link rates; not measured:
-#: NVLink 4 at 450 GB/s a direction, InfiniBand NDR at 50 GB/s for each device.
+#: Hosts of eight Hopper devices from the vendors' data, not measured: half a data sheet's dense TF32 rate, 495 TFLOP/s,
+#: and 80 % of the link rates, NVLink 4 at 450 GB/s a direction and InfiniBand NDR at 50 GB/s for each device.
 HOPPER = Machine(flops=250e12, local=Link(360e9, 5e-6), remote=Link(40e9, 10e-6), devices_per_host=8)
 
 
@@ -56,7 +57,7 @@ class Cost(NamedTuple):
         compute: seconds of arithmetic.
         communication: seconds of communication.
         overlapped: seconds of a step whose communication runs wholly beside the kernel's products.
-        seconds: of a step whose communication waits for them, but for the ring, which is made to overlap.
+        seconds: seconds of a step whose communication waits for them, but for the ring, which is made to overlap.
     """
 
     flops: float
@@ -93,11 +94,11 @@ def step_cost(
     The last three also gather the outputs of all particles, and ``all_to_all`` the cotangents or their J x J products.
 
     Args:
-        communication: the layout.
-        ensemble_size: J, on all devices together.
-        outputs: M.
-        parameters: P.
-        devices: n.
+        communication: layout of the step.
+        ensemble_size: number of particles J, on all devices together.
+        outputs: number of outputs M.
+        parameters: number of parameters P.
+        devices: number of devices n.
         machine: rates of devices and links.
         forward_flops: operations of one particle's forward pass.
         itemsize: bytes of one parameter as the ensemble stores it; sums are of 4 bytes at least.
@@ -155,10 +156,10 @@ def choose_communication(
     """The layout whose step is the cheapest by :func:`step_cost`.
 
     Args:
-        ensemble_size: J, on all devices together.
-        outputs: M.
-        parameters: P.
-        devices: n.
+        ensemble_size: number of particles J, on all devices together.
+        outputs: number of outputs M.
+        parameters: number of parameters P.
+        devices: number of devices n.
         machine: rates of devices and links.
         itemsize: bytes of one parameter as the ensemble stores it.
 

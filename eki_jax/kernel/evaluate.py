@@ -28,9 +28,9 @@ def evaluate(forward: ForwardFn, ensemble: Ensemble, x: Any, *, chunk_size: int 
     weights.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
         ensemble: pytree of arrays of shape (J, ...).
-        x: what ``forward`` takes; shared by the particles.
+        x: inputs that ``forward`` takes; shared by the particles.
         chunk_size: particles at a time. By default as many as keep one chunk's intermediate values below 8 MiB on a
             CPU (256 MiB elsewhere) and below an eighth of the ensemble.
 

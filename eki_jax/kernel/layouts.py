@@ -52,11 +52,11 @@ def multiplier(
     """The product with ``R Z^T`` in one of the layouts that are more than an order of the products.
 
     Args:
-        communication: which layout.
-        anomalies: Z_i, shape (j, M), centred over all devices.
-        cotangents: R_i, shape (j, M).
-        axis: the devices.
-        precision: of the matrix products.
+        communication: layout of the product.
+        anomalies: centred outputs Z_i, shape (j, M); their mean is over all devices.
+        cotangents: cotangents R_i, shape (j, M).
+        axis: devices over which the particles are spread.
+        precision: precision of the matrix products.
 
     Returns:
         ``multiply(u, dtype)``, to be called with one block of columns after another; None for ``all_reduce`` and

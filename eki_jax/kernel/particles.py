@@ -17,7 +17,7 @@ def ensemble_size(ensemble: Ensemble, *, name: str = "ensemble", axis_name: str 
 
     Args:
         ensemble: pytree of floating-point arrays, each of shape (J, ...).
-        name: what to call it in an error.
+        name: word for the tree in an error.
         axis_name: mapped axis over which the particles are spread, if any.
 
     Returns:

@@ -45,17 +45,17 @@ def direction(
     Nothing is differentiated: the model enters by its outputs only.
 
     Args:
-        ensemble: pytree of floating-point arrays of shape (J, ...); the particles u_j.
-        outputs: array of shape (J, ...), of any rank, or a pytree of them; G(u_j).
-        cotangents: shaped like ``outputs``; r_j, the loss's gradient with respect to the outputs of particle j.
+        ensemble: particles u_j, pytree of floating-point arrays of shape (J, ...).
+        outputs: outputs G(u_j), an array of shape (J, ...), of any rank, or a pytree of them.
+        cotangents: gradients r_j of the loss with respect to the outputs of particle j, in the shape of ``outputs``.
         axis_name: mapped axis over which the particles are spread (vmap, pmap, shard_map). The sums then run over all
             devices.
-        contraction: ``"outputs"`` or ``"particles"`` forces the order of the products; the cheaper one by default.
-        communication: ``"all_reduce"`` (of M x P numbers, whatever J is), ``"reduce_scatter"``, ``"all_to_all"``,
-            ``"gather"`` or ``"ring"`` forces how devices share their particles; the cheapest by default, see
+        contraction: order of the products, ``"outputs"`` or ``"particles"``; the cheaper one by default.
+        communication: layout in which devices share their particles, ``"all_reduce"`` (of M x P numbers, whatever J
+            is), ``"reduce_scatter"``, ``"all_to_all"``, ``"gather"`` or ``"ring"``; the cheapest by default, see
             :func:`eki_jax.sharding.choose_communication`.
-        precision: of the matrix products, as in :func:`jax.numpy.matmul`; or ``"bf16"``: centred factors rounded to
-            bfloat16, sums in float32.
+        precision: precision of the matrix products, as in :func:`jax.numpy.matmul`; or ``"bf16"``: centred factors
+            rounded to bfloat16, sums in float32.
 
     Returns:
         A pytree like ``ensemble``, in its dtypes. Units: parameters times loss.
@@ -92,9 +92,9 @@ def drift_norm(outputs: Any, cotangents: Any, *, axis_name: str | None = None, p
 
     Args:
         outputs: array of shape (J, ...) or a pytree of them.
-        cotangents: shaped like ``outputs``.
+        cotangents: gradients of the loss, in the shape of ``outputs``.
         axis_name: mapped axis over which the particles are spread.
-        precision: of the matrix products.
+        precision: precision of the matrix products.
 
     Returns:
         A scalar, float32 or wider. Units: outputs times loss per output, that is loss.
@@ -118,14 +118,15 @@ class Products(NamedTuple):
     """The centred outputs and the cotangents of one step, ready to be multiplied with the ensemble.
 
     Attributes:
-        anomalies: Z, shape (J, M), centred over the particles of all devices.
-        cotangents: R, shape (J, M).
-        size: J on all devices together.
-        healthy: shape (J,), False where a particle is to take no part; None where all do.
+        anomalies: centred outputs Z, shape (J, M); their mean is over the particles of all devices.
+        cotangents: cotangents R, shape (J, M).
+        size: number of particles J on all devices together.
+        healthy: flags, shape (J,), False where a particle is to take no part; None where all do.
         axis: devices over which the particles are spread.
-        weights: D^T = R Z^T, shape (J, J on all devices), where the products go through particle space; else None.
-        precision: of the matrix products.
-        multiply: the product with R Z^T over devices, where it is more than an order of the products; else None.
+        weights: matrix D^T = R Z^T, shape (J, J on all devices), where the products go through particle space; else
+            None.
+        precision: precision of the matrix products.
+        multiply: product with R Z^T over devices, where it is more than an order of the products; else None.
     """
 
     anomalies: Array
@@ -270,9 +271,9 @@ def centred(rows: Array, healthy: Array | None, size: int | Array, axis: Axis) -
     """``rows`` minus their mean over the healthy particles of all devices; zero in the rows of the others.
 
     Args:
-        rows: shape (j, ...), of this device's particles.
-        healthy: which of them take part, shape (j,); None for all.
-        size: how many take part on all devices.
+        rows: rows of this device's particles, shape (j, ...).
+        healthy: flags of those that take part, shape (j,); None for all.
+        size: number of those that take part on all devices.
         axis: devices over which the particles are spread.
 
     >>> centred(jnp.array([[1.0], [jnp.nan], [3.0]]), jnp.array([True, False, True]), 2, Axis()).ravel()

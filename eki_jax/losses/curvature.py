@@ -6,8 +6,8 @@ For outputs z with M numbers, ``L(z + d) ~ L(z) + g^T d + 1/2 d^T H d``. H is ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import jax
 import jax.flatten_util
@@ -16,118 +16,97 @@ import numpy as np
 
 from eki_jax._types import Array, LossFn
 from eki_jax.kernel.particles import wide_dtype
-from eki_jax.losses.logits import SampleLoss, SoftmaxCrossEntropy
-from eki_jax.losses.outputs import SquaredError
+from eki_jax.losses.protocol import TOLERANCE, Curvature, SeparableLoss, curved, least_of, scalar, separable
 
 # A Hessian over all outputs at once has M^2 numbers: beyond this the loss has to say that it is a sum over samples.
 _LARGEST = 4096
-# Eigenvalues below minus this share of the largest are curvature the wrong way, not rounding.
-_TOLERANCE = 1e-4
-
-
-class Curvature(NamedTuple):
-    """The second-order model of a loss at one point.
-
-    Attributes:
-        value: the loss there.
-        gradient: g, shape (M,).
-        times_factor: rows (J, M) to rows (J, R), ``Z S`` with ``S S^T = H``.
-        coordinates: gamma, shape (R,), with ``S gamma`` the part of g in the range of H.
-        remainder: ``g - S gamma``, shape (M,), or None where it is zero whatever the values.
-        least: the least eigenvalue of H over its largest, or None where H cannot be other than semi-definite.
-    """
-
-    value: Array
-    gradient: Array
-    times_factor: Callable[[Array], Array]
-    coordinates: Array
-    remainder: Array | None = None
-    least: Array | None = None
-
-    @property
-    def is_convex(self) -> Array:
-        """Whether H is positive semi-definite, to rounding."""
-        return jnp.asarray(True) if self.least is None else self.least >= -_TOLERANCE
 
 
 def curvature(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
     """The second-order model of ``loss`` at ``outputs``, those of one particle.
 
+    The loss's own where it offers ``curvature``; from a Hessian of one block a sample where it offers ``per_sample``
+    and ``reduction``; else from the Hessian of all outputs at once (M x M).
+
     Args:
-        loss: :func:`softmax_cross_entropy`, :func:`eki_jax.squared_error`, :func:`mean_over_samples`, or any function
-            of all outputs at once, whose Hessian is then formed (M x M).
+        loss: any loss of the library, :func:`mean_over_samples` of a function, or a loss of one's own, see
+            :mod:`eki_jax.losses.protocol`.
         outputs: array, or pytree of arrays for a loss that takes one.
         targets: what the loss takes.
 
     Raises:
-        ValueError: a loss that is not a scalar, or one of more than 4,096 outputs that is not known to be a sum.
+        TypeError: the loss offers half of what goes together.
+        ValueError: a loss that is not a scalar, one of more than 4,096 outputs that says nothing of its samples, or a
+            curvature whose shapes do not fit.
 
     >>> import jax.numpy as jnp
     >>> model = curvature(lambda z, y: jnp.sum(jnp.exp(z) * y), jnp.zeros(2), jnp.array([1.0, 4.0]))
     >>> model.gradient, jnp.round(jnp.sum(model.times_factor(jnp.eye(2)) ** 2, axis=1), 4)
     (Array([1., 4.], dtype=float32), Array([1., 4.], dtype=float32))
     """
-    if isinstance(loss, SoftmaxCrossEntropy):
-        return _softmax(loss, jnp.asarray(outputs), targets)
-    if isinstance(loss, SquaredError):
-        return _squared(loss, jnp.asarray(outputs), targets)
-    if isinstance(loss, SampleLoss):
-        return _by_samples(loss, jnp.asarray(outputs), targets)
+    own, by_samples = curved(loss), separable(loss)
+    if own is not None:
+        return _checked(own.curvature(outputs, targets), outputs)
+    if by_samples is not None:
+        return _by_samples(by_samples, outputs, targets)
     return _generic(loss, outputs, targets)
 
 
-def _softmax(loss: SoftmaxCrossEntropy, logits: Array, targets: Any) -> Curvature:
-    logits = logits.astype(wide_dtype(logits.dtype))
-    samples = logits.size // logits.shape[-1]
-    p = jax.nn.softmax(logits).reshape(samples, -1)
-    labels = loss.distribution(logits, targets).reshape(samples, -1)
-    # diag p - p p^T = S S^T with S = (diag 1 - p 1^T) diag sqrt(p). For labels that sum to 1 the gradient p - y is
-    # S gamma with gamma = (p - y) / sqrt(p).
-    root = jnp.sqrt(p)
-    share = 1 / jnp.sqrt(jnp.asarray(samples, p.dtype))
-
-    def times_factor(rows: Array) -> Array:
-        z = rows.reshape(len(rows), *p.shape)
-        inner = jnp.sum(z * p, axis=-1, keepdims=True)  # as a batched product it would be transposed first
-        return ((z - inner) * (share * root)).reshape(len(rows), -1)
-
-    residual = (p - labels) / samples
-    # gamma is unbounded where the true class has no probability; the part of g it cannot carry in floats remains.
-    safe = jnp.maximum(root, 1e-6)
-    gamma = residual / (safe * share)
-    carried = share * (root * gamma - p * jnp.sum(root * gamma, axis=-1, keepdims=True))
-    return Curvature(loss(logits, targets), residual.ravel(), times_factor, gamma.ravel(), (residual - carried).ravel())
+def _checked(model: Curvature, outputs: Any) -> Curvature:
+    """A loss's own model, if its arrays have the shapes that products with it take for granted."""
+    size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(outputs))
+    for name, shape in (("value", ()), ("gradient", (size,)), ("remainder", (size,))):
+        found = getattr(model, name)
+        if found is not None and jnp.shape(found) != shape:
+            raise ValueError(f"loss: its curvature's {name} has shape {jnp.shape(found)}; wanted {shape}")
+    return model
 
 
-def _squared(loss: SquaredError, outputs: Array, targets: Any) -> Curvature:
-    value, gradient = jax.value_and_grad(loss)(outputs, targets)
-    residual = (outputs - targets).astype(wide_dtype(outputs.dtype)).ravel()
-    if loss.precision is None:
-        return Curvature(value, gradient.ravel(), lambda rows: rows, residual)
-    precision = jnp.asarray(loss.precision, residual.dtype)
-    if precision.ndim == 0 or precision.shape == outputs.shape:
-        root = jnp.sqrt(precision).ravel()
-        return Curvature(value, gradient.ravel(), lambda rows: rows * root, root * residual)
-    values, vectors = jnp.linalg.eigh(precision)
-    factor = vectors * jnp.sqrt(jnp.maximum(values, 0))
-    return Curvature(value, gradient.ravel(), lambda rows: rows @ factor, residual @ factor, None, _least(values[None]))
-
-
-def _by_samples(loss: SampleLoss, outputs: Array, targets: Any) -> Curvature:
-    samples, shape = outputs.shape[0], outputs.shape[1:]
-    outputs = outputs.astype(wide_dtype(outputs.dtype)).reshape(samples, -1)
+def _by_samples(loss: SeparableLoss, outputs: Any, targets: Any) -> Curvature:
+    leaves = jax.tree.leaves(outputs)
+    structure: Any = jax.tree.structure(outputs)
+    samples = _samples(leaves, targets)
+    dtype = wide_dtype(*(leaf.dtype for leaf in leaves))
+    widths = [math.prod(leaf.shape[1:]) for leaf in leaves]
+    cuts = np.cumsum(widths)[:-1]
+    share = 1 / samples if loss.reduction == "mean" else 1.0
 
     def sample(z: Array, y: Any) -> Array:
-        return _scalar(loss.sample_loss(z.reshape(shape), y)) / samples
+        parts = [part.reshape(1, *leaf.shape[1:]) for part, leaf in zip(jnp.split(z, cuts), leaves, strict=True)]
+        value = loss.per_sample(structure.unflatten(parts), jax.tree.map(lambda leaf: leaf[None], y))
+        if jnp.shape(value) != (1,):
+            raise ValueError(f"loss: per_sample returned shape {jnp.shape(value)} for 1 sample; wanted (1,)")
+        return share * value[0]
 
-    value, gradient = jax.vmap(jax.value_and_grad(sample))(outputs, targets)
-    factor, gamma, remainder, least = _factored(jax.vmap(jax.hessian(sample))(outputs, targets), gradient)
+    def blocks(rows: Array) -> Array:
+        """Rows (n, M), leaf after leaf, as (n, B, m), sample after sample."""
+        parts = jnp.split(rows, samples * cuts, axis=1)
+        return jnp.concatenate([part.reshape(len(rows), samples, -1) for part in parts], axis=2)
+
+    def flat(of_samples: Array) -> Array:
+        """The way back, of one row."""
+        return jnp.concatenate([part.ravel() for part in jnp.split(of_samples, cuts, axis=1)])
+
+    z = jnp.concatenate([leaf.reshape(samples, -1).astype(dtype) for leaf in leaves], axis=1)
+    value, gradient = jax.vmap(jax.value_and_grad(sample))(z, targets)
+    factor, gamma, remainder, least = _factored(jax.vmap(jax.hessian(sample))(z, targets), gradient)
 
     def times_factor(rows: Array) -> Array:
-        z = rows.reshape(len(rows), samples, -1)
-        return jnp.einsum("jbm,bmr->jbr", z, factor).reshape(len(rows), -1)
+        return jnp.einsum("jbm,bmr->jbr", blocks(rows), factor).reshape(len(rows), -1)
 
-    return Curvature(jnp.sum(value), gradient.ravel(), times_factor, gamma.ravel(), remainder.ravel(), least)
+    return Curvature(jnp.sum(value), flat(gradient), times_factor, gamma.ravel(), flat(remainder), least)
+
+
+def _samples(outputs: list[Any], targets: Any) -> int:
+    """The samples B along the first axis of all outputs and targets."""
+    for name, leaves in (("outputs", outputs), ("targets", jax.tree.leaves(targets))):
+        for leaf in leaves:
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != jnp.shape(outputs[0])[0]:
+                raise ValueError(
+                    f"{name}: shape {jnp.shape(leaf)}; wanted a first axis of {jnp.shape(outputs[0])[:1]} samples, for "
+                    "a loss with per_sample"
+                )
+    return int(jnp.shape(outputs[0])[0])
 
 
 def _generic(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
@@ -136,12 +115,12 @@ def _generic(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
     if flat.size > _LARGEST:
         raise ValueError(
             f"loss: its Hessian over {flat.size} outputs would have {flat.size**2} numbers; wanted at most {_LARGEST} "
-            "outputs, or a loss that says it is a sum over samples: softmax_cross_entropy(), squared_error(), "
-            "mean_over_samples(fn)"
+            "outputs, mean_over_samples(fn) of a loss of one sample, a loss with per_sample and reduction, or one with "
+            "curvature"
         )
 
     def of_flat(z: Array) -> Array:
-        return _scalar(loss(unravel(z), targets))
+        return scalar(loss(unravel(z), targets))
 
     value, gradient = jax.value_and_grad(of_flat)(flat)
     factor, gamma, remainder, least = _factored(jax.hessian(of_flat)(flat)[None], gradient[None])
@@ -157,27 +136,14 @@ def _factored(hessians: Array, gradients: Array) -> tuple[Array, Array, Array, A
     components = jnp.einsum("bmr,bm->br", vectors, gradients)
     gamma = jnp.where(inside, components / jnp.where(inside, root, 1), 0)
     factor = vectors * jnp.where(inside, root, 0)[:, None, :]
-    return factor, gamma, gradients - jnp.einsum("bmr,br->bm", factor, gamma), _least(values)
-
-
-def _least(values: Array) -> Array:
-    """The least eigenvalue of all blocks, over the largest in size; 0 where all are zero."""
-    largest = jnp.max(jnp.abs(values))
-    return jnp.min(values) / jnp.where(largest > 0, largest, 1)
-
-
-def _scalar(value: Any) -> Array:
-    value = jnp.asarray(value)
-    if value.ndim:
-        raise ValueError(f"loss: returned shape {value.shape}; wanted a scalar")
-    return value
+    return factor, gamma, gradients - jnp.einsum("bmr,br->bm", factor, gamma), least_of(values)
 
 
 def check_convex(model: Curvature) -> None:
     """Raise where the values are known, that is outside of a compiled function, and curve the wrong way."""
     if model.least is not None and not isinstance(model.least, jax.core.Tracer):
         least = float(np.asarray(model.least))
-        if least < -_TOLERANCE:
+        if least < -TOLERANCE:
             raise ValueError(
                 f"loss: its Hessian in the outputs has an eigenvalue {least:.3g} times the largest; wanted a loss that "
                 "is convex in the outputs"

@@ -11,18 +11,56 @@ import jax.numpy as jnp
 
 from eki_jax._types import Array
 from eki_jax.kernel.particles import wide_dtype
+from eki_jax.losses.protocol import Curvature, Reduction, sample_means, scalar
 
 
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy:
     """See :func:`softmax_cross_entropy`."""
 
+    @property
+    def reduction(self) -> Reduction:
+        """The mean over the samples."""
+        return "mean"
+
     def __call__(self, outputs: Array, targets: Array) -> Array:
         """The mean cross-entropy of logits (..., classes) against labels."""
+        return jnp.mean(self._values(outputs, targets))
+
+    def per_sample(self, outputs: Array, targets: Array) -> Array:
+        """The samples' cross-entropies, shape (B,)."""
+        return sample_means(self._values(outputs, targets))
+
+    def curvature(self, outputs: Array, targets: Array) -> Curvature:
+        """The model: for every sample H is ``diag p - p p^T`` over their number."""
         logits = jnp.asarray(outputs)
         logits = logits.astype(wide_dtype(logits.dtype))
-        labels = self.distribution(logits, targets)
-        return jnp.mean(-jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1))
+        samples = logits.size // logits.shape[-1]
+        p = jax.nn.softmax(logits).reshape(samples, -1)
+        labels = self.distribution(logits, targets).reshape(samples, -1)
+        # diag p - p p^T = S S^T with S = (diag 1 - p 1^T) diag sqrt(p). For labels that sum to 1 the gradient p - y is
+        # S gamma with gamma = (p - y) / sqrt(p).
+        root = jnp.sqrt(p)
+        share = 1 / jnp.sqrt(jnp.asarray(samples, p.dtype))
+
+        def times_factor(rows: Array) -> Array:
+            z = rows.reshape(len(rows), *p.shape)
+            inner = jnp.sum(z * p, axis=-1, keepdims=True)  # as a batched product it would be transposed first
+            return ((z - inner) * (share * root)).reshape(len(rows), -1)
+
+        residual = (p - labels) / samples
+        # gamma is unbounded where the true class has no probability; the part of g it cannot carry in floats remains.
+        safe = jnp.maximum(root, 1e-6)
+        gamma = residual / (safe * share)
+        carried = share * (root * gamma - p * jnp.sum(root * gamma, axis=-1, keepdims=True))
+        rest = (residual - carried).ravel()
+        return Curvature(self(logits, targets), residual.ravel(), times_factor, gamma.ravel(), rest)
+
+    def _values(self, outputs: Array, targets: Array) -> Array:
+        """The cross-entropy of each row of logits, shape (...,)."""
+        logits = jnp.asarray(outputs)
+        logits = logits.astype(wide_dtype(logits.dtype))
+        return -jnp.sum(self.distribution(logits, targets) * jax.nn.log_softmax(logits), axis=-1)
 
     @staticmethod
     def distribution(logits: Array, targets: Any) -> Array:
@@ -66,9 +104,18 @@ class SampleLoss:
 
     sample_loss: Callable[[Any, Any], Any]
 
-    def __call__(self, outputs: Array, targets: Any) -> Array:
+    @property
+    def reduction(self) -> Reduction:
+        """The mean over the samples."""
+        return "mean"
+
+    def __call__(self, outputs: Any, targets: Any) -> Array:
         """The mean of the samples' losses."""
-        return jnp.mean(jax.vmap(self.sample_loss)(outputs, targets))
+        return jnp.mean(self.per_sample(outputs, targets))
+
+    def per_sample(self, outputs: Any, targets: Any) -> Array:
+        """The samples' losses, shape (B,)."""
+        return jax.vmap(lambda output, target: scalar(self.sample_loss(output, target)))(outputs, targets)
 
 
 def mean_over_samples(sample_loss: Callable[[Any, Any], Any]) -> SampleLoss:
@@ -76,7 +123,7 @@ def mean_over_samples(sample_loss: Callable[[Any, Any], Any]) -> SampleLoss:
 
     Args:
         sample_loss: ``sample_loss(output, target) -> scalar`` for ONE sample, twice differentiable and convex in the
-            output, an array of any shape.
+            output, an array of any shape or a pytree of them.
 
     Returns:
         ``loss(outputs, targets)``, both with a leading axis of samples.

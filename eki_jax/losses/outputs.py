@@ -11,25 +11,33 @@ import numpy as np
 
 from eki_jax._types import Array
 from eki_jax.kernel.particles import wide_dtype
+from eki_jax.losses.protocol import Curvature, Reduction, Shortcut, least_of, sample_means
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """See :func:`cross_entropy`."""
+    """See :func:`cross_entropy`.
+
+    Attributes:
+        delta: number added to the probabilities.
+        classes: length of the one-hot rows that the integer labels stand for; None where they stand for themselves.
+    """
 
     delta: float = 0.005
+    classes: int | None = None
+
+    @property
+    def reduction(self) -> Reduction:
+        """The mean over the samples."""
+        return "mean"
 
     def __call__(self, outputs: Array, targets: Array) -> Array:
         """The mean cross-entropy of probabilities (..., classes) against labels."""
-        if self.has_support(targets):
-            return self.of_support(self.support(outputs, targets), targets)
-        if jnp.shape(targets) != jnp.shape(outputs):
-            raise ValueError(
-                f"targets: shape {jnp.shape(targets)} of dtype {jnp.result_type(targets)}; wanted one-hot or soft "
-                f"labels of the outputs' shape {jnp.shape(outputs)}, or integer labels of {jnp.shape(outputs)[:-1]}"
-            )
-        per_sample = -jnp.sum(targets * self._log(outputs), axis=-1)
-        return jnp.mean(per_sample)
+        return jnp.mean(self._values(outputs, targets))
+
+    def per_sample(self, outputs: Array, targets: Array) -> Array:
+        """The samples' cross-entropies, shape (B,)."""
+        return sample_means(self._values(outputs, targets))
 
     def has_support(self, targets: Any) -> bool:
         """Whether the labels are integers, so that one probability a sample matters."""
@@ -37,20 +45,75 @@ class CrossEntropy:
 
     def support(self, outputs: Array, targets: Array) -> Array:
         """The probabilities (...,) of the labelled classes."""
-        if jnp.shape(targets) != jnp.shape(outputs)[:-1]:
+        shape = jnp.shape(outputs)
+        if self.classes is not None and shape != (*jnp.shape(targets), self.classes):
+            raise ValueError(_wrong_labels(shape, f"{(*jnp.shape(targets), self.classes)}"))
+        if jnp.shape(targets) != shape[:-1]:
             raise ValueError(
-                f"targets: shape {jnp.shape(targets)}; wanted integer labels of shape {jnp.shape(outputs)[:-1]}, one "
-                f"for each row of the outputs {jnp.shape(outputs)}"
+                f"targets: shape {jnp.shape(targets)}; wanted integer labels of shape {shape[:-1]}, one for each row "
+                f"of the outputs {shape}, or one-hot labels of a floating-point dtype"
             )
-        _check_labels(targets, jnp.shape(outputs)[-1])
+        _check_labels(targets, shape[-1])
         # An index out of range reads NaN rather than another class's probability.
-        labels = jnp.where(targets < 0, jnp.shape(outputs)[-1], targets)[..., None]
+        labels = jnp.where(targets < 0, shape[-1], targets)[..., None]
         return jnp.take_along_axis(outputs, labels, axis=-1, mode="fill")[..., 0]
 
     def of_support(self, entries: Array, targets: Array) -> Array:
         """The loss from the labelled classes' probabilities."""
         del targets
         return -jnp.mean(self._log(entries))
+
+    def shortcut(self, targets: Any) -> Shortcut | None:
+        """Integer labels in the place of one-hot ones, with the flag that says whether these are one-hot."""
+        if self.has_support(targets) or jnp.ndim(targets) == 0:
+            return None
+        # NumPy where the values can be looked at: what JAX computes inside of a compiled function is not known there.
+        library: Any = np if _is_known(targets) else jnp
+        targets = library.asarray(targets)
+        ones = targets == 1
+        flag = library.all(ones | (targets == 0)) & library.all(ones.sum(axis=-1) == 1)
+        labels = library.argmax(ones, axis=-1).astype(np.int32)
+        return Shortcut(flag, CrossEntropy(self.delta, targets.shape[-1]), labels)
+
+    def curvature(self, outputs: Array, targets: Array) -> Curvature:
+        """The model: H is diagonal, ``y / (G + delta)^2`` over the number of samples."""
+        outputs = jnp.asarray(outputs)
+        outputs = outputs.astype(wide_dtype(outputs.dtype))
+        if self.has_support(targets):
+            return self._of_integers(outputs, targets)
+        value, share = self(outputs, targets), outputs.shape[-1] / max(1, outputs.size)
+        labels = jnp.asarray(targets, outputs.dtype)
+        inverse = 1 / self._safe(outputs, labels)  # 1 where it is multiplied by a label of zero
+        root, hessian = jnp.sqrt(share * jnp.maximum(labels, 0)), (share * labels * inverse**2).ravel()
+        gradient, scale = (-share * labels * inverse).ravel(), (root * inverse).ravel()
+        outside = jnp.where(labels.ravel() < 0, gradient, 0)
+        return Curvature(value, gradient, lambda rows: rows * scale, -root.ravel(), outside, least_of(hessian))
+
+    def _of_integers(self, outputs: Array, labels: Array) -> Curvature:
+        value, gradient = jax.value_and_grad(self)(outputs, labels)
+        share = 1 / jnp.sqrt(jnp.asarray(max(1, labels.size), outputs.dtype))
+        scale = share / (self.support(outputs, labels) + self.delta).ravel()
+
+        def times_factor(rows: Array) -> Array:
+            entries = jax.vmap(lambda row: self.support(row.reshape(outputs.shape), labels))(rows)
+            return scale * entries.reshape(len(rows), -1)
+
+        return Curvature(value, gradient.ravel(), times_factor, jnp.full_like(scale, -share))
+
+    def _values(self, outputs: Array, targets: Array) -> Array:
+        """The cross-entropy of each row of classes, shape (...,)."""
+        if self.has_support(targets):
+            return -self._log(self.support(outputs, targets))
+        if jnp.shape(targets) != jnp.shape(outputs):
+            raise ValueError(_wrong_labels(jnp.shape(outputs), f"{jnp.shape(targets)} of {jnp.result_type(targets)}"))
+        outputs = jnp.asarray(outputs)
+        outputs = outputs.astype(wide_dtype(outputs.dtype))
+        labels = jnp.asarray(targets, outputs.dtype)
+        return -jnp.sum(labels * jnp.log(self._safe(outputs, labels)), axis=-1)
+
+    def _safe(self, outputs: Array, labels: Array) -> Array:
+        """``G + delta``, and 1 where the label is zero: 0 log 0 is 0, and so is its gradient."""
+        return jnp.where(labels == 0, 1, outputs + self.delta)
 
     def _log(self, probabilities: Array) -> Array:
         probabilities = jnp.asarray(probabilities)
@@ -68,7 +131,8 @@ def cross_entropy(delta: float = 0.005) -> CrossEntropy:
 
     Returns:
         ``loss(outputs, targets)``; outputs (..., classes) are probabilities, targets are integer labels (...), or
-        one-hot or soft labels (..., classes). With integer labels the kernel works on one output a sample.
+        one-hot or soft labels (..., classes). With integer labels the kernel works on one output a sample. Solvers do
+        so with one-hot labels too, after a test at run time where their values are not known before.
 
     Raises:
         ValueError: ``delta`` < 0; when called, labels of another shape or (where they are known) out of range.
@@ -85,24 +149,54 @@ def cross_entropy(delta: float = 0.005) -> CrossEntropy:
 
 @dataclass(frozen=True, eq=False)
 class SquaredError:
-    """See :func:`squared_error`."""
+    """See :func:`squared_error`.
+
+    Attributes:
+        precision: Gamma^-1, in one of the forms of :func:`squared_error`.
+    """
 
     precision: Any = None
 
+    @property
+    def reduction(self) -> Reduction:
+        """The sum over the samples, where all of them have the same precision; else None."""
+        return "sum" if self.precision is None or jnp.ndim(self.precision) == 0 else None
+
     def __call__(self, outputs: Array, targets: Array) -> Array:
         """Half the weighted squared distance of outputs and targets."""
-        outputs = jnp.asarray(outputs)
-        if jnp.shape(targets) != outputs.shape:
-            raise ValueError(f"targets: shape {jnp.shape(targets)}; wanted the outputs' shape {outputs.shape}")
-        residual = (outputs - targets).astype(wide_dtype(outputs.dtype))
+        residual = _residual(outputs, targets)
         return 0.5 * jnp.vdot(residual, self.apply(residual))
+
+    def per_sample(self, outputs: Array, targets: Array) -> Array:
+        """The samples' shares, shape (B,); raises ValueError for a matrix, which mixes them."""
+        residual = _residual(outputs, targets)
+        if self._is_matrix(residual):
+            raise ValueError("precision: a matrix, in which samples have no losses of their own; wanted a diagonal")
+        values = residual * self.apply(residual)
+        return 0.5 * jnp.sum(values.reshape(len(values), -1), axis=1)
+
+    def curvature(self, outputs: Array, targets: Array) -> Curvature:
+        """The model: H is Gamma^-1; only a matrix is factored, by its eigenvalues."""
+        residual = _residual(outputs, targets)
+        value, gradient = 0.5 * jnp.vdot(residual, self.apply(residual)), self.apply(residual).ravel()
+        residual = residual.ravel()
+        if self.precision is None:
+            return Curvature(value, gradient, lambda rows: rows, residual)
+        precision = jnp.asarray(self.precision, residual.dtype)
+        if not self._is_matrix(jnp.asarray(outputs)):
+            root = jnp.sqrt(jnp.maximum(precision, 0)).ravel()
+            least = least_of(precision.ravel())
+            return Curvature(value, gradient, lambda rows: rows * root, root * residual, None, least)
+        values, vectors = jnp.linalg.eigh(precision)
+        factor = vectors * jnp.sqrt(jnp.maximum(values, 0))
+        return Curvature(value, gradient, lambda rows: rows @ factor, residual @ factor, None, least_of(values))
 
     def apply(self, residual: Array) -> Array:
         """Gamma^-1 times ``residual``."""
         if self.precision is None:
             return residual
         precision = jnp.asarray(self.precision, residual.dtype)
-        if precision.ndim == 0 or precision.shape == residual.shape:
+        if not self._is_matrix(residual):
             return precision * residual
         size = residual.size
         if precision.shape != (size, size):
@@ -113,6 +207,10 @@ class SquaredError:
         if _is_known(self.precision) and not np.allclose(self.precision, np.transpose(self.precision)):
             raise ValueError("precision: a matrix that is not symmetric; wanted Gamma^-1")
         return (precision @ residual.ravel()).reshape(residual.shape)
+
+    def _is_matrix(self, outputs: Array) -> bool:
+        """Whether Gamma^-1 is more than a number or a diagonal."""
+        return self.precision is not None and jnp.shape(self.precision) not in ((), outputs.shape)
 
 
 def squared_error(precision: Any = None) -> SquaredError:
@@ -144,9 +242,52 @@ def squared_error(precision: Any = None) -> SquaredError:
     return SquaredError(precision)
 
 
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """The mean of the squared differences, of outputs and targets of one shape (B, ...).
+
+    >>> float(MeanSquaredError()(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
+    2.5
+    """
+
+    @property
+    def reduction(self) -> Reduction:
+        """The mean over the samples."""
+        return "mean"
+
+    def __call__(self, outputs: Array, targets: Array) -> Array:
+        """The mean over all outputs; raises ValueError for targets of another shape."""
+        return jnp.mean(_residual(outputs, targets) ** 2)
+
+    def per_sample(self, outputs: Array, targets: Array) -> Array:
+        """The samples' means, shape (B,)."""
+        return sample_means(_residual(outputs, targets) ** 2)
+
+    def curvature(self, outputs: Array, targets: Array) -> Curvature:
+        """The model: H is 2 / M times the identity."""
+        residual = _residual(outputs, targets).ravel()
+        root = jnp.sqrt(jnp.asarray(2 / max(1, residual.size), residual.dtype))
+        return Curvature(jnp.mean(residual**2), root**2 * residual, lambda rows: root * rows, root * residual)
+
+
+def _residual(outputs: Any, targets: Any) -> Array:
+    """Outputs minus targets of the same shape, in float32 or wider."""
+    outputs = jnp.asarray(outputs)
+    if jnp.shape(targets) != outputs.shape:
+        raise ValueError(f"targets: shape {jnp.shape(targets)}; wanted the outputs' shape {outputs.shape}")
+    return (outputs - targets).astype(wide_dtype(outputs.dtype))
+
+
 def _is_known(value: Any) -> bool:
     """Whether the values can be looked at: not None, and not being traced."""
     return value is not None and not isinstance(value, jax.core.Tracer)
+
+
+def _wrong_labels(outputs: tuple[int, ...], found: str) -> str:
+    return (
+        f"targets: shape {found}; wanted one-hot or soft labels of the outputs' shape {outputs}, or integer labels of "
+        f"{outputs[:-1]}"
+    )
 
 
 def _check_labels(labels: Any, classes: int) -> None:

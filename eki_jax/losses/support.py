@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.evaluate import default_chunk_size, map_particles
 from eki_jax.kernel.particles import local_size
+from eki_jax.losses.protocol import supported
 
 
 def value_and_cotangents(
@@ -52,9 +53,9 @@ def supported_outputs(
 ) -> tuple[Any, LossFn]:
     """The entries of the outputs on which the loss depends at all, and the loss as a function of those.
 
-    A loss that offers ``support(outputs, targets)`` and ``of_support(entries, targets)`` is reduced to them: for
-    cross-entropy with integer labels one entry a sample instead of one a class, so that the kernel's products are
-    smaller by the number of classes. Any other loss comes back as it is.
+    A loss that offers its support, see :class:`eki_jax.losses.SupportedLoss`, is reduced to it: for cross-entropy with
+    integer labels one entry a sample instead of one a class, so that the kernel's products are smaller by the number of
+    classes. Any other loss comes back as it is.
 
     Args:
         loss: a loss of one particle.
@@ -80,15 +81,18 @@ def supported_outputs(
 def support_of(loss: LossFn, targets: Any) -> tuple[Callable[[Any, Any], Any], LossFn]:
     """For one particle: the function that selects the entries the loss depends on, and the loss of those.
 
+    Raises:
+        TypeError: the loss offers only a part of what makes a support.
+
     >>> from eki_jax import cross_entropy
     >>> select, of_entries = support_of(cross_entropy(delta=0.0), jnp.array([1]))
     >>> float(of_entries(select(jnp.array([[0.0, 1.0]]), jnp.array([1])), jnp.array([1])))
     -0.0
     """
-    select = getattr(loss, "support", None)
-    if select is None or not loss.has_support(targets):  # type: ignore[attr-defined]
+    offered = supported(loss)
+    if offered is None or not offered.has_support(targets):
         return lambda outputs, targets: outputs, loss
-    return select, loss.of_support  # type: ignore[attr-defined]
+    return offered.support, offered.of_support
 
 
 def evaluate_support(

@@ -11,7 +11,9 @@ from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import activation_bytes, map_particles
 from eki_jax.natural.deviations import Deviations, LowRankDeviations
-from eki_jax.natural.deviations.matrix import LowRankMatrix, Tape, is_low_rank
+from eki_jax.natural.deviations.matrix import LowRankMatrix, is_low_rank
+from eki_jax.natural.deviations.treatment import treatments, warn_of_lost
+from eki_jax.natural.deviations.watching import Leaf, Watched, watch
 
 # What the values of one chunk of particles may take: their intermediate values, and the numbers drawn for them.
 # (XLA makes the mean's products once, whatever the number of chunks: few particles that stay in the caches are fine.)
@@ -72,9 +74,29 @@ class Cloud(NamedTuple):
         return map_particles(one, seeds, min(local, max(1, _DRAW_BYTES // max(1, size)))), signs
 
     def evaluate(
-        self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, x: Any, chunk_size: int | None
+        self,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        x: Any,
+        chunk_size: int | None,
+        *,
+        seen: bool = False,
     ) -> Any:
-        """The model's outputs, shape (J, ...)."""
+        """The model's outputs, shape (J, ...).
+
+        Args:
+            forward: function of one particle.
+            mean: m.
+            drawn: factors and signs of the particles.
+            sigma: scale of the deviations.
+            x: what ``forward`` takes.
+            chunk_size: number of particles evaluated at a time; None for a memory budget's.
+            seen: flag, True where :meth:`see` was called: it finds what is done with factors of low rank.
+        """
+        if not seen and isinstance(self.deviations, LowRankDeviations):
+            self.watch(forward, mean, x)
 
         def one(row: Any, x: Any) -> Any:
             factors, sign = row
@@ -86,16 +108,27 @@ class Cloud(NamedTuple):
         return map_particles(lambda row: one(row, x), drawn, chunk_size)
 
     def see(self, forward: ForwardFn, mean: Params, drawn: Any, x: Any) -> Seen:
-        """Evaluate the mean particle, and watch."""
-        assert isinstance(self.deviations, LowRankDeviations)
-        tape = Tape()
-        factors = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), drawn[0]
-        )  # no particle's: the same on all devices
-        outputs = _called(forward, self.deviations.particle(mean, factors, jnp.zeros(()), tape), x)
-        seen = Seen(outputs, {}, tape.matrix_of)
-        known = {n: x for n, x in tape.entries.items() if x is not None and x.ndim > 1 and len(x) == seen.samples}
-        return seen._replace(inputs={n: x.reshape(len(x), -1, x.shape[-1]) for n, x in known.items()})
+        """Evaluate the mean particle, and watch; a warning names the leaves whose locality is lost."""
+        watched = self.watch(forward, mean, x)
+        leaves = treatments(low_rank_of(self.deviations), mean, watched)
+        warn_of_lost(leaves)
+        local = {leaf.name for leaf in leaves if leaf.localized == "local" and leaf.places}
+        outputs, inputs = watched.evaluate(local)
+        matrix_of = {leaf.name: leaf.layer for leaf in leaves if leaf.layer}
+        return Seen(outputs, {n: x.reshape(len(x), -1, x.shape[-1]) for n, x in inputs.items()}, matrix_of)
+
+    def watch(self, forward: ForwardFn, mean: Params, x: Any) -> Watched:
+        """The model's trace for the mean particle.
+
+        Raises:
+            TypeError: deviations of full rank; a matrix of low rank whose factors are changed one by one.
+        """
+        deviations = low_rank_of(self.deviations)
+        shapes = jax.eval_shape(lambda: deviations.draw(jax.random.key(0), mean))
+        # No particle's factors: they are the same on all devices.
+        factors = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        particle = deviations.particle(mean, factors, jnp.zeros(()), watched=True)
+        return watch(lambda particle: _called(forward, particle, x), particle, _origins(particle))
 
     def ensemble(self, mean: Params, drawn: Any, sigma: Array) -> Ensemble:
         """``mean + sigma e_j``, every one of them in full."""
@@ -112,11 +145,30 @@ class Cloud(NamedTuple):
         return self.axis.sum(self.deviations.combine(mean, factors, weights * signs))
 
 
+def low_rank_of(deviations: Deviations) -> LowRankDeviations:
+    """The deviations, which have to be of low rank.
+
+    Raises:
+        TypeError: others.
+    """
+    if not isinstance(deviations, LowRankDeviations):
+        raise TypeError(f"deviations: {type(deviations).__name__}; wanted low_rank(...)")
+    return deviations
+
+
+def _origins(particle: Params) -> list[Leaf]:
+    """The name and place of each array of a particle."""
+    leaves = jax.tree_util.tree_leaves_with_path(particle, is_leaf=is_low_rank)
+    named = [(jax.tree_util.keystr(path), is_low_rank(leaf)) for path, leaf in leaves]
+    parts = lambda is_matrix: ("mean", "left", "right") if is_matrix else ("vector",)
+    return [Leaf(name, part) for name, is_matrix in named for part in parts(is_matrix)]  # type: ignore[arg-type]
+
+
 def _called(forward: ForwardFn, params: Params, x: Any) -> Any:
     """``forward(params, x)``; a leaf that it cannot take as a :class:`LowRankMatrix` is named."""
     try:
         return forward(params, x)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
             if is_low_rank(leaf) and not _takes(forward, params, x, leaf):
                 raise TypeError(
@@ -134,6 +186,6 @@ def _takes(forward: ForwardFn, params: Params, x: Any, matrix: LowRankMatrix) ->
     )
     try:
         jax.eval_shape(lambda: forward(alone, x))
-    except TypeError:
+    except (TypeError, AttributeError):
         return False
     return True

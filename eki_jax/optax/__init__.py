@@ -23,3 +23,4 @@ from eki_jax.optax.particles import per_particle as per_particle
 from eki_jax.optax.prior import AddPriorNoiseState as AddPriorNoiseState
 from eki_jax.optax.prior import add_prior_noise as add_prior_noise
 from eki_jax.optax.prior import add_tikhonov as add_tikhonov
+from eki_jax.optax.solvers import from_solver as from_solver

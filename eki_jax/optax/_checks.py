@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eki_jax.kernel.particles import local_size
 
@@ -47,7 +48,8 @@ def check_zeros(updates: Any, params: Any) -> None:
             f"updates: shapes {found[:3]}, but the ensemble has {wanted[:3]}; wanted zeros like the ensemble, not the "
             "gradient of one particle's parameters"
         )
-    if any(is_known(leaf) and bool(jnp.any(jnp.asarray(leaf) != 0)) for leaf in jax.tree.leaves(updates)):
+    # By NumPy: inside a compiled function JAX would trace even an operation on values that are known.
+    if any(is_known(leaf) and np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(updates)):
         raise ValueError(
             "updates: not zero; ensemble_gradient makes the gradient itself and wants zeros like the ensemble. To "
             "transform a gradient that you have, leave ensemble_gradient out of the chain"

@@ -33,14 +33,14 @@ def eki(
     as in :func:`eki_jax.euler`.
 
     Args:
-        h0: as in :func:`scale_by_drift_norm`.
-        eps: as in :func:`scale_by_drift_norm`.
-        prior: whose noise is added at every step; None for no noise.
-        key: of the noise; wanted where ``prior`` is given.
+        h0: length of the step, > 0; see :func:`scale_by_drift_norm`.
+        eps: bound of the step, >= 0; see :func:`scale_by_drift_norm`.
+        prior: distribution whose noise is added at every step; None for no noise.
+        key: JAX random key of the noise; wanted where ``prior`` is given.
         axis_name: mapped axis over which the particles are spread.
         contraction: order of the kernel's products; the cheaper one by default.
-        communication: how devices share their particles; the cheapest by default.
-        precision: of the kernel's matrix products.
+        communication: layout in which devices share their particles; the cheapest by default.
+        precision: precision of the kernel's matrix products.
 
     Returns:
         A transformation; ``update`` takes the extra arguments of :func:`ensemble_gradient`.
@@ -90,15 +90,15 @@ def meki(
     ``noise=add_prior_noise(prior, key, h0, eps)`` where a prior is given.
 
     Args:
-        h0: as in :func:`scale_by_drift_norm`.
-        eps: as in :func:`scale_by_drift_norm`.
-        momentum: as in :func:`scale_by_nesterov`.
-        prior: whose noise is added to the momenta at every step; None for no noise.
-        key: of the noise; wanted where ``prior`` is given.
+        h0: length of the step, > 0; see :func:`scale_by_drift_norm`.
+        eps: bound of the step, >= 0; see :func:`scale_by_drift_norm`.
+        momentum: factor in [0, 1), or a schedule of the step count; see :func:`scale_by_nesterov`.
+        prior: distribution whose noise is added to the momenta at every step; None for no noise.
+        key: JAX random key of the noise; wanted where ``prior`` is given.
         axis_name: mapped axis over which the particles are spread.
         contraction: order of the kernel's products; the cheaper one by default.
-        communication: how devices share their particles; the cheapest by default.
-        precision: of the kernel's matrix products.
+        communication: layout in which devices share their particles; the cheapest by default.
+        precision: precision of the kernel's matrix products.
 
     Returns:
         A transformation; ``update`` takes the extra arguments of :func:`ensemble_gradient`. The parameters are the

@@ -25,9 +25,9 @@ def value_and_extra_args(
     """The particles' losses, and the extra arguments that :func:`ensemble_gradient` and its chains want.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle.
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
-        chunk_size: particles evaluated at a time; from a memory budget by default.
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
+        chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
         ``f(ensemble, (x, targets)) -> (losses, {"outputs": ..., "cotangents": ...})``: losses of shape (J,), the
@@ -69,8 +69,8 @@ def ensemble_gradient(
     Args:
         axis_name: mapped axis over which the particles are spread (vmap, pmap, shard_map).
         contraction: order of the kernel's products; the cheaper one by default.
-        communication: how devices share their particles; the cheapest by default.
-        precision: of the kernel's matrix products.
+        communication: layout in which devices share their particles; the cheapest by default.
+        precision: precision of the kernel's matrix products.
 
     Returns:
         A transformation without a state.
@@ -138,11 +138,12 @@ def scale_by_drift_norm(
 
     Args:
         h0: length of the step, > 0.
-        eps: keeps it bounded, >= 0; in the units of the drift norm.
+        eps: bound of the step, >= 0, in the units of the drift norm.
         axis_name: mapped axis over which the particles are spread.
-        contraction: as for :func:`ensemble_gradient`, whose products then serve both.
-        communication: as for :func:`ensemble_gradient`.
-        precision: of the matrix products.
+        contraction: order of the kernel's products, the same as for :func:`ensemble_gradient`, whose products then
+            serve both.
+        communication: layout in which devices share their particles, the same as for :func:`ensemble_gradient`.
+        precision: precision of the matrix products.
 
     Returns:
         A transformation without a state.

@@ -18,9 +18,10 @@ class ScaleByNesterovState(NamedTuple):
     """State of :func:`scale_by_nesterov`.
 
     Attributes:
-        count: the number of updates, int32.
-        momentum: how far the particles are ahead of their positions u, in the sign of the updates; like the ensemble.
-        noise: the state of the transformation of the momentum; empty where there is none.
+        count: number of updates, int32.
+        momentum: distance by which the particles are ahead of their positions u, in the sign of the updates; like the
+            ensemble.
+        noise: state of the transformation of the momentum; empty where there is none.
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
@@ -45,7 +46,7 @@ def scale_by_nesterov(
     Args:
         momentum: lambda in [0, 1), or a schedule of the step count n = 0, 1, ..., such as
             :func:`eki_jax.su_boyd_candes`.
-        noise: a transformation of m, such as :func:`add_prior_noise`: the noise then moves the particles and their
+        noise: transformation of m, such as :func:`add_prior_noise`: the noise then moves the particles and their
             momentum, as in the paper's MEKI(R). Behind this transformation in a chain it would move the particles only.
 
     Returns:

@@ -22,9 +22,9 @@ def per_particle(
     works element by element (sgd, adam, weight decay) does not need it.
 
     Args:
-        tx: any transformation that does not itself need the ensemble.
-        mapped: the names of extra arguments with a particle axis, such as ``("value",)`` for the losses; the others
-            are handed to every particle as they are.
+        tx: transformation of optax that does not itself need the ensemble.
+        mapped: names of extra arguments with a particle axis, such as ``("value",)`` for the losses; the others are
+            handed to every particle as they are.
 
     Returns:
         A transformation whose state has a leading particle axis on every leaf.

@@ -24,7 +24,7 @@ class AddPriorNoiseState(NamedTuple):
     """State of :func:`add_prior_noise`.
 
     Attributes:
-        count: the number of updates, int32; the noise of update n comes from ``fold_in(key, n)``.
+        count: number of updates, int32; the noise of update n comes from ``fold_in(key, n)``.
     """
 
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
@@ -40,11 +40,11 @@ def add_prior_noise(
     :func:`scale_by_nesterov` as its ``noise``. ``update`` takes the extra arguments of :func:`ensemble_gradient`.
 
     Args:
-        prior: whose centred noise is added, one particle's parameters at a time.
-        key: a JAX random key. A particle's noise depends on the key, the step and its index, and so not on how the
-            particles are spread over devices.
-        h0: as in :func:`scale_by_drift_norm`.
-        eps: as in :func:`scale_by_drift_norm`.
+        prior: distribution whose centred noise is added, one particle's parameters at a time.
+        key: JAX random key of the noise. A particle's noise depends on the key, the step and its index, and so not on
+            how the particles are spread over devices.
+        h0: length of the step, > 0; see :func:`scale_by_drift_norm`.
+        eps: bound of the step, >= 0; see :func:`scale_by_drift_norm`.
         axis_name: mapped axis over which the particles are spread.
 
     Returns:
@@ -105,11 +105,11 @@ def add_tikhonov(
     section 4.3.1.)
 
     Args:
-        prior: a Gaussian prior whose covariance can be inverted: each factor a number, standard deviations, or a
-            (size, rank) matrix of full rank with rank >= size.
-        weight: of the penalty, in units of the loss.
+        prior: Gaussian prior whose covariance can be inverted: each factor a number, standard deviations, or a (size,
+            rank) matrix of full rank with rank >= size.
+        weight: factor on the penalty, in units of the loss.
         axis_name: mapped axis over which the particles are spread.
-        precision: of the kernel's matrix products.
+        precision: precision of the kernel's matrix products.
 
     Returns:
         A transformation without a state; ``update`` wants the ensemble as ``params``.

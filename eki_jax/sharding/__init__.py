@@ -14,7 +14,7 @@ from eki_jax.kernel.costs import choose_communication as choose_communication
 from eki_jax.kernel.costs import step_cost as step_cost
 from eki_jax.sharding.drivers import DRIVERS as DRIVERS
 from eki_jax.sharding.drivers import Driver as Driver
-from eki_jax.sharding.drivers import spread as spread
+from eki_jax.sharding.drivers import over_devices as over_devices
 from eki_jax.sharding.mesh import make_mesh as make_mesh
 from eki_jax.sharding.mesh import nearest_sizes as nearest_sizes
 from eki_jax.sharding.mesh import place as place
@@ -26,3 +26,5 @@ from eki_jax.sharding.solvers import shard_samples as shard_samples
 from eki_jax.sharding.solvers import shard_solver as shard_solver
 from eki_jax.sharding.specs import result_specs as result_specs
 from eki_jax.training.checkpoints import abstract as abstract
+
+spread = over_devices

@@ -14,11 +14,15 @@ from eki_jax._types import Array
 from eki_jax.sharding.mesh import PARTICLES
 from eki_jax.sharding.specs import broadcast, flatten, is_key, is_spec, result_specs
 
+#: Name of what runs a function on the devices of a mesh, see :func:`over_devices`.
 Driver = Literal["shard_map", "pmap", "jit"]
+#: All drivers; the first is the default.
 DRIVERS: tuple[Driver, ...] = get_args(Driver)
 
 
-def spread(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *, driver: Driver = "shard_map") -> Callable[..., Any]:
+def over_devices(
+    body: Callable[..., Any], mesh: Mesh, in_specs: Any, *, driver: Driver = "shard_map"
+) -> Callable[..., Any]:
     """``body``, which works on one device's share of its arguments, as a function of whole arrays.
 
     ``body`` names the mesh's axes in its collectives, as the functions of this library do with
@@ -34,11 +38,11 @@ def spread(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *, driver: Drive
 
     Args:
         body: function of local arrays.
-        mesh: from :func:`make_mesh`.
-        in_specs: a tuple with one :class:`jax.sharding.PartitionSpec` for each argument, or with pytrees of them that
+        mesh: mesh of devices, from :func:`make_mesh`.
+        in_specs: tuple with one :class:`jax.sharding.PartitionSpec` for each argument, or with pytrees of them that
             are prefixes of the arguments: ``PartitionSpec("particles")`` spreads the leading axis,
             ``PartitionSpec()`` nothing.
-        driver: which.
+        driver: name of what runs the devices, one of the three above.
 
     Returns:
         A pure function of global arrays. Compile it with :func:`jax.jit`; it may be scanned.
@@ -51,7 +55,7 @@ def spread(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *, driver: Drive
     >>> from eki_jax import mean_particle
     >>> from eki_jax.sharding import make_mesh
     >>> mean = partial(mean_particle, axis_name="particles")
-    >>> spread(mean, make_mesh(1), (PartitionSpec("particles"),))(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+    >>> over_devices(mean, make_mesh(1), (PartitionSpec("particles"),))(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
     Array([2., 4.], dtype=float32)
     """
     _check_driver(driver, mesh)

@@ -17,9 +17,9 @@ def make_mesh(particles: int | None = None, batch: int = 1, *, devices: Sequence
     """A mesh whose axis ``particles`` holds shares of the ensemble, and ``batch`` shares of the samples.
 
     Args:
-        particles: devices along the particle axis; by default all that there are, over ``batch``.
-        batch: devices along the batch axis; the mesh has that axis only if it is more than 1.
-        devices: which; by default those of all processes.
+        particles: number of devices along the particle axis; by default all that there are, over ``batch``.
+        batch: number of devices along the batch axis; the mesh has that axis only if it is more than 1.
+        devices: devices of the mesh; by default those of all processes.
 
     Returns:
         A mesh with the axis ``"particles"``, or with ``"particles"`` and ``"batch"``.
@@ -47,9 +47,9 @@ def place(tree: Any, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> Any: 
 
     Args:
         tree: pytree of arrays that every process has alike: data, or an ensemble that was made somewhere else.
-        mesh: from :func:`make_mesh`.
-        spec: how to lay out each of them: nothing for a copy on every device, ``PartitionSpec("particles")`` to spread
-            the leading axis. Each process sends only the parts its own devices hold.
+        mesh: mesh of devices, from :func:`make_mesh`.
+        spec: layout of each of them: ``PartitionSpec()`` for a copy on every device, ``PartitionSpec("particles")`` to
+            spread the leading axis. Each process sends only the parts its own devices hold.
 
     Returns:
         The same pytree of global arrays.

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Prior
 from eki_jax.ensembles import drawing
-from eki_jax.sharding.drivers import Driver, spread
+from eki_jax.sharding.drivers import Driver, over_devices
 from eki_jax.sharding.mesh import BATCH, PARTICLES, nearest_sizes
 from eki_jax.sharding.specs import result_specs
 from eki_jax.solvers.protocol import Solver, makes_its_particles
@@ -33,7 +33,7 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
             ``eki_jax.euler(forward, loss, axis_name="particles")``. On a mesh with a batch axis, ``forward`` is wrapped
             by :func:`shard_samples`, or the solver made with ``batch_axis_name="batch"``.
         mesh: devices, from :func:`make_mesh`.
-        driver: name of what runs the devices, ``"shard_map"``, ``"pmap"`` or ``"jit"``; see :func:`spread`.
+        driver: name of what runs the devices, ``"shard_map"``, ``"pmap"`` or ``"jit"``; see :func:`over_devices`.
         spread_targets: flag; True spreads the targets over the batch axis as the inputs are, which a solver made with
             ``batch_axis_name`` wants; False gives all of them to every device.
 
@@ -42,7 +42,7 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
         in place.
 
     Raises:
-        ValueError: as :func:`spread`; from ``init`` a J that the devices do not divide.
+        ValueError: as :func:`over_devices`; from ``init`` a J that the devices do not divide.
 
     >>> import jax.numpy as jnp
     >>> import eki_jax
@@ -55,7 +55,7 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
     """
     x_spec, _ = batch_specs(mesh)
     targets_spec = x_spec if spread_targets else _SAME
-    run = partial(spread, mesh=mesh, driver=driver)
+    run = partial(over_devices, mesh=mesh, driver=driver)
 
     def state_specs(state: Any) -> Any:
         if makes_its_particles(solver):
@@ -107,20 +107,21 @@ def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") ->
     """A training method whose particles are spread over the devices of a mesh, for :func:`eki_jax.training.fit`.
 
     Args:
-        method: made with ``axis_name="particles"``, its solver too; see :func:`eki_jax.training.ensemble_method`.
-        mesh: from :func:`make_mesh`.
-        driver: see :func:`spread`.
+        method: training method made with ``axis_name="particles"``, its solver too; see
+            :func:`eki_jax.training.ensemble_method`.
+        mesh: mesh of devices, from :func:`make_mesh`.
+        driver: name of what runs the devices, see :func:`over_devices`.
 
     Returns:
         A method of global arrays; accuracies are the same on all devices, those of the single particles included.
 
     Raises:
-        ValueError: as :func:`spread`.
+        ValueError: as :func:`over_devices`.
     """
     state_specs = result_specs(method.init, mesh, (_SAME,), jax.eval_shape(lambda: jax.random.key(0)))
 
     def accuracy(state: Any, x: Array, labels: Array) -> Any:
-        found = spread(method.accuracy, mesh, (state_specs, _SAME, _SAME), driver=driver)(state, x, labels)
+        found = over_devices(method.accuracy, mesh, (state_specs, _SAME, _SAME), driver=driver)(state, x, labels)
         everywhere = NamedSharding(mesh, _SAME)
         return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, everywhere), found)
 
@@ -129,13 +130,13 @@ def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") ->
             assert method.redraw is not None
             return method.redraw(state, key, particles)
 
-        return spread(body, mesh, (state_specs, _SAME), driver=driver)(state, key)
+        return over_devices(body, mesh, (state_specs, _SAME), driver=driver)(state, key)
 
     return method._replace(
-        init=spread(method.init, mesh, (_SAME,), driver=driver),
-        step=spread(method.step, mesh, (state_specs, _SAME, batch_specs(mesh)), driver=driver),
+        init=over_devices(method.init, mesh, (_SAME,), driver=driver),
+        step=over_devices(method.step, mesh, (state_specs, _SAME, batch_specs(mesh)), driver=driver),
         accuracy=accuracy,
-        estimate=lambda state: spread(method.estimate, mesh, (state_specs,), driver=driver)(state),
+        estimate=lambda state: over_devices(method.estimate, mesh, (state_specs,), driver=driver)(state),
         redraw=None if method.redraw is None else redraw,
     )
 
@@ -147,7 +148,8 @@ def shard_samples(forward: ForwardFn) -> ForwardFn:
     is what it is on one device.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle; outputs and x with a leading axis of samples.
+        forward: function ``forward(params, x) -> outputs`` of one particle; outputs and x with a leading axis of
+            samples.
 
     Returns:
         The same, of ``x`` on one device of the axis ``"batch"``; the outputs are those of all samples.
@@ -183,11 +185,11 @@ def sample_ensemble(key: Array, prior: Prior, particles: int, mesh: Mesh, *, dri
     The numbers are those of one device: a particle's key is that of its index.
 
     Args:
-        key: a JAX random key.
-        prior: what to draw from.
+        key: JAX random key.
+        prior: distribution to draw from.
         particles: number of particles J on all devices together.
-        mesh: from :func:`make_mesh`.
-        driver: see :func:`spread`.
+        mesh: mesh of devices, from :func:`make_mesh`.
+        driver: name of what runs the devices, see :func:`over_devices`.
 
     Returns:
         A pytree of global arrays of shape (J, ...), spread along the first axis.
@@ -197,7 +199,7 @@ def sample_ensemble(key: Array, prior: Prior, particles: int, mesh: Mesh, *, dri
     """
     _check_size(particles, mesh)
     body = partial(drawing.sample_ensemble, prior=prior, particles=particles, axis_name=PARTICLES)
-    return spread(body, mesh, (_SAME,), driver=driver)(key)
+    return over_devices(body, mesh, (_SAME,), driver=driver)(key)
 
 
 def resample_around_mean(
@@ -213,13 +215,13 @@ def resample_around_mean(
     """:func:`eki_jax.resample_around_mean` on a mesh; with a larger J, a growing ensemble.
 
     Args:
-        key: a JAX random key.
+        key: JAX random key.
         ensemble: pytree of global arrays of shape (J, ...).
-        prior: whose centred noise is added.
-        mesh: from :func:`make_mesh`.
-        particles: new number of particles J; by default the old one.
-        scale: standard deviations of the noise, as a multiple of the prior's.
-        driver: see :func:`spread`.
+        prior: distribution whose centred noise is added.
+        mesh: mesh of devices, from :func:`make_mesh`.
+        particles: number of particles J from now on; by default the old one.
+        scale: factor on the noise's standard deviations.
+        driver: name of what runs the devices, see :func:`over_devices`.
 
     Returns:
         A pytree like ``ensemble`` with the new J.
@@ -233,7 +235,7 @@ def resample_around_mean(
     def body(key: Array, ensemble: Ensemble, scale: Any) -> Ensemble:
         return drawing.resample_around_mean(key, ensemble, prior, particles, scale=scale, axis_name=PARTICLES)
 
-    return spread(body, mesh, (_SAME, _SPREAD, _SAME), driver=driver)(key, ensemble, scale)
+    return over_devices(body, mesh, (_SAME, _SPREAD, _SAME), driver=driver)(key, ensemble, scale)
 
 
 def _check_size(size: int, mesh: Mesh) -> None:

@@ -13,12 +13,12 @@ from eki_jax.sharding.mesh import PARTICLES, check_divisible
 
 
 def result_specs(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *args: Any) -> Any:
-    """How :func:`spread` spreads what ``body`` returns; nothing is computed.
+    """How :func:`over_devices` spreads what ``body`` returns; nothing is computed.
 
     Args:
         body: function of local arrays.
-        mesh: from :func:`make_mesh`.
-        in_specs: as for :func:`spread`.
+        mesh: mesh of devices, from :func:`make_mesh`.
+        in_specs: specs of the arguments, in the form that :func:`over_devices` takes.
         *args: whole arrays, or :class:`jax.ShapeDtypeStruct` of their shapes.
 
     Returns:

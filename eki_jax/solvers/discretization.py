@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, StepSizeFn
+from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.particles import ensemble_size, finite_particles, local_size, particle_mean
 from eki_jax.kernel.products import Products
+from eki_jax.losses.shortcut import in_place_by_shortcut
 from eki_jax.losses.support import evaluate_support, supported_outputs, value_and_cotangents
 from eki_jax.solvers.protocol import (
     Info,
@@ -92,6 +94,7 @@ def discretization(
         if not callable(value):
             hint = "; constant_step_size(dt) makes one" if name == "step_size" else ""
             raise TypeError(f"{name}: {value!r}; wanted a function{hint}")
+    targets_spread = Axis() if options.targets_axis is None else options.axis
 
     def init(ensemble: Ensemble) -> Any:
         ensemble_size(ensemble, axis_name=options.axis_name)
@@ -99,17 +102,25 @@ def discretization(
 
     def step(state: Any, batch: Batch) -> tuple[Any, Info]:
         x, targets = batch
-        model, particle = given(forward), getattr(state, "particle", None)
-        of_row = model if particle is None else lambda row, x: model(particle(row), x)
-        entries, reduced = evaluate_support(
-            of_row, loss, state[0], x, targets, targets_axis=options.targets_axis, chunk_size=options.chunk_size
-        )
-        return advance(state, entries, reduced, targets)
+
+        def taken(loss: LossFn, targets: Any, state: Any) -> tuple[Any, Info]:
+            model, particle = given(forward), getattr(state, "particle", None)
+            of_row = model if particle is None else lambda row, x: model(particle(row), x)
+            entries, reduced = evaluate_support(
+                of_row, loss, state[0], x, targets, targets_axis=options.targets_axis, chunk_size=options.chunk_size
+            )
+            return advance(state, entries, reduced, targets)
+
+        return in_place_by_shortcut(taken, loss, targets, state, axis=targets_spread)
 
     def update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Info]:
         check_rows(outputs, local_size(state[0], name="ensemble"))
-        entries, reduced = supported_outputs(loss, outputs, targets, targets_axis=options.targets_axis)
-        return advance(state, entries, reduced, targets)
+
+        def taken(loss: LossFn, targets: Any, state: Any) -> tuple[Any, Info]:
+            entries, reduced = supported_outputs(loss, outputs, targets, targets_axis=options.targets_axis)
+            return advance(state, entries, reduced, targets)
+
+        return in_place_by_shortcut(taken, loss, targets, state, axis=targets_spread)
 
     def advance(state: Any, entries: Any, reduced: LossFn, targets: Any) -> tuple[Any, Info]:
         *trees, count = state

@@ -24,7 +24,7 @@ class FailurePolicy(NamedTuple):
     """What happens to failed particles after a step.
 
     Attributes:
-        apply: ``apply(ensemble, healthy, count, axis_name) -> ensemble``, with ``healthy`` of shape (J,).
+        apply: function ``apply(ensemble, healthy, count, axis_name) -> ensemble``, with ``healthy`` of shape (J,).
     """
 
     apply: Callable[[Ensemble, Array, Array, str | None], Ensemble]
@@ -47,7 +47,7 @@ def redraw_failed(key: Array) -> FailurePolicy:
     draw from and the ensemble is kept.
 
     Args:
-        key: of the draws; folded with the step count and each particle's index.
+        key: JAX random key of the draws; folded with the step count and each particle's index.
 
     >>> import jax, jax.numpy as jnp
     >>> u = jnp.array([[1.0], [3.0], [jnp.nan]])
@@ -95,7 +95,7 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
     """``fn`` compiled, raising :class:`FloatingPointError` where :func:`raise_failed` found a failed particle.
 
     Args:
-        fn: a pure function, such as a solver's ``step``.
+        fn: pure function, such as a solver's ``step``.
 
     Returns:
         A function of the same arguments; it waits for the result, so it is for debugging and for costly models.

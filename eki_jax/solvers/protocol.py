@@ -76,7 +76,8 @@ class SharedSettings(TypedDict, total=False):
         axis_name: mapped axis over which the particles are spread (vmap, pmap, shard_map); None on one device.
         failures: policy for particles that turn non-finite, see :mod:`eki_jax.failures`; by default
             :func:`eki_jax.keep_failed`.
-        targets_axis: 0 where every particle has its own targets (perturbed data), shape (J, ...); else None.
+        targets_axis: axis of the particles in the targets: 0 where every particle has its own (perturbed data), shape
+            (J, ...); else None.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
         precision: precision of the kernel's matrix products, as in :func:`jax.numpy.matmul`, or ``"bf16"``.
     """

@@ -20,7 +20,7 @@ def frobenius_step_size(h0: float = 2.0, eps: float = 0.5) -> StepSizeFn:
 
     Args:
         h0: length of the step, > 0.
-        eps: keeps it bounded, >= 0; in the units of the drift norm.
+        eps: bound of the step, >= 0, in the units of the drift norm.
 
     Returns:
         ``f(drift_norm, ensemble_size, count) -> dt``.
@@ -46,7 +46,7 @@ def constant_step_size(step_size: float | Callable[[Array], Any]) -> StepSizeFn:
     """A step size that does not look at the ensemble: a number, or a schedule of the step count.
 
     Args:
-        step_size: dt > 0, or ``schedule(count) -> dt``.
+        step_size: step size dt > 0, or a schedule ``schedule(count) -> dt``.
 
     Returns:
         ``f(drift_norm, ensemble_size, count) -> dt``.

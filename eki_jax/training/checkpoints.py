@@ -15,8 +15,8 @@ class Checkpoints:
     """The checkpoints of one run in a folder; the last two are kept.
 
     Args:
-        directory: the folder; made if it is not there.
-        settings: what the run is; a checkpoint of other settings is refused.
+        directory: folder of the checkpoints; made if it is not there.
+        settings: description of the run; a checkpoint of other settings is refused.
 
     Raises:
         ImportError: orbax is not installed.
@@ -48,9 +48,9 @@ class Checkpoints:
         """Write a checkpoint; it is whole or not there at all.
 
         Args:
-            number: of the checkpoint, growing; the number of epochs done, say.
+            number: number of the checkpoint, growing; that of the epochs done, say.
             state: pytree of arrays, on any number of devices.
-            notes: anything JSON knows, kept beside the state.
+            notes: notes that JSON knows, kept beside the state.
         """
         args = self._orbax.args
         about = {"settings": self._settings, "notes": notes}
@@ -76,7 +76,7 @@ class Checkpoints:
         """The last checkpoint.
 
         Args:
-            like: a function of the notes that returns what the state looks like: a pytree of arrays or
+            like: function of the notes that returns what the state looks like: a pytree of arrays or
                 ``jax.ShapeDtypeStruct``; with shardings in them the state is placed accordingly.
 
         Returns:
@@ -119,8 +119,8 @@ def abstract(fn: Callable[..., Any], *args: Any) -> Any:
     """Shapes, dtypes and shardings of what ``fn(*args)`` returns, without running it: what a checkpoint is restored as.
 
     Args:
-        fn: a function of global arrays, such as the ``init`` of a sharded solver; it is compiled.
-        *args: its arguments.
+        fn: function of global arrays, such as the ``init`` of a sharded solver; it is compiled.
+        *args: arguments of the function.
 
     Returns:
         A pytree of :class:`jax.ShapeDtypeStruct` with their shardings.

@@ -24,8 +24,9 @@ def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array
     """One pass over the data, without replacement, as one scan.
 
     Args:
-        method: what steps.
-        batch_size: samples a step; those that do not fill the last batch wait for the next epoch's shuffle.
+        method: training method whose step is taken.
+        batch_size: number of samples in a step; those that do not fill the last batch wait for the next epoch's
+            shuffle.
 
     Returns:
         ``run(state, key, x, targets) -> (state, metrics)``, pure; metrics are stacked over the steps. Compile it with
@@ -36,6 +37,7 @@ def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array
 
     >>> import jax.numpy as jnp
     >>> import eki_jax
+    >>> from eki_jax.training import ensemble_method
     >>> forward = lambda u, x: x @ u
     >>> solver = eki_jax.euler(forward, eki_jax.squared_error())
     >>> method = ensemble_method(solver, forward, eki_jax.gaussian(jnp.zeros(2), 1.0), 20)
@@ -107,9 +109,9 @@ class Result(NamedTuple):
     """What :func:`fit` returns.
 
     Attributes:
-        state: the method's state after the last epoch.
+        state: state of the method after the last epoch.
         history: one dict an epoch: accuracies, seconds, losses, step sizes, forward passes so far.
-        interrupted: whether it stopped early because it was asked to.
+        interrupted: flag, True where it stopped early because it was asked to.
     """
 
     state: Any
@@ -138,18 +140,18 @@ def fit(
     stops at once, with the last checkpoint whole.
 
     Args:
-        method: what to train with.
-        train: ``(x, labels)``, shapes (N, ...) and (N,).
-        test: the same, for the accuracy after every epoch.
-        batch_size: samples a step.
-        epochs: passes over the data in all, those of a resumed run included.
-        key: of everything random in the run.
-        directory: gets ``metrics.jsonl`` (a line an epoch), ``accuracy.png`` and ``checkpoints/``; nothing is
-            written if None. The picture needs matplotlib and the checkpoints need orbax.
-        settings: what the run is, saved with the checkpoints; a checkpoint of other settings is refused.
-        resume: go on from the last checkpoint in ``directory``.
-        checkpoint_every: epochs between checkpoints; 0 for the last epoch's alone.
-        progress: show a bar with the accuracy and the time left (needs rich).
+        method: training method, such as :func:`ensemble_method` makes.
+        train: pair ``(x, labels)`` to train on, shapes (N, ...) and (N,).
+        test: pair ``(x, labels)`` for the accuracy after every epoch.
+        batch_size: number of samples in a step.
+        epochs: number of passes over the data in all, those of a resumed run included.
+        key: JAX random key of everything random in the run.
+        directory: folder that gets ``metrics.jsonl`` (a line an epoch), ``accuracy.png`` and ``checkpoints/``; nothing
+            is written if None. The picture needs matplotlib and the checkpoints need orbax.
+        settings: description of the run, saved with the checkpoints; a checkpoint of other settings is refused.
+        resume: flag; True goes on from the last checkpoint in ``directory``.
+        checkpoint_every: number of epochs between checkpoints; 0 for the last epoch's alone.
+        progress: flag; True shows a bar with the accuracy and the time left (needs rich).
 
     Returns:
         A :class:`Result`.

@@ -41,8 +41,8 @@ def classification_accuracy(
     """Accuracies of an ensemble of classifiers.
 
     Args:
-        forward: ``forward(params, x) -> (batch, classes)`` for one particle: probabilities, or anything that grows
-            with them.
+        forward: function ``forward(params, x) -> (batch, classes)`` of one particle: probabilities, or anything that
+            grows with them.
         ensemble: pytree of arrays of shape (J, ...).
         x: inputs, shape (N, ...).
         labels: integer labels, shape (N,).

@@ -20,10 +20,10 @@ class Recorder:
     """Metrics, picture and checkpoints of one run.
 
     Args:
-        directory: where to write; nothing is written if None.
-        settings: what the run is.
-        resume: go on with what is there.
-        checkpoint_every: epochs between checkpoints; 0 for none but the last.
+        directory: folder to write to; nothing is written if None.
+        settings: description of the run.
+        resume: flag; True goes on with what is there.
+        checkpoint_every: number of epochs between checkpoints; 0 for none but the last.
 
     Raises:
         ValueError: ``directory`` holds a run and ``resume`` is False.

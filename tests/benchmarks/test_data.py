@@ -346,7 +346,7 @@ def test_convolutions_of_an_ensemble_are_those_of_its_particles(tmp_path, monkey
 
     images = RNG.integers(0, 256, (3, 28, 28, 1))
     dataset = data.standardised(images, np.arange(3), images, np.arange(3))
-    monkeypatch.setitem(registry._PROBLEMS, "cnn-mnist", (lambda folder: dataset, registry._PROBLEMS["cnn-mnist"][1]))
+    monkeypatch.setitem(registry.PROBLEMS, "cnn-mnist", (lambda folder: dataset, registry.PROBLEMS["cnn-mnist"][1]))
     problem = registry.get("cnn-mnist")
     draw = lambda leaf: 0.1 * RNG.standard_normal((2, *leaf.shape)).astype(leaf.dtype)
     ensemble = jax.tree.map(draw, problem.template)

@@ -29,12 +29,12 @@ def random_data(monkeypatch):
         x, y = rng.integers(0, 256, (120, *shape)), np.arange(120) % 10
         return data.standardised(x, y, x[:40], y[:40])
 
-    for name, (_, network) in list(registry._PROBLEMS.items()):
+    for name, (_, network) in list(registry.PROBLEMS.items()):
         shape = IMAGES.get(name.split("-")[0])
         if shape is not None:
             kept = shape[:2] if name == "mnist-rnn" else shape
             load = lambda folder, shape=shape, kept=kept: _reshaped(images(shape), kept)
-            monkeypatch.setitem(registry._PROBLEMS, name, (load, network))
+            monkeypatch.setitem(registry.PROBLEMS, name, (load, network))
     records, labels = rng.choice([-1.0, 0.0, 1.0], (60, 16)), np.repeat([-1, 1], 30)
     monkeypatch.setattr(tables, "votes", lambda folder: tables.Votes(records + 2 * labels[:, None], labels))
     wave = 10 + 3 * np.sin(np.arange(400) / 5)

@@ -142,11 +142,11 @@ def test_keeps_the_type_and_computes_scalars_in_single_precision(dtype: jnp.dtyp
 @pytest.mark.parametrize(
     ("rhs", "iterations", "error", "words"),
     [
-        (jnp.ones(2), 0, ValueError, "iterations must be at least 1; got 0"),
-        (jnp.ones(2), 1.5, TypeError, "iterations must be an integer; got 1.5"),
-        (jnp.ones(2), jnp.ones(()), TypeError, "iterations must be an integer; got an array of float32"),
-        (jnp.ones(2, jnp.int32), 1, TypeError, "rhs must have floating-point leaves; got one of type int32"),
-        ({}, 1, ValueError, "a pytree without leaves"),
+        (jnp.ones(2), 0, ValueError, "iterations: 0; wanted at least 1"),
+        (jnp.ones(2), 1.5, TypeError, "iterations: 1.5; wanted an integer"),
+        (jnp.ones(2), jnp.ones(()), TypeError, r"iterations: an array of float32\(\); wanted an integer"),
+        (jnp.ones(2, jnp.int32), 1, TypeError, "rhs: dtype int32; wanted a floating-point dtype"),
+        ({}, 1, ValueError, "vector: has no arrays; wanted at least one"),
     ],
 )
 def test_bad_input_is_named(rhs: object, iterations: object, error: type[Exception], words: str) -> None:

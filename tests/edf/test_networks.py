@@ -55,7 +55,7 @@ def test_a_residual_network_normalises_and_remembers() -> None:
 
 
 def test_a_residual_network_of_another_depth_is_refused() -> None:
-    with pytest.raises(ValueError, match="depth must be 6 n"):
+    with pytest.raises(ValueError, match=r"depth: 57; wanted 6 n \+ 2"):
         shapes(ResNet(57), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), train=False)
 
 

@@ -95,9 +95,9 @@ def test_types_of_the_parameters_are_kept() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"chunk_size": 0}, "chunk_size must be None or an integer of at least 1; got 0"),
-        ({"chunk_size": 2.0}, "chunk_size must be None or an integer of at least 1; got 2.0"),
-        ({"reduction": "max"}, 'reduction must be "mean" or "sum"; got \'max\''),
+        ({"chunk_size": 0}, "chunk_size: 0; wanted None or an integer of at least 1"),
+        ({"chunk_size": 2.0}, "chunk_size: 2.0; wanted None or an integer of at least 1"),
+        ({"reduction": "max"}, 'reduction: \'max\'; wanted "mean" or "sum"'),
     ],
 )
 def test_bad_options_are_named(options: dict, words: str) -> None:

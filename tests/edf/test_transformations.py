@@ -201,11 +201,11 @@ def test_trains_a_linen_model_with_batch_statistics_and_an_nnx_model() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"krylov_order": 0}, ValueError, "krylov_order must be at least 1; got 0"),
-        ({"krylov_order": 1.5}, TypeError, "krylov_order must be an integer; got 1.5"),
-        ({"damping": (1.0, -1.0)}, ValueError, r"damping must be a pair \(a, b\) of numbers >= 0"),
-        ({"damping": 1.0}, TypeError, r"damping must be None or a pair \(a, b\); got 1.0"),
-        ({"acceleration": 0.9}, TypeError, r"acceleration must be None, heavy_ball\(...\) or nesterov\(...\); got 0.9"),
+        ({"krylov_order": 0}, ValueError, "krylov_order: 0; wanted at least 1"),
+        ({"krylov_order": 1.5}, TypeError, "krylov_order: 1.5; wanted an integer"),
+        ({"damping": (1.0, -1.0)}, ValueError, r"damping: \(1.0, -1.0\); wanted a pair \(a, b\) of numbers >= 0"),
+        ({"damping": 1.0}, TypeError, r"damping: 1.0; wanted None or a pair \(a, b\)"),
+        ({"acceleration": 0.9}, TypeError, r"acceleration: 0.9; wanted None, heavy_ball\(...\) or nesterov\(...\)"),
     ],
 )
 def test_bad_options_are_named(make: object, options: dict, error: type[Exception], words: str) -> None:
@@ -216,13 +216,13 @@ def test_bad_options_are_named(make: object, options: dict, error: type[Exceptio
 def test_bad_calls_and_accelerations_are_named() -> None:
     optimizer = edf.edf_g(1.0)
     state = optimizer.init(START)
-    with pytest.raises(TypeError, match="needs the keyword argument objective"):
+    with pytest.raises(TypeError, match="objective: None; wanted it as a keyword"):
         optimizer.update(START, state, START, batch=BATCH)
-    with pytest.raises(TypeError, match="needs the keyword argument batch"):
+    with pytest.raises(TypeError, match="batch: None; wanted it as a keyword"):
         optimizer.update(START, state, START, objective=OBJECTIVE)
-    with pytest.raises(ValueError, match="needs params"):
+    with pytest.raises(ValueError, match="params: None; wanted the point"):
         optimizer.update(START, state, objective=OBJECTIVE, batch=BATCH)
-    with pytest.raises(ValueError, match=r"kappa must lie in \[0, 1\); got 1.0"):
+    with pytest.raises(ValueError, match=r"momentum: 1.0; wanted a number in \[0, 1\)"):
         edf.heavy_ball(1.0)
-    with pytest.raises(ValueError, match="alpha must be positive; got 0"):
+    with pytest.raises(ValueError, match="friction: 0; wanted a number > 0"):
         edf.nesterov(0)

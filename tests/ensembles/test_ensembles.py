@@ -72,7 +72,7 @@ def test_gaussian_factors(kind: str) -> None:
         "matrix": (jnp.asarray(root, jnp.float32), root @ root.T),
         "function": (lambda key: jnp.asarray(root, jnp.float32) @ jax.random.normal(key, (2,)), root @ root.T),
     }[kind]
-    draws = sample_ensemble(KEY, gaussian(jnp.array([5.0, -5.0]), factor), 5000)
+    draws = sample_ensemble(KEY, gaussian(jnp.array([5.0, -5.0]), factor=factor), 5000)
     np.testing.assert_allclose(np.cov(np.asarray(draws).T), covariance, atol=0.4)
     np.testing.assert_allclose(np.mean(draws, axis=0), [5, -5], atol=0.2)
 
@@ -158,8 +158,8 @@ def test_predictions_on_devices() -> None:
             "particles: 0",
             lambda: resample_around_mean(KEY, jnp.ones((3, 2)), gaussian(jnp.zeros(2), 1.0), 0),
         ),
-        (ValueError, r"factor\['a'\]: shape \(3,\)", lambda: gaussian({"a": jnp.zeros(2)}, {"a": jnp.ones(3)})),
-        (ValueError, "factor: its structure", lambda: gaussian({"a": jnp.zeros(2)}, {"b": jnp.ones(2)})),
+        (ValueError, r"scale\['a'\]: shape \(3,\)", lambda: gaussian({"a": jnp.zeros(2)}, {"a": jnp.ones(3)})),
+        (ValueError, "scale: its structure", lambda: gaussian({"a": jnp.zeros(2)}, {"b": jnp.ones(2)})),
         (TypeError, "mean.*int32", lambda: perturb_data(KEY, jnp.array([0, 1]), 0.1, 4)),
         (TypeError, "template.*int32", lambda: xavier({"n": jnp.zeros(2, jnp.int32)})),
         (ValueError, "template: has no arrays", lambda: xavier({})),

@@ -38,7 +38,7 @@ def as_targets(loss: Any, y: Any) -> Any:
 def spread_step(make: Any, mesh: Any, batch_axis: str | None) -> Any:
     solver = make(axis_name="particles", batch_axis_name=batch_axis)
     data = SAMPLES if batch_axis else SAME
-    return sharding.spread(solver.step, mesh, (SAME, (data, data)))
+    return sharding.over_devices(solver.step, mesh, (SAME, (data, data)))
 
 
 LOSSES = {

@@ -159,7 +159,7 @@ def test_tikhonovs_term_is_the_covariance_times_the_priors_precision(
 ) -> None:
     ensemble, _ = small(size=size)
     mean = np.array([1.0, -1.0, 0.5])
-    tx = add_tikhonov(gaussian(jnp.asarray(mean), factor), 0.3)
+    tx = add_tikhonov(gaussian(jnp.asarray(mean), factor=factor), 0.3)
     updates, _ = tx.update(2 * ensemble, tx.init(ensemble), ensemble)
     u = np.asarray(ensemble)
     c = np.cov(u.T, bias=True)
@@ -212,8 +212,7 @@ def test_weight_decay_pulls_the_ensemble_to_zero() -> None:
 
 def test_prior_noise_has_the_papers_covariance(x64: None) -> None:
     factor = jnp.array([[2.0, 0.0], [1.0, 0.5]])
-    # As a matrix of factors the shape (2, 3) cannot be taken for standard deviations.
-    prior = gaussian(jnp.array([5.0, 5.0]), jnp.concatenate([factor, jnp.zeros((2, 1))], axis=1))
+    prior = gaussian(jnp.array([5.0, 5.0]), factor=factor)
     ensemble = jnp.zeros((20_000, 2))
     extra = {"outputs": jnp.zeros((20_000, 1)).at[0].set(1.0), "cotangents": jnp.zeros((20_000, 1)).at[0].set(3.0)}
     norm = 3 * np.sqrt((1 - 1 / 20_000) ** 2 + 19_999 / 20_000**2)
@@ -377,7 +376,7 @@ def test_init_says_so_if_the_parameters_are_not_stacked() -> None:
 )
 def test_a_prior_that_cannot_be_inverted_is_refused(factor: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        add_tikhonov(gaussian(jnp.zeros(3), factor))
+        add_tikhonov(gaussian(jnp.zeros(3), factor=factor))
 
 
 def test_priors_that_do_not_fit_are_refused() -> None:

@@ -80,7 +80,7 @@ def test_layouts_give_the_direction_of_one_device(devices: int, outputs: int, x6
     @jax.jit
     def directions(*arguments: Any) -> Any:
         bodies = (partial(eki_jax.direction, axis_name="particles", communication=c) for c in sharding.COMMUNICATIONS)
-        return [sharding.spread(body, mesh, (SPREAD,) * 3)(*arguments) for body in bodies]
+        return [sharding.over_devices(body, mesh, (SPREAD,) * 3)(*arguments) for body in bodies]
 
     wanted = eki_jax.direction(ensemble, g, r)
     for dtype, tolerance in ((jnp.float64, 1e-10), (jnp.float32, 2e-6)):
@@ -94,7 +94,7 @@ def test_reduce_scatter_returns_low_precision_sums_in_the_ensembles_dtype() -> N
     ensemble = jax.random.normal(jax.random.key(0), (16, 64)).astype(jnp.bfloat16)
     g, r = jax.random.normal(jax.random.key(1), (2, 16, 4))
     body = partial(eki_jax.direction, axis_name="particles", communication="reduce_scatter")
-    step = jax.jit(sharding.spread(body, sharding.make_mesh(4), (SPREAD,) * 3))
+    step = jax.jit(sharding.over_devices(body, sharding.make_mesh(4), (SPREAD,) * 3))
     assert largest_difference(step(ensemble, g, r), eki_jax.direction(ensemble, g, r)) < 0.02
     assert "bf16[4,16]" in step.lower(ensemble, g, r).as_text("hlo").replace(" ", "")
 
@@ -150,7 +150,9 @@ def check_method(name: str, communication: Any, devices: int, driver: Any) -> No
         specs = sharding.result_specs(init, mesh, (SPREAD,), ensemble)
         body = partial(optax_run, make, axis_name="particles", communication=communication)
         wanted = jax.jit(partial(optax_run, make, axis_name=None, communication=None))(ensemble, state, toy.batch)
-        found = jax.jit(sharding.spread(body, mesh, (SPREAD, specs, SAME), driver=driver))(ensemble, state, toy.batch)
+        found = jax.jit(sharding.over_devices(body, mesh, (SPREAD, specs, SAME), driver=driver))(
+            ensemble, state, toy.batch
+        )
     else:
         method, noise = METHODS[name]
         make = partial(method, toy.forward, toy.loss, communication=communication)
@@ -158,7 +160,7 @@ def check_method(name: str, communication: Any, devices: int, driver: Any) -> No
         specs = sharding.result_specs(method(None, toy.loss, axis_name="particles").init, mesh, (SPREAD,), ensemble)
         body = partial(solver_run, make, prior=toy.prior, axis_name="particles", noise=noise)
         wanted = jax.jit(partial(solver_run, make, prior=toy.prior, axis_name=None, noise=noise))(state, toy.batch, key)
-        found = jax.jit(sharding.spread(body, mesh, (specs, SAME, SAME), driver=driver))(state, toy.batch, key)
+        found = jax.jit(sharding.over_devices(body, mesh, (specs, SAME, SAME), driver=driver))(state, toy.batch, key)
     tolerance = 1e-10 if jax.config.jax_enable_x64 else 2e-4  # two steps of a nonlinear model amplify the rounding
     assert largest_difference(found, wanted) < tolerance
 
@@ -276,10 +278,16 @@ def test_an_ensemble_grows_where_it_is(driver: Any, toy: Toy) -> None:
     [
         (lambda toy, mesh: sharding.sample_ensemble(jax.random.key(0), toy.prior, 10, mesh), "J = 10 .* 8 or 12"),
         (lambda toy, mesh: sharding.place(jnp.zeros((3, 2)), mesh, SPREAD), "J = 3 particles on 4 devices; .*: 4"),
-        (lambda toy, mesh: sharding.spread(jnp.sin, mesh, (SPREAD,))(jnp.zeros((6, 2))), "J = 6 particles .* 4 or 8"),
-        (lambda toy, mesh: sharding.spread(jnp.sin, mesh, (SAME,), driver="pjit"), "driver: 'pjit'; wanted one of"),
         (
-            lambda toy, mesh: sharding.spread(jnp.sin, sharding.make_mesh(2, 2), (SAME,), driver="pmap"),
+            lambda toy, mesh: sharding.over_devices(jnp.sin, mesh, (SPREAD,))(jnp.zeros((6, 2))),
+            "J = 6 particles .* 4 or 8",
+        ),
+        (
+            lambda toy, mesh: sharding.over_devices(jnp.sin, mesh, (SAME,), driver="pjit"),
+            "driver: 'pjit'; wanted one of",
+        ),
+        (
+            lambda toy, mesh: sharding.over_devices(jnp.sin, sharding.make_mesh(2, 2), (SAME,), driver="pmap"),
             "'shard_map' or",
         ),
         (lambda toy, mesh: sharding.make_mesh(9), "9 x 1 of 8 devices"),
@@ -387,7 +395,7 @@ def test_the_cheapest_layout_is_the_default() -> None:
     def program(J: int, M: int, communication: Any) -> str:
         body = partial(eki_jax.direction, axis_name="particles", communication=communication)
         arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((J, 65536), (J, M), (J, M)))
-        return jax.jit(sharding.spread(body, mesh, (SPREAD,) * 3)).lower(*arrays).as_text()
+        return jax.jit(sharding.over_devices(body, mesh, (SPREAD,) * 3)).lower(*arrays).as_text()
 
     for J, M in ((16, 4), (16, 600), (4096, 100)):
         chosen = sharding.choose_communication(J, M, 65536, 8)
@@ -477,5 +485,5 @@ def test_predictions_are_those_of_one_device(toy: Toy) -> None:
     wanted = predict(ensemble, losses, toy.batch[0], None)
     body = partial(predict, axis_name="particles")
     for driver in ("shard_map", "jit"):
-        spread = sharding.spread(body, mesh, (SPREAD, SPREAD, SAME), driver=driver)
+        spread = sharding.over_devices(body, mesh, (SPREAD, SPREAD, SAME), driver=driver)
         assert largest_difference(jax.jit(spread)(ensemble, losses, toy.batch[0]), wanted) < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import normal
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
-from eki_jax.natural.deviations.matrix import LowRankMatrix, Tape, largest_rank
+from eki_jax.natural.deviations.matrix import LowRankMatrix, largest_rank
 
 
 class LowRankDeviations(NamedTuple):
@@ -32,19 +33,15 @@ class LowRankDeviations(NamedTuple):
         drawn = [self._leaf(*args) for args in zip(leaves, scales, keys, strict=True)]
         return structure.unflatten(drawn)
 
-    def particle(self, mean: Params, factors: Any, sigma: Array, tape: Tape | None = None) -> Params:
+    def particle(self, mean: Params, factors: Any, sigma: Array, watched: bool = False) -> Params:
         """A :class:`LowRankMatrix` for each matrix, unless they are to be formed; vectors are added up."""
 
         def leaf(path: Any, m: Array, e: Any) -> Any:
-            name = jax.tree_util.keystr(path)
             if not isinstance(e, tuple):
-                vector = (m + sigma.astype(e.dtype) * e).astype(m.dtype)
-                if tape is not None:
-                    tape.vectors.append((vector, name))
-                return vector
+                return (m + sigma.astype(e.dtype) * e).astype(m.dtype)
             left, right = (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype)
-            matrix = LowRankMatrix(m, left, right, name=name, tape=tape)
-            return matrix.dense() if self.formed else matrix
+            matrix = LowRankMatrix(m, left, right, name=jax.tree_util.keystr(path))
+            return matrix.dense() if self.formed else replace(matrix, watched=watched)
 
         return self._map(leaf, mean, factors)
 
@@ -71,6 +68,10 @@ class LowRankDeviations(NamedTuple):
         """The standard deviations of each leaf's entries, a pytree like ``mean``."""
         return scales_of(self.scale, mean)
 
+    def has_factors(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a leaf has deviations of low rank: a matrix that ``plain`` does not name."""
+        return len(shape) > 1 and not (self.plain is not None and self.plain(name))
+
     @staticmethod
     def _map(fn: Callable[..., Any], mean: Params, factors: Any) -> Any:
         structure: Any = jax.tree.structure(mean)
@@ -80,7 +81,7 @@ class LowRankDeviations(NamedTuple):
     def _leaf(self, path_and_mean: Any, scale: Any, key: Array) -> Any:
         path, m = path_and_mean
         name = jax.tree_util.keystr(path)
-        if m.ndim < 2 or (self.plain is not None and self.plain(name)):
+        if not self.has_factors(name, m.shape):
             return jnp.asarray(scale, m.dtype) * normal(key, m.shape, m.dtype)
         if jnp.ndim(scale):
             raise ValueError(f"scale{name}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")

@@ -4,55 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
 
 from eki_jax._types import Array
-
-# What a convolution may give to one sample: more would take the memory of the batch's outputs as often as there are
-# numbers, and there are never particles enough for it.
-_MOST_NUMBERS = 4096
+from eki_jax.natural.deviations.watching import How, tell_bias, tell_use
 
 
-class Tape:
-    """What a model multiplied its low-rank matrices by: one entry for each matrix's name.
-
-    A matrix that is multiplied twice, or inside of a loop or another function that is traced by itself, has no one
-    product that the outputs depend on; its entry is None. So is that of a matrix with fewer numbers than its products
-    with one sample have, or with very many of these.
-
-    Attributes:
-        entries: the left factors x of ``x @ w``, shape (B, ..., n), by the matrix's name.
-        matrix_of: the name of the matrix to whose product a vector is added, by the vector's name.
-        vectors: the arrays that the model was given as vectors, and their names.
-    """
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Array | None] = {}
-        self.matrix_of: dict[str, str] = {}
-        self.vectors: list[tuple[Array, str]] = []
-        self._trace = get_opaque_trace_state()
-
-    def record(self, name: str, inputs: Callable[[], Array] | None) -> None:
-        """Remember one product, or (None) another use."""
-        own = name not in self.entries and self._trace == get_opaque_trace_state()
-        self.entries[name] = inputs() if own and inputs is not None else None
-
-    def meet(self, matrix: str, bias: Array | str) -> None:
-        """Remember that a vector is added to a matrix's product: one of ``vectors``, or the leaf beside the matrix."""
-        if isinstance(bias, str):
-            name = f"{matrix[: matrix.rindex('[')]}[{bias!r}]"
-        else:
-            name = next((name for vector, name in self.vectors if vector is bias), "")
-        self.matrix_of[name] = matrix if self.matrix_of.get(name, matrix) == matrix else ""
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name", "tape"])
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name", "watched"])
 @dataclass(frozen=True)
 class LowRankMatrix:
     """``mean + left @ right.T`` where products with it are cheap: what a model gets in the place of a weight matrix.
@@ -64,8 +27,8 @@ class LowRankMatrix:
         mean: shape (..., n, k). All axes but the last are one: a convolution's window and inputs.
         left: shape (..., n, r).
         right: shape (k, r).
-        name: of the leaf, for errors and for the tape.
-        tape: where to record products, or None.
+        name: name of the leaf, for errors and for whoever watches.
+        watched: flag, True where the trace is to tell what the model does with it.
 
     >>> import jax.numpy as jnp
     >>> w = LowRankMatrix(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.array([[1.0], [2.0], [3.0]]))
@@ -79,7 +42,7 @@ class LowRankMatrix:
     left: Array
     right: Array
     name: str = field(default="", kw_only=True)
-    tape: Tape | None = field(default=None, kw_only=True, repr=False, compare=False)
+    watched: bool = field(default=False, kw_only=True, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,63 +63,87 @@ class LowRankMatrix:
     def T(self) -> LowRankMatrix:
         """The transpose of a matrix with two axes."""
         self._matrix("its transpose")
-        self._used()
-        return LowRankMatrix(self.mean.T, self.right, self.left, name=self.name)
+        w = self.used("transposed")
+        return LowRankMatrix(w.mean.T, w.right, w.left, name=w.name)
 
     def __rmatmul__(self, x: Any) -> Array:
         """``x @ w``."""
         self._matrix("a product with it")
-        return jnp.matmul(x, self.mean) + self.perturbation(x)
+        w = self.multiplies(x)
+        return jnp.matmul(x, w.mean) + w.perturbation(x)
 
     def __matmul__(self, x: Any) -> Array:
         """``w @ x``."""
         self._matrix("a product with it")
-        self._used()
-        return jnp.matmul(self.mean, x) + jnp.matmul(self.left, jnp.matmul(self.right.T, x))
+        w = self.used("transposed")
+        return jnp.matmul(w.mean, x) + jnp.matmul(w.left, jnp.matmul(w.right.T, x))
 
     def __getitem__(self, index: Any) -> Array:
         """Rows, by integers or a slice of the first axis."""
         self._matrix("its rows")
         if isinstance(index, tuple):
             raise TypeError(f"{self!r}: an index with {len(index)} axes; wanted rows, w[i]")
-        return self.mean[index] + self.perturbation_of_rows(index)
+        w = self.used("rows")
+        return w.mean[index] + w.perturbation_of_rows(index)
 
     def __repr__(self) -> str:
         return f"LowRankMatrix(leaf {self.name or '?'}, shape {self.mean.shape}, rank {self.right.shape[-1]})"
 
-    def perturbation(self, x: Array) -> Array:
-        """``(x @ left) @ right.T``, without the mean."""
-        self.multiplies(math.prod(x.shape[1:-1]), lambda: x)
-        inner = jnp.matmul(x, self.left)
-        if self.right.shape[-1] == 1:  # an outer product, which fuses with what follows
-            return inner * self.right[:, 0]
-        return jnp.matmul(inner, self.right.T)
-
-    def multiplies(self, places: int, inputs: Callable[[], Array]) -> None:
-        """Tell the tape of the product that the model makes with this matrix, at so many places of each sample.
+    def perturbation(self, x: Array, bias: str | None = None) -> Array:
+        """``(x @ left) @ right.T``, without the mean.
 
         Args:
-            places: p, the number of rows of a sample that are multiplied: 1 for a dense layer of vectors, the pixels
-                that a convolution returns.
-            inputs: returns them, shape (B, ..., n); of a convolution the windows. Not called where nobody asks.
+            x: shape (B, ..., n).
+            bias: key of the vector that is then added, in the dictionary that holds the matrix; None for none.
         """
-        if self.tape is not None:
-            few = places == 1 or places * self.shape[-1] <= min(_MOST_NUMBERS, math.prod(self.shape))
-            self.tape.record(self.name, inputs if few else None)
+        self._matrix("a product with it")
+        w = self.multiplies(x, bias=bias)
+        inner = jnp.matmul(x, w.left)
+        if w.right.shape[-1] == 1:  # an outer product, which fuses with what follows
+            return inner * w.right[:, 0]
+        return jnp.matmul(inner, w.right.T)
 
-    def meets(self, bias: Array | str) -> None:
-        """Tell the tape of a vector that is added to the product with this matrix and used nowhere else.
+    def multiplies(
+        self,
+        operand: Array,
+        rows: Callable[[Array], Array] | None = None,
+        *,
+        bias: str | None = None,
+        batched: bool = True,
+    ) -> LowRankMatrix:
+        """Tell whoever watches of a product that is written without ``@``, such as a convolution.
 
         Args:
-            bias: the array that the model was given, or its key in the dictionary that holds the matrix.
+            operand: shape (B, ..., n), the rows that are multiplied, or what ``rows`` makes them from.
+            rows: function of the operand that returns the rows; of a convolution the windows. Not called where nobody
+                asks.
+            bias: key of the vector that is then added, in the dictionary that holds the matrix; None for none.
+            batched: flag, False where the operand is one sample's, without the first axis.
+
+        Returns:
+            The matrix whose mean and factors are to be used for that product.
         """
-        if self.tape is not None:
-            self.tape.meet(self.name, bias)
+        return self._told("product" if batched else "unbatched", operand, rows, bias)
+
+    def used(self, how: How) -> LowRankMatrix:
+        """Tell whoever watches of a use that is no product ``x @ w``; the matrix for that use comes back."""
+        return self._told(how)
+
+    def meets(self, bias: Array) -> Array:
+        """Tell whoever watches of a vector that is added to the product with this matrix and used nowhere else.
+
+        Args:
+            bias: array that the model was given.
+
+        Returns:
+            The array that is to be added.
+        """
+        return tell_bias(bias, matrix=self.name) if self.watched else bias
 
     def perturbation_of_rows(self, index: Array) -> Array:
         """``left[index] @ right.T``, without the mean."""
-        self._used()
-        return jnp.matmul(self.left[index], self.right.T)
+        w = self.used("rows")
+        return jnp.matmul(w.left[index], w.right.T)
 
     def expanded(self, inner: Array, groups: int = 1) -> Array:
         """``inner @ right.T`` for the inner products (..., groups r) of a convolution with ``left`` for each group."""
@@ -169,13 +156,18 @@ class LowRankMatrix:
 
     def dense(self) -> Array:
         """The matrix itself, added up."""
-        self._used()
-        return self.mean + jnp.matmul(self.left, self.right.T).astype(self.mean.dtype)
+        w = self.used("formed")
+        return w.mean + jnp.matmul(w.left, w.right.T).astype(w.mean.dtype)
 
-    def _used(self) -> None:
-        """Tell the tape of a use that is no product ``x @ w``."""
-        if self.tape is not None:
-            self.tape.record(self.name, None)
+    def _told(self, how: How, operand: Any = None, rows: Any = None, bias: str | None = None) -> LowRankMatrix:
+        if not self.watched:
+            return self
+        operand = operand if operand is None else jnp.asarray(operand)
+        told = tell_use(
+            self.left, self.mean, self.right, name=self.name, how=how, operand=operand, rows=rows, bias=bias
+        )
+        left, mean, right = told
+        return replace(self, mean=mean, left=left, right=right, watched=False)
 
     def _matrix(self, what: str) -> None:
         if self.mean.ndim != 2:
@@ -198,7 +190,7 @@ def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
     Array([[2., 3., 4.]], dtype=float32)
     """
     if isinstance(w, LowRankMatrix):
-        w.meets(bias)
+        bias = w.meets(bias)
     return x @ w + bias
 
 

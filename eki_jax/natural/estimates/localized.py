@@ -31,7 +31,7 @@ from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.natural.deviations import LowRankDeviations
 from eki_jax.natural.direction import Direction, Setup, usable
-from eki_jax.natural.draws import Seen
+from eki_jax.natural.draws import Seen, low_rank_of
 from eki_jax.natural.estimates.regressions import Participants, Reach, conjugate_gradients, regressions
 from eki_jax.natural.estimates.span import centred, share_of_loss
 
@@ -215,11 +215,9 @@ def _reaches(
             reaches[name] = Reach(ones, size[None, None], e.reshape(1, len(signs), -1))
     # What is added to the same numbers has the same slopes: one unknown for both.
     place = {name: name for name in reaches}
-    numbers = lambda name: reaches[name].right.shape[-1]
     for bias, matrix in seen.matrix_of.items():
-        if bias in reaches and matrix in seen.inputs and numbers(matrix) == numbers(bias):
-            reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
-            place[bias] = matrix
+        reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
+        place[bias] = matrix
     return reaches, place
 
 
@@ -275,10 +273,9 @@ class Localized(NamedTuple):
     ) -> Direction:
         """The direction, evaluating the model and looking into it."""
         x, targets = batch
-        deviations, axes = setup.cloud.deviations, setup.axes
-        assert isinstance(deviations, LowRankDeviations)
+        deviations, axes = low_rank_of(setup.cloud.deviations), setup.axes
         seen = setup.cloud.see(forward, mean, drawn, x)
-        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size)
+        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size, seen=True)
         rows, healthy, number = centred(outputs, axes)
         model = curvature(setup.loss, seen.outputs, targets)
         check_convex(model)

@@ -12,8 +12,8 @@ from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.particles import finite_particles, flatten_outputs, wide_dtype
 from eki_jax.losses.curvature import check_convex, curvature
-from eki_jax.losses.logits import SampleLoss, SoftmaxCrossEntropy
-from eki_jax.losses.outputs import SquaredError
+from eki_jax.losses.protocol import reduction_of
+from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.natural.direction import Direction, Setup, usable
 from eki_jax.natural.linear_algebra import HIGHEST, Space, cheaper_space, damped_solve
 
@@ -67,7 +67,7 @@ def span_step(
     Raises:
         ValueError: a loss that cannot be spread over samples in that space, or samples that the devices do not divide.
     """
-    kind = _sum_over_samples(loss)
+    kind = reduction_of(loss)
     local = jax.tree.leaves(outputs)[0].shape[0]
     count = local * axes.particles.size
     numbers = sum(leaf.size for leaf in jax.tree.leaves(outputs)) // local * axes.batch.size
@@ -78,7 +78,10 @@ def span_step(
     if space == "output":
         return _in_output_space(loss, outputs, targets, damping, axes, precision)
     if axes.both.is_mapped and kind is None:
-        raise ValueError("space: 'ensemble' on several devices, for a loss that is no sum of samples; wanted 'output'")
+        raise ValueError(
+            "space: 'ensemble' on several devices, for a loss that is no sum of samples; wanted 'output', or a loss "
+            "with reduction = 'mean' or 'sum'"
+        )
     return _in_ensemble_space(loss, outputs, targets, damping, axes, precision, kind)
 
 
@@ -141,10 +144,11 @@ def share_of_loss(loss: LossFn, axes: Axes) -> float:
     Raises:
         ValueError: a loss that is no sum over samples, spread over them.
     """
-    kind = _sum_over_samples(loss)
+    kind = reduction_of(loss)
     if axes.batch.is_mapped and kind is None:
         raise ValueError(
-            "loss: is not known to be a sum over samples, which are spread over devices; wanted one that is"
+            "loss: is not known to be a sum over samples, which are spread over devices; wanted one that says so by "
+            "reduction = 'mean' or 'sum', such as mean_over_samples(fn)"
         )
     return 1 / axes.batch.size if kind == "mean" else 1.0
 
@@ -182,15 +186,6 @@ def _all_particles(outputs: Any, targets: Any, axes: Axes) -> tuple[Any, Any]:
         raise ValueError(f"batch: {samples} samples a device on {devices} devices of particles; wanted a multiple")
     exchanged = jax.tree.map(lambda z: lax.all_to_all(z, axes.particles.name, 1, 0, tiled=True), outputs)
     return exchanged, jax.tree.map(lambda y: axes.particles.own_part(jnp.asarray(y)), targets)
-
-
-def _sum_over_samples(loss: LossFn) -> str | None:
-    """Say "mean" or "sum" for losses that are one over the samples, else None."""
-    if isinstance(loss, SoftmaxCrossEntropy | SampleLoss):
-        return "mean"
-    if isinstance(loss, SquaredError) and (loss.precision is None or jnp.ndim(loss.precision) == 0):
-        return "sum"
-    return None
 
 
 def _like_one(flat: Array, outputs: Any) -> Any:
@@ -235,9 +230,12 @@ class Span(NamedTuple):
         self, setup: Setup, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
     ) -> Direction:
         """The direction from the particles' outputs."""
-        found = span_step(
-            setup.loss, outputs, targets, damping, space=self.space, axes=setup.axes, precision=setup.precision
-        )
+
+        def solved(loss: LossFn, targets: Any) -> SpanStep:
+            space, axes, precision = self.space, setup.axes, setup.precision
+            return span_step(loss, outputs, targets, damping, space=space, axes=axes, precision=precision)
+
+        found = by_shortcut(solved, setup.loss, targets, axis=setup.axes.batch)
         ok = usable(found.slope, found.bend, sigma, damping) & found.is_convex
         weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
         ascent = setup.cloud.combine(mean, drawn, jnp.where(ok, weights, 0))

@@ -64,8 +64,8 @@ class System(NamedTuple):
         ensemble: particles, shape (J, ...).
         residuals: differences ``G_j - y``, shape (J, M).
         perturbed: differences from each particle's own data, ``G_j - y - xi_j``, shape (J, M).
-        covariance: Gamma.
-        step_size: h.
+        covariance: covariance Gamma of the noise.
+        step_size: step size h.
         healthy: flags of the particles that take part, shape (J,).
         axis: devices over which the particles are spread.
         precision: precision of the products with the ensemble.
@@ -99,8 +99,8 @@ def analysis(
 
     Args:
         forward: function ``forward(params, x) -> outputs`` of one particle; None where only ``update`` is used.
-        covariance: Gamma.
-        step_size: h > 0, or a function of the misfits and the time.
+        covariance: covariance Gamma of the noise.
+        step_size: step size h > 0, or a function of the misfits and the time.
         solve: function of a :class:`System` that returns the kernel's products with the ensemble.
         options: settings of the solver.
         key: JAX random key of the data's perturbations, or None for none.

@@ -40,11 +40,11 @@ def enkf(
     (M x M) or of the ensemble (J x J), whichever costs less.
 
     Args:
-        forward: ``forward(params, x) -> outputs`` for one particle; None where only ``update`` is used.
-        noise_covariance: Gamma, positive definite: a number or shape (M,), variances; shape (M, M); or a
-            :class:`LowRankNoise`, which is never formed in the space of the ensemble.
-        step_size: h > 0, or a function such as :func:`tempered` and :func:`data_misfit_controller`.
-        key: a JAX random key perturbs the data of every particle by its own ``xi_j``; None does not.
+        forward: function ``forward(params, x) -> outputs`` of one particle; None where only ``update`` is used.
+        noise_covariance: covariance Gamma of the noise, positive definite: a number or shape (M,), variances; shape (M,
+            M); or a :class:`LowRankNoise`, which is never formed in the space of the ensemble.
+        step_size: step size h > 0, or a function such as :func:`tempered` and :func:`data_misfit_controller`.
+        key: JAX random key that perturbs the data of every particle by its own ``xi_j``; None does not.
         space: space in which the system is solved, "data" or "ensemble"; by default the cheaper one.
         **settings: keywords that all solvers of ensembles share, see :class:`eki_jax.SharedSettings`.
 
@@ -83,9 +83,9 @@ def cheaper_space(ensemble_size: int, outputs: int, parameters: int, solve_cost:
     right-hand sides, 7 J^3 / 3, a solution with Gamma for every particle, and 2 J^2 P.
 
     Args:
-        ensemble_size: J.
-        outputs: M.
-        parameters: P.
+        ensemble_size: number of particles J.
+        outputs: number of outputs M.
+        parameters: number of parameters P.
         solve_cost: operations of J solutions with Gamma; J M, that of a diagonal one, by default.
 
     >>> cheaper_space(50, 2000, 100), cheaper_space(2000, 50, 100)

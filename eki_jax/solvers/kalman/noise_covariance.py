@@ -19,8 +19,8 @@ class LowRankNoise(NamedTuple):
     """A covariance ``diag(diagonal) + factor factor^T`` that is never formed.
 
     Attributes:
-        diagonal: a number or shape (M,), > 0; without it the covariance would be singular.
-        factor: shape (M, K), with K well below M.
+        diagonal: number or array of shape (M,), > 0; without it the covariance would be singular.
+        factor: matrix of shape (M, K), with K well below M.
     """
 
     diagonal: Any
@@ -119,7 +119,8 @@ def as_noise_covariance(value: Any) -> NoiseCovariance:
     """Check Gamma and factor it once.
 
     Args:
-        value: a number or shape (M,), the noise's variances; shape (M, M), its covariance; or a `LowRankNoise`.
+        value: covariance Gamma: a number or shape (M,), the noise's variances; shape (M, M), the matrix; or a
+            `LowRankNoise`.
 
     Returns:
         The covariance with what is needed to solve with it.

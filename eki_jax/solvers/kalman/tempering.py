@@ -26,7 +26,7 @@ def tempered(steps: int | Sequence[float]) -> TemperingFn:
     Carlo (slides; Iglesias, Law and Stuart, Inverse Problems 29, 2013).
 
     Args:
-        steps: the number of equal steps, or the step sizes themselves.
+        steps: number of equal steps, or the step sizes themselves.
 
     Returns:
         ``f(misfits, outputs, time, count) -> step size``.
@@ -68,8 +68,8 @@ def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> Temperi
     the step size is zero. Particles whose misfit is NaN are left out.
 
     Args:
-        ddof: the variance of the J misfits is their squared deviations' sum over J - ddof; 1 (unbiased) or 0.
-        tolerance: of the remaining time, >= 0 and below 1.
+        ddof: number subtracted from J in the variance of the J misfits; 1 (unbiased) or 0.
+        tolerance: share of the remaining time, >= 0 and below 1.
 
     Returns:
         ``f(misfits, outputs, time, count) -> step size``.

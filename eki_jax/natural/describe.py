@@ -1,0 +1,89 @@
+"""What a natural-gradient step does with each leaf of a model's parameters, and why."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from eki_jax._types import ForwardFn, Params
+from eki_jax.natural.deviations import Deviations, LowRankDeviations, low_rank
+from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
+from eki_jax.natural.draws import Cloud
+
+
+class Description(NamedTuple):
+    """The treatment of all leaves; printed, a table.
+
+    Attributes:
+        leaves: one :class:`LeafTreatment` for each leaf, in the order of the parameters.
+    """
+
+    leaves: tuple[LeafTreatment, ...]
+
+    def __str__(self) -> str:
+        rows = [("leaf", "shape", "deviation", "localized step", "why: it")]
+        rows += [(leaf.name, _shape(leaf.shape), leaf.deviation, leaf.localized, _why(leaf)) for leaf in self.leaves]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligned = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+        return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+    @property
+    def lost(self) -> tuple[LeafTreatment, ...]:
+        """The leaves of which a localized step knows less than it could; it warns of them."""
+        return tuple(leaf for leaf in self.leaves if leaf.remedy)
+
+
+def describe(
+    forward: ForwardFn,
+    params: Params,
+    x: Any,
+    deviations: Deviations = low_rank(1),  # noqa: B008
+) -> Description:
+    """What a step does with each leaf of the parameters: its deviations, its localized estimate, and why.
+
+    The model is traced, not evaluated. A step decides by the same trace, so that what it does is what is said here.
+
+    Args:
+        forward: function ``forward(params, x) -> outputs`` of one particle, as for :func:`natural_gradient`.
+        params: one particle's parameters, arrays or ``jax.ShapeDtypeStruct``.
+        x: inputs of a mini-batch, a pytree of arrays or ``jax.ShapeDtypeStruct``.
+        deviations: kind of deviations, :func:`low_rank` or :func:`full_rank`.
+
+    Returns:
+        A :class:`Description`, whose text is a table.
+
+    Raises:
+        TypeError: a leaf that the model cannot take as a :class:`LowRankMatrix`, or whose factors it changes one by
+            one (``jax.tree.map``); it is named.
+        ValueError: a rank above a leaf's.
+
+    >>> import jax.numpy as jnp
+    >>> from eki_jax.natural import affine
+    >>> params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+    >>> print(describe(lambda p, x: affine(x, p["w"], p["b"]), params, jnp.zeros((5, 3))))
+    leaf   shape   deviation  localized step  why: it
+    ['b']  (2,)    plain      as its layer    is added to the product with ['w']
+    ['w']  (3, 2)  low rank   local           is multiplied once a sample
+    """
+    if not isinstance(deviations, LowRankDeviations):
+        reason = "is disturbed in all its entries; localized steps want deviations of low rank"
+        named = jax.tree_util.tree_leaves_with_path(params)
+        return Description(
+            tuple(LeafTreatment(jax.tree_util.keystr(path), m.shape, "formed", "-", None, reason) for path, m in named)
+        )
+    found: list[tuple[LeafTreatment, ...]] = []
+
+    def traced(params: Params, x: Any) -> None:
+        found.append(treatments(deviations, params, Cloud(deviations, 2).watch(forward, params, x)))
+
+    jax.eval_shape(traced, params, x)
+    return Description(found[-1])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(tuple(map(int, shape)))
+
+
+def _why(leaf: LeafTreatment) -> str:
+    return f"{leaf.reason}; wanted {leaf.remedy}" if leaf.remedy else leaf.reason
