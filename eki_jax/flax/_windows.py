@@ -18,8 +18,8 @@ def told_windows(
 
     Args:
         w: kernel, shape (..., window, channels, k).
-        convolved: ``convolved(kernel, inputs)``, the layer with a kernel of any number of outputs and no bias.
-        inputs: shape (B, ..., channels), or without the first axis.
+        convolved: function ``convolved(kernel, inputs)``, the layer with a kernel of any number of outputs and no bias.
+        inputs: images, shape (B, ..., channels), or without the first axis.
         groups: number of groups of the layer.
         use_bias: flag, True where the layer adds a bias, which then lies beside the kernel.
 

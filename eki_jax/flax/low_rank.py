@@ -37,7 +37,7 @@ def low_rank_forward(
 
     Args:
         module: A linen module, or an initialized nnx module.
-        *example_inputs: For a linen module, inputs like those of a mini-batch.
+        *example_inputs: inputs for a linen module, like those of a mini-batch.
         method: Name of the method to call; ``None`` for ``__call__``.
         constants: Values of a linen module's other collections.
 
@@ -95,7 +95,7 @@ class _Current(threading.local):
     """The interceptor at work in a thread.
 
     Attributes:
-        interceptor: what it is, or None.
+        interceptor: interceptor that is at work, or None.
         entered: the context in which flax asks for it, once there is one.
     """
 

@@ -23,7 +23,7 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
     Args:
         loss: loss of one particle.
         outputs: one particle's outputs at which to compare, M numbers.
-        targets: what ``loss`` takes.
+        targets: targets that ``loss`` takes.
         tolerance: largest difference, relative to the largest number compared.
 
     Raises:

@@ -32,7 +32,7 @@ def curvature(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
         loss: any loss of the library, :func:`mean_over_samples` of a function, or a loss of one's own, see
             :mod:`eki_jax.losses.protocol`.
         outputs: array, or pytree of arrays for a loss that takes one.
-        targets: what the loss takes.
+        targets: targets that the loss takes.
 
     Raises:
         TypeError: the loss offers half of what goes together.

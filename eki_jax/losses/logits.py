@@ -122,8 +122,8 @@ def mean_over_samples(sample_loss: Callable[[Any, Any], Any]) -> SampleLoss:
     """The mean over a batch of a convex loss of one sample, with a Hessian of one block a sample.
 
     Args:
-        sample_loss: ``sample_loss(output, target) -> scalar`` for ONE sample, twice differentiable and convex in the
-            output, an array of any shape or a pytree of them.
+        sample_loss: function ``sample_loss(output, target) -> scalar`` of ONE sample, twice differentiable and
+            convex in the output, an array of any shape or a pytree of them.
 
     Returns:
         ``loss(outputs, targets)``, both with a leading axis of samples.

@@ -127,7 +127,7 @@ def cross_entropy(delta: float = 0.005) -> CrossEntropy:
     stabilised cotangent (arXiv:1808.03620, section 5.3, where delta = 0.005).
 
     Args:
-        delta: keeps the gradient bounded by 1/delta; >= 0.
+        delta: number >= 0 that keeps the gradient bounded by 1/delta.
 
     Returns:
         ``loss(outputs, targets)``; outputs (..., classes) are probabilities, targets are integer labels (...), or

@@ -35,7 +35,7 @@ def by_shortcut(
     Args:
         body: function ``body(loss, targets)`` whose result has the same shapes and dtypes for both.
         loss: loss of one particle.
-        targets: what ``loss`` takes, or one for each particle.
+        targets: targets that ``loss`` takes, or one for each particle.
         axis: devices over which ``targets`` are spread, so that all of them go the same way; none where all have all.
 
     Raises:
@@ -69,7 +69,7 @@ def in_place_by_shortcut(
     Args:
         body: function ``body(loss, targets, state) -> (state, rest)``; the state has the shapes and dtypes it had.
         loss: loss of one particle.
-        targets: what ``loss`` takes, or one for each particle.
+        targets: targets that ``loss`` takes, or one for each particle.
         state: pytree of arrays.
         axis: devices over which ``targets`` are spread.
 

@@ -20,10 +20,10 @@ def value_and_cotangents(
     """Every particle's loss, and its gradient with respect to that particle's outputs.
 
     Args:
-        loss: ``loss(outputs, targets) -> scalar`` for one particle.
+        loss: function ``loss(outputs, targets) -> scalar`` of one particle.
         outputs: arrays of shape (J, ...).
-        targets: what ``loss`` takes; shared by the particles, or one for each with ``targets_axis=0``.
-        targets_axis: None, or the particle axis of ``targets`` (perturbed data).
+        targets: targets that ``loss`` takes; shared by the particles, or one for each with ``targets_axis=0``.
+        targets_axis: particle axis of ``targets`` (perturbed data), 0, or None.
 
     Returns:
         ``(losses, cotangents)``: shape (J,), and arrays shaped like ``outputs``.
@@ -60,8 +60,8 @@ def supported_outputs(
     Args:
         loss: a loss of one particle.
         outputs: arrays of shape (J, ...).
-        targets: what ``loss`` takes.
-        targets_axis: None, or the particle axis of ``targets``.
+        targets: targets that ``loss`` takes.
+        targets_axis: particle axis of ``targets``, 0, or None.
 
     Returns:
         ``(entries, loss_of_entries)`` with entries of shape (J, ...).

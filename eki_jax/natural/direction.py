@@ -18,12 +18,12 @@ class Direction(NamedTuple):
 
     Attributes:
         ascent: a pytree like the parameters: minus it is the whole step. Zero where there is none that can be used.
-        loss: at the outputs where the loss was expanded.
+        loss: value of the loss where it was expanded.
         slope: the first-order decrease of the loss along ``-ascent``.
-        bend: its second derivative there.
+        bend: second derivative of the loss there.
         healthy: the number of particles that took part.
-        fallback: whether Cholesky's factorization failed.
-        usable: whether the direction is finite and the loss convex.
+        fallback: flag, True where Cholesky's factorization failed.
+        usable: flag, True where the direction is finite and the loss convex.
         matrix: the particles' ``Z H Z^T / (J - 1)`` where it was formed, shape (J, J), else None.
     """
 

@@ -26,8 +26,8 @@ class Seen(NamedTuple):
     """What the mean particle's forward pass shows of a model.
 
     Attributes:
-        outputs: of the mean particle.
-        inputs: x of each matrix that meets a sample in one product, shape (B, p, n) for p places, by its name.
+        outputs: outputs of the mean particle.
+        inputs: rows x of each matrix that meets a sample in one product, shape (B, p, n) for p places, by its name.
         matrix_of: the matrix to whose product a vector is added, by the vector's name.
     """
 
@@ -45,9 +45,9 @@ class Cloud(NamedTuple):
     """Deviations e_j of J particles, as a function of a key and of each particle's index.
 
     Attributes:
-        deviations: how one is drawn.
-        particles: J, on all devices together.
-        antithetic: whether particle 2i + 1 has minus the deviation of particle 2i.
+        deviations: kind of deviations.
+        particles: number of particles J on all devices together.
+        antithetic: flag; True gives particle 2i + 1 minus the deviation of particle 2i.
         axis: devices over which the particles are spread.
     """
 
@@ -88,10 +88,10 @@ class Cloud(NamedTuple):
 
         Args:
             forward: function of one particle.
-            mean: m.
+            mean: parameters m of the mean particle.
             drawn: factors and signs of the particles.
             sigma: scale of the deviations.
-            x: what ``forward`` takes.
+            x: inputs that ``forward`` takes.
             chunk_size: number of particles evaluated at a time; None for a memory budget's.
             seen: flag, True where :meth:`see` was called: it finds what is done with factors of low rank.
         """

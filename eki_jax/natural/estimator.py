@@ -84,12 +84,12 @@ def value_and_natural_direction(
     """The natural counterpart of :func:`jax.value_and_grad`, for any optimizer that takes a gradient.
 
     Args:
-        forward: as for :func:`natural_gradient`.
-        loss: as for :func:`natural_gradient`.
-        particles: J >= 2.
+        forward: function ``forward(params, x) -> outputs`` as for :func:`natural_gradient`.
+        loss: loss as for :func:`natural_gradient`.
+        particles: number of particles J >= 2.
         sigma: scale of the deviations, > 0, or a schedule of ``count``.
         damping: lambda > 0, or a schedule of ``count``.
-        deviations: :func:`low_rank` or :func:`full_rank`.
+        deviations: kind of deviations, :func:`low_rank` or :func:`full_rank`.
         estimate: way to estimate the direction, :func:`span` or :func:`localized`; by default the span.
         **settings: keywords of the estimate, see :class:`EstimatorSettings`.
 

@@ -165,7 +165,7 @@ def take_step(
     )
     failed = axis.sum(jnp.sum(~healthy, dtype=jnp.int32))
     total = axis.sum(jnp.sum(jnp.where(healthy, losses, 0)))
-    loss = total / axis.sum(jnp.sum(healthy, dtype=losses.dtype))  # NaN where every particle failed
+    loss = total / (len(healthy) * axis.size - failed).astype(losses.dtype)  # NaN where every particle failed
     return moved, Info(losses, step_size, norm, jnp.sqrt(variance), ok & (failed == 0), failed, loss, ok)
 
 

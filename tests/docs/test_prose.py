@@ -12,28 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "eki_jax").rglob("*.py"))
 
-#: Modules whose entries are still to be written so. Nothing is to be added here.
-NOT_YET = {
-    "eki_jax/flax/_windows.py",
-    "eki_jax/flax/low_rank.py",
-    "eki_jax/losses/checks.py",
-    "eki_jax/losses/curvature.py",
-    "eki_jax/losses/logits.py",
-    "eki_jax/losses/outputs.py",
-    "eki_jax/losses/shortcut.py",
-    "eki_jax/losses/support.py",
-    "eki_jax/natural/deviations/low_rank.py",
-    "eki_jax/natural/deviations/matrix.py",
-    "eki_jax/natural/deviations/treatment.py",
-    "eki_jax/natural/deviations/watching.py",
-    "eki_jax/natural/direction.py",
-    "eki_jax/natural/draws.py",
-    "eki_jax/natural/estimates/localized.py",
-    "eki_jax/natural/estimates/regressions.py",
-    "eki_jax/natural/estimates/span.py",
-    "eki_jax/natural/estimator.py",
-}
-
 #: Words that cannot begin a noun phrase, whatever follows.
 NO_NOUNS = """whether how which what where when who whose whom why that such see as like if unless while because of
 for in on at by to from with without over under between among beside before after until into through is are was has
@@ -76,16 +54,9 @@ def wrong_entries(module: str) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_entries_begin_with_a_noun(module: str) -> None:
-    """What stands in a docstring; modules of ``NOT_YET`` leave that list as soon as nothing in them is wrong."""
+    """What stands in a docstring."""
     wrong = wrong_entries(module)
-    if module in NOT_YET:
-        assert wrong, f"{module} is done: take it off NOT_YET"
-    else:
-        assert not wrong, "begin these with a noun, as in 'driver: name of what runs':\n" + "\n".join(wrong)
-
-
-def test_modules_not_done_yet_exist() -> None:
-    assert set(MODULES) >= NOT_YET
+    assert not wrong, "begin these with a noun, as in 'driver: name of what runs':\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,15 @@ def test_a_step_stays_in_place(name: str, copies: float) -> None:
     """By the compiler's account: both ways in one program, and still no second copy of what is donated."""
     wide = jax.tree.map(lambda leaf: jnp.zeros((256, 8 * leaf.shape[1], *leaf.shape[2:])), ensemble())
     solver = MAKERS[name](lambda u, x: network({**u, "b": u["b"][:CLASSES]}, x), losses.cross_entropy())
-    state = jax.eval_shape(lambda: solver.init(wide))
-    data = jax.eval_shape(lambda: (jnp.zeros((BATCH, 8 * INPUTS)), jnp.zeros((BATCH, CLASSES))))
-    memory = jax.jit(solver.step, donate_argnums=0).lower(state, data).compile().memory_analysis()
     size = 4 * 256 * 8 * (INPUTS + 1) * CLASSES
-    assert memory.alias_size_in_bytes >= copies * size
-    assert memory.temp_size_in_bytes < 0.5 * size
+
+    def memory(targets: Any) -> Any:
+        state, data = jax.eval_shape(lambda: (solver.init(wide), (jnp.zeros((BATCH, 8 * INPUTS)), targets)))
+        return jax.jit(solver.step, donate_argnums=0).lower(state, data).compile().memory_analysis()
+
+    of_integers, both = memory(jnp.zeros(BATCH, jnp.int32)), memory(jnp.zeros((BATCH, CLASSES)))
+    assert both.alias_size_in_bytes >= copies * size
+    assert both.temp_size_in_bytes < of_integers.temp_size_in_bytes + 0.2 * size
 
 
 def test_the_products_are_of_one_entry() -> None:

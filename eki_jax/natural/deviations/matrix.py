@@ -24,9 +24,10 @@ class LowRankMatrix:
     with these needs no change; for flax modules see :func:`eki_jax.flax.low_rank_forward`. :meth:`dense` adds up.
 
     Attributes:
-        mean: shape (..., n, k). All axes but the last are one: a convolution's window and inputs.
-        left: shape (..., n, r).
-        right: shape (k, r).
+        mean: matrix without the perturbation, shape (..., n, k). All axes but the last are one: a convolution's window
+            and inputs.
+        left: left factor, shape (..., n, r).
+        right: right factor, shape (k, r).
         name: name of the leaf, for errors and for whoever watches.
         watched: flag, True where the trace is to tell what the model does with it.
 
@@ -93,7 +94,7 @@ class LowRankMatrix:
         """``(x @ left) @ right.T``, without the mean.
 
         Args:
-            x: shape (B, ..., n).
+            x: inputs, shape (B, ..., n).
             bias: key of the vector that is then added, in the dictionary that holds the matrix; None for none.
         """
         self._matrix("a product with it")
@@ -114,7 +115,7 @@ class LowRankMatrix:
         """Tell whoever watches of a product that is written without ``@``, such as a convolution.
 
         Args:
-            operand: shape (B, ..., n), the rows that are multiplied, or what ``rows`` makes them from.
+            operand: rows, shape (B, ..., n), that are multiplied, or what ``rows`` makes them from.
             rows: function of the operand that returns the rows; of a convolution the windows. Not called where nobody
                 asks.
             bias: key of the vector that is then added, in the dictionary that holds the matrix; None for none.
@@ -170,6 +171,8 @@ class LowRankMatrix:
         return replace(self, mean=mean, left=left, right=right, watched=False)
 
     def _matrix(self, what: str) -> None:
+        if self.right.ndim != 2 or self.left.ndim != self.mean.ndim:
+            raise TypeError(f"{self!r}: has been mapped over; {what} is defined for the matrix as it is")
         if self.mean.ndim != 2:
             raise TypeError(f"{self!r}: has {self.mean.ndim} axes; {what} is defined for 2")
 
@@ -181,9 +184,9 @@ def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
     two. (flax's dense layers tell it by themselves.)
 
     Args:
-        x: shape (B, n).
-        w: shape (n, k).
-        bias: shape (k,), a leaf of the parameters that is used nowhere else.
+        x: inputs, shape (B, n).
+        w: weights, shape (n, k).
+        bias: vector, shape (k,), a leaf of the parameters that is used nowhere else.
 
     >>> import jax.numpy as jnp
     >>> affine(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.arange(3.0))

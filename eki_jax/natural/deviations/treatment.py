@@ -34,7 +34,7 @@ class LeafTreatment(NamedTuple):
             the matrix to whose product it is added; "plain estimate", a covariance; "-" where there are no such steps.
         places: number of rows of one sample that the matrix multiplies; None where that is not known or no matrix.
         reason: words that say why.
-        remedy: what is wanted for a better treatment, where the way the model is written is in its way; else "".
+        remedy: change that would give a better treatment, where the way the model is written is in its way; else "".
         layer: name of the matrix whose slopes it has; else "".
     """
 
@@ -150,5 +150,5 @@ def _vector(name: str, shape: tuple[int, ...], matrices: dict[str, LeafTreatment
             name, shape, "plain", "as its layer", None, f"is added to the product with {layers[0]}", layer=layers[0]
         )
     if layers:
-        return own(f"reaches a sample as itself; the product with {layers[0]} is not local")
+        return own("reaches a sample as itself, its layer not being local")
     return own("reaches a sample as itself")

@@ -48,7 +48,7 @@ class Use(NamedTuple):
     Attributes:
         name: name of the leaf.
         how: kind of the use.
-        rows: shape (B, ..., n) of what a product multiplies; empty for other uses.
+        rows: operand's shape (B, ..., n) in a product; empty for other uses.
         inside: loops, branches and other functions around it that cannot be read in line, the outermost first.
     """
 
@@ -159,12 +159,12 @@ def tell_use(
     """The factors as they are, and an equation that tells of their use: the use is to be made with what comes back.
 
     Args:
-        left: shape (..., n, r).
-        mean: shape (..., n, k).
-        right: shape (k, r).
+        left: left factor, shape (..., n, r).
+        mean: matrix, shape (..., n, k).
+        right: right factor, shape (k, r).
         name: name of the leaf.
         how: kind of the use.
-        operand: what a product multiplies, or what ``rows`` makes it from.
+        operand: array that a product multiplies, or that from which ``rows`` makes it.
         rows: function of the operand that returns the rows, shape (B, ..., n); the operand itself by default.
         bias: key of the vector that is added, beside the leaf; None for none.
     """
@@ -289,7 +289,9 @@ class _Reader:
             return self.read(bodies[0], args, inside)
         within = (*inside, kind)
         if kind == "scan":
-            fixed, carried = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+            # What goes through a loop as it is: first what is fixed, then what is carried. The rest is a slice a turn.
+            carried = _unsliced(eqn.invars, bodies[0].invars)
+            fixed = carried - _unsliced(eqn.outvars, bodies[0].outvars)
             _refuse_factors(args[carried:])  # a slice of a factor is another factor
             sliced = [_Known(None, arg.vectors) for arg in args[carried:]]
             results = self.read(bodies[0], args[:carried] + sliced, within)
@@ -332,10 +334,16 @@ def _evaluated(
             results = _evaluated(_open(body), closed, operands, wanted, found)
         if results is None or kind in _CUSTOM_CALLS:  # whose results keep their own derivatives
             with eqn.ctx.manager:
-                results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+                results = eqn.primitive.bind(*operands, **_bound(eqn))
             results = results if eqn.primitive.multiple_results else [results]
         values.update(zip(eqn.outvars, results, strict=True))
     return [of(atom) for atom in jaxpr.outvars]
+
+
+def _bound(eqn: Any) -> dict[str, Any]:
+    """The parameters with which an equation's primitive is bound again."""
+    prepared = getattr(eqn.primitive, "get_bind_params", dict)(eqn.params)
+    return dict(prepared)
 
 
 def beside(matrix: str, key: str) -> str:
@@ -372,6 +380,11 @@ def _keeps(eqn: Any, args: list[_Known]) -> bool:
         math.prod(old.aval.shape) == math.prod(new.aval.shape) and jnp.issubdtype(new.aval.dtype, jnp.floating)
         for old, new in pairs
     )
+
+
+def _unsliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many variables have as many axes inside of a loop as outside."""
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outside, inside, strict=True))
 
 
 def _carried(before: list[_Known], after: list[_Known]) -> list[_Known]:

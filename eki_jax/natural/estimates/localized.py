@@ -40,9 +40,9 @@ class Local(NamedTuple):
     """One leaf that reaches a sample through few numbers: a matrix through its products, a vector through itself.
 
     Attributes:
-        inputs: x at the p places where a sample is multiplied, shape (B, p, n); of a vector ones, shape (B, p, 1).
+        inputs: rows x at the p places where a sample is multiplied, shape (B, p, n); of a vector ones, shape (B, p, 1).
         slopes: Delta, shape (B, C, p, k), in units of a deviation.
-        shape: of the leaf.
+        shape: shape of the leaf.
     """
 
     inputs: Array
@@ -71,8 +71,8 @@ class Columns(NamedTuple):
     """One small leaf whose estimated Jacobian is formed.
 
     Attributes:
-        matrix: shape (M, P).
-        shape: of the leaf.
+        matrix: Jacobian's columns of the leaf, shape (M, P).
+        shape: shape of the leaf.
     """
 
     matrix: Array
@@ -92,10 +92,10 @@ class Spanned(NamedTuple):
 
     Attributes:
         rows: centred outputs over J sigma, shape (J, M).
-        left: a, shape (J, N, r).
-        right: b, shape (J, k, r).
-        shape: of the leaf, (..., k) with N the product of the others.
-        axis: over which the particles are spread.
+        left: factors a, shape (J, N, r).
+        right: factors b, shape (J, k, r).
+        shape: shape of the leaf, (..., k) with N the product of the others.
+        axis: devices over which the particles are spread.
     """
 
     rows: Array
@@ -149,15 +149,15 @@ def estimated_jacobian(
     """The derivative of the outputs in the parameters, in units of the deviations' scales.
 
     Args:
-        deviations: of low rank.
-        mean: m.
+        deviations: deviations of low rank.
+        mean: parameters m of the mean particle.
         drawn: factors and signs of the particles.
         rows: centred outputs over sqrt(J - 1), shape (J, M); zero for particles that failed.
         sigma: scale of the deviations.
-        seen: what the mean particle's pass showed, of the B samples.
-        healthy: which particles did not fail, shape (J,).
-        number: how many on all devices.
-        axes: over which the particles and samples are spread; J and B are then those of this device.
+        seen: observations of the mean particle's pass, of the B samples.
+        healthy: flags of the particles that did not fail, shape (J,).
+        number: number of those on all devices.
+        axes: devices over which particles and samples are spread; J and B are then those of this device.
     """
     signs = drawn[1]
     particles = len(signs)
@@ -231,11 +231,11 @@ def damped_newton(
     """``(J^T H J + damping I)^-1 J^T g`` by conjugate gradients, in units of the deviations' scales.
 
     Args:
-        jacobian: J.
-        curve: ``q -> H q``.
-        gradient: g, shape (M,).
-        damping: > 0.
-        iterations: the most products with the matrix.
+        jacobian: estimated Jacobian J.
+        curve: function ``q -> H q``.
+        gradient: loss's gradient g in the outputs, shape (M,).
+        damping: damping > 0.
+        iterations: largest number of products with the matrix.
     """
 
     def matrix(v: Params) -> Params:

@@ -29,9 +29,9 @@ class Reach(NamedTuple):
     """How the particles' deviations of one leaf reach the samples: at each place as ``sum_r (x a_jr) b_jr``.
 
     Attributes:
-        inputs: x, shape (B, p, n).
-        left: a, times sigma and the particle's sign, shape (n, r, J).
-        right: b, shape (r, J, k).
+        inputs: rows x, shape (B, p, n).
+        left: factors a, times sigma and the particle's sign, shape (n, r, J).
+        right: factors b, shape (r, J, k).
         vector: a vector's deviations in the same places, as left (1, 1, J) and right (1, J, k), or None.
     """
 
@@ -65,8 +65,8 @@ class FactoredEffect(NamedTuple):
     """What reaches one sample of one leaf in one place: the vector ``sum_r s_jr b_jr``, by its factors.
 
     Attributes:
-        inner: s, shape (r, J).
-        right: b, shape (r, J, k): the same for all samples, so that products with it are shared by many.
+        inner: products s, shape (r, J).
+        right: factors b, shape (r, J, k): the same for all samples, so that products with it are shared by many.
     """
 
     inner: Array
@@ -89,7 +89,7 @@ class FormedEffect(NamedTuple):
     """What reaches one sample of one leaf in many places: ``sum_r s_jpr b_jr``, formed.
 
     Attributes:
-        numbers: shape (p, k, J).
+        numbers: sums at each place, shape (p, k, J).
     """
 
     numbers: Array
@@ -114,8 +114,8 @@ class Participants(NamedTuple):
     """Those that take part in a regression.
 
     Attributes:
-        healthy: 1 for each that does, else 0, shape (J,) on this device.
-        number: how many do, on all devices.
+        healthy: number 1 for each that does, else 0, shape (J,) on this device.
+        number: number of those that do, on all devices.
         axis: devices over which they are spread.
     """
 
@@ -140,9 +140,9 @@ def regressions(outputs: Array, reaches: list[Reach], particles: Participants) -
     convolution's are many numbers, which would explain everything.
 
     Args:
-        outputs: centred, shape (B, C, J).
-        reaches: of the leaves.
-        particles: which take part.
+        outputs: anomalies of the outputs, shape (B, C, J).
+        reaches: ways in which the leaves reach the samples.
+        particles: particles that take part.
 
     Returns:
         Slopes (B, C, p, k) for every leaf, and what the first ones leave of the outputs.
@@ -166,10 +166,10 @@ def least_squares(
     are fewer particles than numbers that reach a sample. The first iterate is along the covariances.
 
     Args:
-        outputs: centred, shape (B, C, J).
-        reaches: of the leaves.
-        particles: which take part.
-        iterations: of conjugate gradients.
+        outputs: anomalies of the outputs, shape (B, C, J).
+        reaches: ways in which the leaves reach the samples.
+        particles: particles that take part.
+        iterations: number of conjugate gradients.
 
     Returns:
         Slopes (B, C, p, k) for every leaf, and what they leave of the outputs.

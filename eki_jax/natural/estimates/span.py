@@ -22,15 +22,15 @@ class SpanStep(NamedTuple):
     """A step in the span of the deviations.
 
     Attributes:
-        weights: w of this device's particles, shape (J,); the step is ``-sigma sum_j w_j e_j / sqrt(J - 1)``. Zero for
-            particles that failed.
-        loss: of the mean output.
-        slope: ``v^T w``, the first-order decrease of the loss.
-        bend: ``w^T A A^T w``, the second derivative along the step.
+        weights: weights w of this device's particles, shape (J,); the step is ``-sigma sum_j w_j e_j / sqrt(J - 1)``.
+            Zero for particles that failed.
+        loss: loss of the mean output.
+        slope: first-order decrease of the loss, ``v^T w``.
+        bend: second derivative along the step, ``w^T A A^T w``.
         healthy: the number of particles that took part.
-        fallback: whether Cholesky's factorization failed.
-        is_convex: whether the loss's Hessian was positive semi-definite.
-        matrix: ``A A^T`` where it was formed, else None.
+        fallback: flag, True where Cholesky's factorization failed.
+        is_convex: flag, True where the loss's Hessian was positive semi-definite.
+        matrix: product ``A A^T`` where it was formed, else None.
     """
 
     weights: Array
@@ -56,13 +56,13 @@ def span_step(
     """The weights of one damped Gauss-Newton step.
 
     Args:
-        loss: of one particle's outputs.
-        outputs: shape (J, ...) on this device; with ``axes.batch`` the second axis is of samples.
-        targets: of this device's samples.
+        loss: loss of one particle's outputs.
+        outputs: particles' outputs, shape (J, ...) on this device; with ``axes.batch`` the second axis is of samples.
+        targets: targets of this device's samples.
         damping: lambda > 0.
-        space: where to solve; where the matrix is smaller by default.
-        axes: over which the particles and samples are spread.
-        precision: of the products that form the matrix.
+        space: space in which to solve; by default that of the smaller matrix.
+        axes: devices over which particles and samples are spread.
+        precision: precision of the products that form the matrix.
 
     Raises:
         ValueError: a loss that cannot be spread over samples in that space, or samples that the devices do not divide.

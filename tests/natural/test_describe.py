@@ -1,0 +1,358 @@
+"""What is said of each leaf, what a step does with it, and the warnings and errors where that is less than it could."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax import lax
+
+from benchmarks import methods, train
+from benchmarks.problems import registry
+from eki_jax import natural
+from eki_jax.flax import TanhRNN, dense_network, low_rank_forward, small_cnn
+from eki_jax.kernel.axes import Axes
+from eki_jax.natural import affine, describe, low_rank
+from eki_jax.natural.draws import Cloud
+from eki_jax.natural.estimates.localized import Local, estimated_jacobian
+from eki_jax.natural.estimates.span import centred
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+PARAMS = {"b": jnp.full(3, 0.1), "v": jnp.ones((3, 2)), "w": jnp.cos(jnp.arange(9.0)).reshape(3, 3)}
+B, V, W = "['b']", "['v']", "['w']"
+LOCAL = {B: "as its layer", V: "local", W: "local"}
+PLAIN = {B: "local", V: "local", W: "plain estimate"}
+
+
+def hidden(p: Any, x: Any) -> Any:
+    return jnp.tanh(affine(x, p["w"], p["b"]))
+
+
+def model(layer: Any) -> Any:
+    """A model of the layer and a second matrix."""
+    return lambda p, x: layer(p, x) @ p["v"]
+
+
+@jax.custom_vjp
+def own_derivative(p: Any, x: Any) -> Any:
+    return hidden(p, x)
+
+
+own_derivative.defvjp(lambda p, x: (hidden(p, x), None), lambda rest, g: (None, None))
+
+HANDLED = {
+    "jit": jax.jit(hidden),
+    "jit, parameters from outside": lambda p, x: jax.jit(lambda x: hidden(p, x))(x),
+    "checkpoint": jax.checkpoint(hidden),
+    "checkpoint of jit": jax.checkpoint(jax.jit(hidden)),
+    "custom_vjp": own_derivative,
+    "vmap over samples": jax.vmap(hidden, (None, 0)),
+    "cast": lambda p, x: hidden(jax.tree.map(lambda q: q.astype(jnp.bfloat16), p), x),
+    "bias with an axis": lambda p, x: jnp.tanh(affine(x, p["w"], p["b"][None].astype(jnp.float16))),
+}
+# Plain for a reason that is no fault of how the model is written.
+PLAINLY = {
+    "scan": (lambda p, x: lax.scan(lambda h, _: (hidden(p, h), None), x, None, 3)[0], r"in.* loop \(scan\)"),
+    "carried": (lambda p, x: lax.scan(lambda c, _: ((c[0], hidden(*c)), None), (p, x), None, 3)[0][1], "scan"),
+    "while": (lambda p, x: lax.while_loop(lambda h: h.sum() < 3, lambda h: hidden(p, h), x), r"loop \(while\)"),
+    "twice": (lambda p, x: hidden(p, hidden(p, x)), "used 2 times"),
+    "rows": (lambda p, x: p["w"][jnp.arange(len(x)) % 3], "by rows"),
+    "added up": (lambda p, x: x @ p["w"].dense(), "added up by the model"),
+    "derivative": (lambda p, x: jax.grad(lambda x: hidden(p, x).sum())(x), "differentiates"),
+    "unused": (lambda p, x: x, "not multiplied"),
+}
+LOST = {
+    "map over samples": (lambda p, x: lax.map(lambda x: hidden(p, x), x), W, "jax.vmap for a loop over samples"),
+    "branch": (lambda p, x: lax.cond(x.sum() > 9, lambda: hidden(p, x), lambda: x), W, "inside of cond"),
+    "solve": (
+        lambda p, x: jax.scipy.sparse.linalg.cg(lambda y: y @ p["w"], x, maxiter=2)[0],
+        W,
+        "inside of custom_linear_solve",
+    ),
+    "transposed": (lambda p, x: x @ p["w"].T, W, "its transpose as the parameter"),
+    "other axis": (lambda p, x: hidden(p, jnp.ones((7, 3))).sum() + x, W, r"shape \(7, 3\)"),
+    "computed bias": (lambda p, x: affine(x, p["w"], 1.0 * p["b"]), B, "the leaf itself as the bias"),
+}
+CHANGED = {
+    "mapped": lambda p, x: hidden(jax.tree.map(lambda q: 0.5 * q, p), x),
+    "mapped inside of jit": lambda p, x: jax.jit(lambda p, x: hidden(jax.tree.map(jnp.negative, p), x))(p, x),
+    "only its mean": lambda p, x: hidden(jax.tree.map(lambda q: q if q.shape[-1] == 1 else 2 * q, p), x),
+    "norm": lambda p, x: hidden(p, x) / sum(jnp.sum(q**2) for q in jax.tree.leaves(p)),
+    "changed in a loop": lambda p, x: lax.scan(
+        lambda c, _: ((jax.tree.map(lambda q: 0.5 * q, c[0]), hidden(*c)), None), (p, x), None, 3
+    )[0][1],
+    "stacked": lambda p, x: jax.vmap(hidden, (0, None))(jax.tree.map(lambda q: jnp.stack([q, q]), p), x).sum(0),
+}
+
+
+def localized(found: natural.Description) -> dict[str, str]:
+    return {leaf.name: leaf.localized for leaf in found.leaves}
+
+
+def step(forward: Any, **options: Any) -> Any:
+    """One abstract step of the solver, which is traced and warns."""
+    solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, **options)
+    state = solver.init(PARAMS, jax.random.key(0))
+    return jax.eval_shape(solver.step, state, (X, jnp.zeros(4, jnp.int32)))
+
+
+@pytest.mark.parametrize("name", HANDLED)
+def test_a_layer_in_a_call_is_handled(name: str) -> None:
+    """It is as local as without the call, and no step warns."""
+    forward = model(HANDLED[name])
+    assert localized(describe(forward, PARAMS, X)) == LOCAL
+    step(forward, localized=True)
+
+
+def test_what_such_a_layer_multiplies_is_found() -> None:
+    cloud = Cloud(low_rank(1), 4)
+    drawn = cloud.draw(jax.random.key(0), PARAMS)
+    names = ["jit", "checkpoint of jit", "custom_vjp", "vmap over samples"]
+
+    @jax.jit
+    def seen(p: Any) -> Any:
+        return [cloud.see(model(layer), p, drawn, X)[:2] for layer in (hidden, *(HANDLED[name] for name in names))]
+
+    first, *others = seen(PARAMS)
+    np.testing.assert_allclose(first[0], model(hidden)(PARAMS, X), rtol=1e-6)
+    np.testing.assert_allclose(first[1][W][:, 0], X, rtol=1e-6)
+    np.testing.assert_allclose(first[1][V][:, 0], hidden(PARAMS, X), rtol=1e-6)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), other, first)
+
+
+@pytest.mark.parametrize("name", PLAINLY)
+def test_what_is_plain_by_its_nature_says_why(name: str) -> None:
+    """And does not warn."""
+    layer, reason = PLAINLY[name]
+    found = describe(model(layer), PARAMS, X)
+    assert localized(found) == PLAIN
+    (leaf,) = [leaf for leaf in found.leaves if leaf.name == W]
+    assert re.search(reason, leaf.reason)
+    assert not found.lost
+    step(model(layer), localized=True)
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_lost_is_named_in_a_warning(name: str) -> None:
+    layer, leaf, words = LOST[name]
+    found = describe(model(layer), PARAMS, X)
+    assert [lost.name for lost in found.lost] == [leaf]
+    with pytest.warns(natural.LocalityWarning, match=words) as caught:
+        step(model(layer), localized=True)
+    (warning,) = caught
+    assert leaf in str(warning.message)
+    assert "describe" in str(warning.message)
+    step(model(layer))  # in the span nothing is lost
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_factors_that_are_changed_are_refused(name: str) -> None:
+    """By a step in the span too, which would be wrong without a word."""
+    forward = model(CHANGED[name])
+    for attempt in (lambda: describe(forward, PARAMS, X), lambda: step(forward), lambda: step(forward, localized=True)):
+        with pytest.raises(TypeError, match=r"factors of the leaf \['[wv]'\], a LowRankMatrix.*plain="):
+            attempt()
+
+
+def test_maps_that_change_nothing_are_allowed() -> None:
+    for change in (lambda q: q, lax.stop_gradient, jnp.asarray):
+        forward = model(lambda p, x, change=change: hidden(jax.tree.map(change, p), x))
+        assert localized(describe(forward, PARAMS, X)) == LOCAL
+
+
+def test_matrices_that_are_mapped_over_are_named() -> None:
+    """A stack of matrices has one pair of factors; its slices have none, even where the sizes fit."""
+    with pytest.raises(TypeError, match=r"the leaf \['w'\].* mapped over"):
+        describe(lambda p, x: jax.vmap(lambda w: x @ w)(p["w"]).sum(0), {"w": jnp.ones((3, 3, 3))}, X)
+
+
+def test_a_use_that_it_does_not_know_is_named() -> None:
+    with pytest.raises(TypeError, match=r"cannot take the leaf \['w'\]"):
+        describe(model(lambda p, x: x * p["w"].sum()), PARAMS, X)
+
+
+def test_other_deviations_are_described_too() -> None:
+    full = describe(model(hidden), PARAMS, X, natural.full_rank())
+    assert {(leaf.deviation, leaf.localized) for leaf in full.leaves} == {("formed", "-")}
+    formed = describe(model(hidden), PARAMS, X, low_rank(1, formed=True))
+    assert [leaf.deviation for leaf in formed.leaves] == ["plain", "formed", "formed"]
+    plain = describe(model(hidden), PARAMS, X, low_rank(1, plain=lambda name: "w" in name))
+    assert [leaf.deviation for leaf in plain.leaves] == ["plain", "low rank", "plain"]
+
+
+def test_the_table_is_aligned() -> None:
+    shapes = jax.eval_shape(lambda: PARAMS)
+    assert str(describe(model(hidden), shapes, jax.ShapeDtypeStruct((4, 3), jnp.float32))) == "\n".join(
+        [
+            "leaf   shape   deviation  localized step  why: it",
+            "['b']  (3,)    plain      as its layer    is added to the product with ['w']",
+            "['v']  (3, 2)  low rank   local           is multiplied once a sample",
+            "['w']  (3, 3)  low rank   local           is multiplied once a sample",
+        ]
+    )
+
+
+class Lifted(nn.Module):
+    """A dense layer inside of one of flax's transformations, and one outside."""
+
+    lift: Any
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(2)(nn.tanh(self.lift(nn.Dense)(3, name="inner")(x)))
+
+
+class NnxLifted(nnx.Module):
+    def __init__(self, lift: Any) -> None:
+        self.inner, self.outer = nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+        self.lift = lift
+
+    def __call__(self, x: Any) -> Any:
+        return self.outer(self.lift(lambda layer, x: jnp.tanh(layer(x)))(self.inner, x))
+
+
+class Stacked(nn.Module):
+    """Three layers in one scan, their matrices in one leaf."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        layer = lambda dense, x, _: (nn.tanh(dense(x)), None)
+        layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return nn.Dense(2)(layers(nn.Dense(3, name="stack"), x, None)[0])
+
+
+def lowered(module: Any, x: Any = X, **options: Any) -> tuple[Any, Any]:
+    return low_rank_forward(module, x, **options)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        dense_network((3, 2)),
+        Lifted(nn.jit),
+        Lifted(nn.remat),
+        NnxLifted(lambda f: f),
+        NnxLifted(nnx.jit),
+        NnxLifted(nnx.remat),
+    ],
+    ids=["linen", "nn.jit", "nn.remat", "nnx", "nnx.jit", "nnx.remat"],
+)
+def test_dense_layers_of_flax_are_local(module: Any) -> None:
+    forward, template = lowered(module)
+    found = localized(describe(forward, template, X))
+    assert found == {name: "as its layer" if "bias" in name else "local" for name in found}
+    assert len(found) == 4
+
+
+def test_layers_stacked_for_a_scan_are_named() -> None:
+    """Their slices are no matrices with deviations of their own; disturbed in all entries they are taken."""
+    forward, template = lowered(Stacked())
+    with pytest.raises(ValueError, match=r"uses the leaf stack/\w+ in no layer.* stacked for scan"):
+        describe(forward, template, X)
+    found = describe(forward, template, X, low_rank(1, plain=lambda name: "stack" in name))
+    assert [leaf.deviation for leaf in found.leaves] == ["plain", "low rank", "plain", "plain"]
+
+
+def test_a_convolutional_network_of_flax() -> None:
+    x = jax.ShapeDtypeStruct((5, 28, 28, 1), jnp.float32)
+    forward, template = lowered(small_cnn(), x, method="logits")
+    for each in (forward, jax.checkpoint(forward)):
+        first, kernel, _, second, *_ = describe(each, template, x).leaves
+        assert (first.localized, kernel.localized, kernel.places) == ("local", "plain estimate", 24 * 24)
+        assert kernel.reason == "is multiplied at 576 places of a sample: 4608 numbers, worth it up to 200"
+        assert (second.name, second.localized, second.places) == ("['Conv_1']['kernel']", "local", 64)
+    images = jax.vmap(lambda p, x: forward(p, x[None])[0], (None, 0))
+    assert describe(images, template, x) == describe(forward, template, x)
+
+
+def test_one_image_has_no_axis_of_samples() -> None:
+    """A convolution of images one by one is local under ``vmap`` only."""
+    x = jnp.ones((3, 4, 4, 2))
+    forward, template = lowered(nn.Conv(3, (3, 3), strides=2), x)
+    one = lambda p, x: forward(p, x[0])
+    (lost,) = describe(one, template, x).lost
+    assert lost.name == "['kernel']"
+    assert not describe(jax.vmap(forward, (None, 0)), template, x).lost
+
+
+def test_a_recurrent_network_is_plain_but_its_end() -> None:
+    x = jnp.ones((5, 3, 4))
+    forward, template = lowered(TanhRNN(units=4, outputs=3), x, method="logits")
+    found = describe(forward, template, x)
+    assert {leaf.name for leaf in found.leaves if leaf.localized == "plain estimate"} == {
+        leaf.name for leaf in found.leaves if "kernel" in leaf.name and "output" not in leaf.name
+    }
+    assert not found.lost
+
+
+@pytest.mark.parametrize("name", ["jit", "scan", "rows", "computed bias"])
+@pytest.mark.filterwarnings("ignore::eki_jax.natural.LocalityWarning")
+def test_the_estimate_does_what_is_said(name: str) -> None:
+    layer = HANDLED.get(name) or (PLAINLY | LOST)[name][0]
+    forward, deviations = model(layer), low_rank(1, 0.5)
+    cloud, sigma, kinds = Cloud(deviations, 12), jnp.asarray(0.1), []
+    shared: dict[str, str] = {}
+
+    def traced(p: Any) -> None:
+        drawn = cloud.draw(jax.random.key(0), p)
+        seen = cloud.see(forward, p, drawn, X)
+        rows, healthy, number = centred(cloud.evaluate(forward, p, drawn, sigma, X, None), Axes())
+        jacobian = estimated_jacobian(deviations, p, drawn, rows, sigma, seen, healthy, number, Axes())
+        kinds.extend(isinstance(part, Local) for part in jacobian.parts)
+        shared.update(seen.matrix_of)
+
+    jax.eval_shape(traced, PARAMS)
+    said = describe(forward, PARAMS, X).leaves
+    assert kinds == [leaf.localized != "plain estimate" for leaf in said]
+    assert shared == {leaf.name: leaf.layer for leaf in said if leaf.localized == "as its layer"}
+
+
+def test_nothing_stays_behind_without_asserts() -> None:
+    """Under ``python -O`` flax does not forget interceptors by itself, and those would hold tracers."""
+    code = """
+import jax, jax.numpy as jnp
+from flax import linen as nn
+from eki_jax import natural
+from eki_jax.flax import low_rank_forward
+assert False  # asserts are off
+module, x = nn.Dense(2), jnp.ones((4, 3))
+forward, _ = low_rank_forward(module, x)
+params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, localized=True)
+state = solver.init(params, jax.random.key(0))
+for _ in range(2):
+    jax.make_jaxpr(solver.step)(state, (x, jnp.zeros(4, int)))
+print([leaf.localized for leaf in natural.describe(forward, params, x).leaves], module.apply({"params": params}, x)[0])
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-O", "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout == "['as its layer', 'local'] [3. 3.]\n", done.stderr
+
+
+def test_the_training_command_prints_it_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    def stop(*args: Any, **options: Any) -> Any:
+        raise ValueError("here")
+
+    monkeypatch.setattr(train, "fit", stop)
+    for number, (method, quiet) in enumerate(
+        [("natural-eki-lowrank", []), ("natural-eki-lowrank", ["--quiet"]), ("natural-eki", [])]
+    ):
+        assert train.main(["--method", method, "--out", str(tmp_path / str(number)), *quiet]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("localized step") == int(number == 0)
+    problem = registry.get("digits-dnn")
+    wanted = describe(problem.low_rank_logits, problem.template, problem.train[0][:7])
+    assert methods.describe("natural-eki-lowrank", problem, 7) == wanted
