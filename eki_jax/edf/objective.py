@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, PyTree
+from eki_jax.losses.protocol import reduction_of
 
 Operator = Callable[[PyTree], PyTree]
 
@@ -31,11 +32,11 @@ class Objective:
             positive semi-definite it has to be convex.
         chunk_size: number of samples in a slice; None for the whole batch at once. The last slice may be smaller.
         reduction: name of what ``loss`` does with the samples, ``"mean"`` or ``"sum"``; it decides how slices are added
-            up.
+            up. By default what the loss says of itself, see :mod:`eki_jax.losses.protocol`, and else the mean.
 
     Raises:
-        ValueError: ``chunk_size`` < 1, an unknown ``reduction``, a loss that is not a scalar, a batch whose arrays
-            disagree in length.
+        ValueError: ``chunk_size`` < 1, an unknown ``reduction`` or another than the loss's own, a loss that is not a
+            scalar, a batch whose arrays disagree in length.
 
     >>> import jax.numpy as jnp
     >>> objective = Objective(lambda w, x: x @ w, lambda outputs, y: 0.5 * jnp.mean((outputs - y) ** 2))
@@ -50,13 +51,16 @@ class Objective:
     forward: ForwardFn
     loss: LossFn
     chunk_size: int | None = None
-    reduction: Literal["mean", "sum"] = "mean"
+    reduction: Literal["mean", "sum"] | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
             raise ValueError(f"chunk_size: {self.chunk_size!r}; wanted None or an integer of at least 1")
-        if self.reduction not in ("mean", "sum"):
+        if self.reduction not in ("mean", "sum", None):
             raise ValueError(f'reduction: {self.reduction!r}; wanted "mean" or "sum"')
+        own = reduction_of(self.loss)
+        if own is not None and self.reduction not in (own, None):
+            raise ValueError(f"reduction: {self.reduction!r}, but the loss says {own!r} of itself; wanted {own!r}")
 
     def value(self, params: Params, batch: Batch) -> Array:
         """Loss of the batch, a scalar."""
@@ -113,7 +117,8 @@ class Objective:
         size, chunk_size = _batch_size(batch), self.chunk_size
         assert chunk_size is not None
         count, rest = divmod(size, chunk_size)
-        weight = lambda samples: samples / size if self.reduction == "mean" else 1.0
+        reduction = self.reduction or reduction_of(self.loss) or "mean"
+        weight = lambda samples: samples / size if reduction == "mean" else 1.0
         slices = jax.tree.map(
             lambda leaf: leaf[: count * chunk_size].reshape(count, chunk_size, *leaf.shape[1:]), batch
         )

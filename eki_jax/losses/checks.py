@@ -11,7 +11,7 @@ import numpy as np
 
 from eki_jax._types import Array, LossFn
 from eki_jax.losses.curvature import curvature
-from eki_jax.losses.protocol import curved, scalar, separable, shortcut_of
+from eki_jax.losses.protocol import TOLERANCE, curved, least_of, scalar, separable, shortcut_of
 from eki_jax.losses.support import support_of
 
 
@@ -75,7 +75,9 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
         compare(f"{name} value", model.value, value)
         compare(f"{name} gradient", model.gradient, gradient, "its gradient is")
         factor = model.times_factor(jnp.eye(flat.size, dtype=model.gradient.dtype))
-        if bool(model.is_convex):
+        convex = least_of(jnp.linalg.eigvalsh(hessian)) >= -TOLERANCE
+        compare(f"{name} is_convex", model.is_convex, convex, "by its Hessian it is")
+        if bool(convex):
             compare(f"{name} factor times itself", factor @ factor.T, hessian, "its Hessian has")
             rest = 0 if model.remainder is None else model.remainder
             compare(f"{name} coordinates", factor @ model.coordinates + rest, gradient, "its gradient is")

@@ -26,7 +26,7 @@ from eki_jax._types import Array, LossFn
 #: How the samples' losses make the loss; None where they do not.
 Reduction = Literal["mean", "sum"] | None
 
-# Eigenvalues below minus this share of the largest are curvature the wrong way, not rounding.
+#: Eigenvalues below minus this share of the largest are curvature the wrong way, not rounding.
 TOLERANCE = 1e-4
 
 

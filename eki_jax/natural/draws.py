@@ -95,8 +95,12 @@ class Cloud(NamedTuple):
             chunk_size: number of particles evaluated at a time; None for a memory budget's.
             seen: flag, True where :meth:`see` was called: it finds what is done with factors of low rank.
         """
+
+        def checked() -> None:
+            self.watch(forward, mean, x)  # raises where factors are changed
+
         if not seen and isinstance(self.deviations, LowRankDeviations):
-            self.watch(forward, mean, x)
+            jax.eval_shape(checked)
 
         def one(row: Any, x: Any) -> Any:
             factors, sign = row
@@ -107,7 +111,7 @@ class Cloud(NamedTuple):
             chunk_size = max(1, budget // max(1, activation_bytes(one, drawn, x)))
         return map_particles(lambda row: one(row, x), drawn, chunk_size)
 
-    def see(self, forward: ForwardFn, mean: Params, drawn: Any, x: Any) -> Seen:
+    def see(self, forward: ForwardFn, mean: Params, x: Any) -> Seen:
         """Evaluate the mean particle, and watch; a warning names the leaves whose locality is lost."""
         watched = self.watch(forward, mean, x)
         leaves = treatments(low_rank_of(self.deviations), mean, watched)

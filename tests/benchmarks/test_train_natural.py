@@ -73,8 +73,7 @@ def test_small_cnn_says_what_its_second_kernel_multiplies() -> None:
     problem = registry.build("mnist-small-cnn", tiny("mnist-small-cnn"))
     params, x = problem.prior.sample(jax.random.key(0)), jnp.asarray(problem.train[0][:3])
     cloud = Cloud(natural.low_rank(1), 4)
-    drawn = cloud.draw(jax.random.key(1), params)
-    _, inputs, matrix_of = cloud.see(problem.low_rank_logits, params, drawn, x)
+    _, inputs, matrix_of = cloud.see(problem.low_rank_logits, params, x)
     kernel = "['Conv_1']['kernel']"
     assert set(inputs) == {kernel, "['Dense_0']['kernel']"}
     assert matrix_of == {"['Conv_1']['bias']": kernel, "['Dense_0']['bias']": "['Dense_0']['kernel']"}

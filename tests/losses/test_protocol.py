@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 import eki_jax
 from eki_jax import losses, natural, semi_supervised, sharding
+from eki_jax.edf.objective import Objective
 from eki_jax.losses.protocol import reduction_of
 from eki_jax.natural import curvature
 from eki_jax.natural.estimates.span import span_step
@@ -126,14 +128,21 @@ def test_squares_with_a_large_diagonal() -> None:
     np.testing.assert_allclose(found.times_factor(jnp.ones((1, 6000)))[0] ** 2, diagonal.ravel(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+def rows(*slow: str) -> list[Any]:
+    """The table's names, those marked that differ from another in nothing that a method sees."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in CASES]
+
+
+@pytest.mark.parametrize(
+    "name", rows("cross entropy, one-hot", "softmax, soft", "squares, number", "mean over samples", "a user's, curved")
+)
 def test_every_method_takes_every_loss(name: str) -> None:
     """At 4,200 outputs, more than any Hessian may have: solvers move and stay finite, estimates lower the loss."""
     case = CASES[name]
     forward, batch = model(case), data(case, 4200 // CLASSES)
     start = {"w": 0.1 * jnp.ones((INPUTS, CLASSES))}
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled once, run once
     def everything(ensemble: Any, key: Any) -> Any:
         moved, fell = [], []
         for make in (eki_jax.euler, eki_jax.nesterov):
@@ -160,7 +169,7 @@ def test_every_method_takes_every_loss(name: str) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(one))))
 
 
-@pytest.mark.parametrize("name", ["cross entropy, soft", "softmax, integer", "squares", "a user's, per sample"])
+@pytest.mark.parametrize("name", ["cross entropy, soft", pytest.param("softmax, integer", marks=pytest.mark.slow)])
 def test_both_spaces_agree(name: str) -> None:
     """At 4,200 outputs; their derivations share nothing but the loss's curvature."""
     case = CASES[name]
@@ -181,7 +190,7 @@ def test_both_spaces_agree(name: str) -> None:
         "a user's, per sample",
         pytest.param("cross entropy, one-hot", marks=pytest.mark.slow),
         pytest.param("mean of squares", marks=pytest.mark.slow),
-        "a user's, curved",
+        pytest.param("a user's, curved", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("localized", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -282,6 +291,16 @@ def test_targets_need_the_axis_of_samples() -> None:
         losses.squared_error(np.eye(4)).per_sample(jnp.ones((2, 2)), jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="loss: returned shape"):
         losses.mean_over_samples(lambda z, y: z)(jnp.ones((3, 2)), jnp.ones(3))
+
+
+def test_slices_add_up_as_the_loss_says() -> None:
+    """A sum taken for a mean would be too small by the number of slices."""
+    batch = jnp.arange(12.0).reshape(6, 2), jnp.arange(6.0)
+    whole = Objective(lambda w, x: x @ w, losses.squared_error()).value(jnp.ones(2), batch)
+    sliced = Objective(lambda w, x: x @ w, losses.squared_error(), chunk_size=2).value(jnp.ones(2), batch)
+    with pytest.raises(ValueError, match="reduction: 'mean', but the loss says 'sum'"):
+        Objective(jnp.matmul, losses.squared_error(), chunk_size=2, reduction="mean")
+    np.testing.assert_allclose(sliced, whole)
 
 
 def test_a_plain_function_is_told_the_remedy() -> None:

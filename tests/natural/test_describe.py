@@ -115,12 +115,11 @@ def test_a_layer_in_a_call_is_handled(name: str) -> None:
 
 def test_what_such_a_layer_multiplies_is_found() -> None:
     cloud = Cloud(low_rank(1), 4)
-    drawn = cloud.draw(jax.random.key(0), PARAMS)
     names = ["jit", "checkpoint of jit", "custom_vjp", "vmap over samples"]
 
     @jax.jit
     def seen(p: Any) -> Any:
-        return [cloud.see(model(layer), p, drawn, X)[:2] for layer in (hidden, *(HANDLED[name] for name in names))]
+        return [cloud.see(model(layer), p, X)[:2] for layer in (hidden, *(HANDLED[name] for name in names))]
 
     first, *others = seen(PARAMS)
     np.testing.assert_allclose(first[0], model(hidden)(PARAMS, X), rtol=1e-6)
@@ -305,7 +304,7 @@ def test_the_estimate_does_what_is_said(name: str) -> None:
 
     def traced(p: Any) -> None:
         drawn = cloud.draw(jax.random.key(0), p)
-        seen = cloud.see(forward, p, drawn, X)
+        seen = cloud.see(forward, p, X)
         rows, healthy, number = centred(cloud.evaluate(forward, p, drawn, sigma, X, None), Axes())
         jacobian = estimated_jacobian(deviations, p, drawn, rows, sigma, seen, healthy, number, Axes())
         kinds.extend(isinstance(part, Local) for part in jacobian.parts)

@@ -42,7 +42,7 @@ def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, a
     @jax.jit
     def recorded(params: Any) -> Any:
         drawn = cloud.draw(jax.random.key(0), params)
-        here, inputs, found = cloud.see(forward, params, drawn, x)
+        here, inputs, found = cloud.see(forward, params, x)
         matrix_of.update(found)
         outputs = cloud.evaluate(forward, params, drawn, sigma, x, None)
         return drawn, here, inputs, *centred(outputs, Axes())
@@ -275,7 +275,7 @@ def test_inside_a_loop_nothing_is_local() -> None:
     forward, template = low_rank_forward(TanhRNN(units=4, outputs=3), x, method="logits")
     params = eki_jax.xavier(template).sample(jax.random.key(1))
     cloud = Cloud(natural.low_rank(1), 8)
-    _, inputs, _ = cloud.see(forward, params, cloud.draw(jax.random.key(0), params), x)
+    _, inputs, _ = cloud.see(forward, params, x)
     assert list(inputs) == ["['output']['kernel']"]
     solver = natural.natural_gradient(forward, LOSS, 40, damping=1e-3, localized=True)
     state = solver.init(params, jax.random.key(0))

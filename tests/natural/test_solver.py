@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -87,9 +88,8 @@ def test_soft_labels_that_do_not_sum_to_one(x64: None) -> None:
 
 def test_the_smaller_space_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    monkeypatch.setattr(
-        "eki_jax.natural.estimates.span.damped_solve", lambda m, r, d: (sizes.append(len(m)), damped_solve(m, r, d))[1]
-    )
+    module = sys.modules["eki_jax.natural.estimates.span"]  # its name is also that of a function
+    monkeypatch.setattr(module, "damped_solve", lambda m, r, d: (sizes.append(len(m)), damped_solve(m, r, d))[1])
     for particles, samples in ((5, 4), (30, 2)):
         outputs, targets = sample(1, particles, samples)
         span_step(LOSSES["softmax"], outputs, targets, jnp.asarray(0.1))

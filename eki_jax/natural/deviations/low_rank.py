@@ -109,9 +109,9 @@ def low_rank(
         rank: rank r >= 1, not above any matrix's own.
         scale: standard deviation of the entries of e_j: "xavier", a number, a pytree of numbers, or a prior such as
             :func:`eki_jax.xavier` of which the factors are taken.
-        plain: function that says of a leaf's name, such as ``"['Dense_0']['kernel']"``, whether it is to be disturbed in all
-            its entries, at the cost of a copy for each particle that is being evaluated: for leaves that the model
-            does not multiply by.
+        plain: function that says of a leaf's name, such as ``"['Dense_0']['kernel']"``, whether it is to be disturbed
+            in all its entries, at the cost of a copy for each particle that is being evaluated: for leaves that the
+            model does not multiply by.
         formed: flag; True hands matrices to the model in full, a chunk of particles at a time: for models that do
             something else with their weights than multiply by them, such as rounding.
 

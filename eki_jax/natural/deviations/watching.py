@@ -334,16 +334,10 @@ def _evaluated(
             results = _evaluated(_open(body), closed, operands, wanted, found)
         if results is None or kind in _CUSTOM_CALLS:  # whose results keep their own derivatives
             with eqn.ctx.manager:
-                results = eqn.primitive.bind(*operands, **_bound(eqn))
+                results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
             results = results if eqn.primitive.multiple_results else [results]
         values.update(zip(eqn.outvars, results, strict=True))
     return [of(atom) for atom in jaxpr.outvars]
-
-
-def _bound(eqn: Any) -> dict[str, Any]:
-    """The parameters with which an equation's primitive is bound again."""
-    prepared = getattr(eqn.primitive, "get_bind_params", dict)(eqn.params)
-    return dict(prepared)
 
 
 def beside(matrix: str, key: str) -> str:

@@ -274,7 +274,7 @@ class Localized(NamedTuple):
         """The direction, evaluating the model and looking into it."""
         x, targets = batch
         deviations, axes = low_rank_of(setup.cloud.deviations), setup.axes
-        seen = setup.cloud.see(forward, mean, drawn, x)
+        seen = setup.cloud.see(forward, mean, x)
         outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size, seen=True)
         rows, healthy, number = centred(outputs, axes)
         model = curvature(setup.loss, seen.outputs, targets)
