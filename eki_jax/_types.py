@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 
@@ -16,6 +16,8 @@ Ensemble: TypeAlias = Any
 Params: TypeAlias = Any
 #: ``(x, targets)``, as a loader yields it; the whole ensemble sees the same batch.
 Batch: TypeAlias = tuple[Any, Any]
+#: Where the linear system of a step is solved: among the particles, J x J, or among the outputs, M x M.
+Space: TypeAlias = Literal["ensemble", "output"]
 #: A number, or a function of the step count n = 0, 1, 2, ... that returns one.
 Schedule: TypeAlias = float | Callable[[Array], Any]
 

@@ -1,9 +1,17 @@
-"""What all tests share. Eight virtual CPU devices, so that sharding is tested on any machine."""
+"""What all tests share. Eight virtual CPU devices, so that sharding is tested on any machine.
+
+Most of a test's time is XLA's compiler, and most of its memory the compiled programs. So a module's tests share a
+process and its programs (``--dist loadfile``), which are given back after the module; and LLVM's optimizations, which
+change neither a program's operations nor its buffers, are left out where the slow tests are.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -14,6 +22,38 @@ import matplotlib
 import pytest
 
 matplotlib.use("Agg")
+MOST_BYTES = 2**30  # of a process before its programs are given back in the middle of a module
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "not slow" in config.option.markexpr:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+def resident_bytes() -> int:
+    """The process's memory, where the system says it as Linux does."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+
+
+def forget_programs() -> None:
+    jax.clear_caches()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # the C library keeps what LLVM freed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_module() -> Iterator[None]:
+    yield
+    forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory(programs_of_a_module: None) -> Iterator[None]:
+    yield
+    if resident_bytes() > MOST_BYTES:
+        forget_programs()
 
 
 @pytest.fixture

@@ -105,3 +105,19 @@ def test_nothing_is_compiled_inside_the_library() -> None:
     page = (ROOT / "docs/design.md").read_text().split("**No `jit` inside the library.**")[1].split("\n\n")[0]
     assert compiling == {"eki_jax.training.loop", "eki_jax.training.checkpoints", "eki_jax.solvers.failures"}
     assert all(f"`{name.removeprefix('eki_jax.')}`" in page for name in compiling)
+
+
+@pytest.mark.parametrize("name", ["euler", "nesterov", "heavy_ball", "compact"])
+def test_a_discretization_is_one_file(name: str) -> None:
+    """The discretizations use no private name of another module, and those of the flow fit on a hundred lines."""
+    text = KNOWN[f"eki_jax.solvers.{name}"].read_text()
+    imported = [
+        alias.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom)
+        for alias in [*node.names, ast.alias(node.module or "")]
+        if any(part.startswith("_") for part in alias.name.split("."))
+        and node.module not in ("__future__", "eki_jax._types")
+    ]
+    assert not imported
+    assert name == "compact" or len(text.splitlines()) <= 100

@@ -78,6 +78,7 @@ def multiplier(
 def _reduce_scatter(z: Array, r: Array, axis: Axis, matmul: _Matmul) -> Multiply:
     def multiply(u: Array, dtype: Any) -> Array:
         sums = _padded(matmul(z.T, u), axis.size)
+        # Summed wide, sent back narrow: only the way back is halved, and no digit of the sum is lost before it.
         share = lax.psum_scatter(sums, axis.name, scatter_dimension=1, tiled=True)
         sums = axis.gathered(share.astype(dtype), axis=1)
         return matmul(r, sums[:, : u.shape[1]].astype(u.dtype))
@@ -110,6 +111,7 @@ def _ring(z: Array, r: Array, axis: Axis, matmul: _Matmul) -> Multiply:
     def multiply(u: Array, dtype: Any) -> Array:
         del dtype
         total = jnp.zeros_like(u)
+        # Unrolled: the compiler then runs each transfer beside the product of the block that is already here.
         for step in range(devices):
             owner = (axis.index - step) % devices  # whose rows are here
             total += matmul(lax.dynamic_slice_in_dim(weights, owner * local, local, axis=1), u)

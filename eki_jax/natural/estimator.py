@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 
-from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Schedule
+from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Schedule, Space
 from eki_jax.kernel.axes import Axis
 from eki_jax.natural.damping import as_schedule
 from eki_jax.natural.deviations import Deviations, low_rank
@@ -15,7 +15,7 @@ from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
 from eki_jax.natural.estimates import localized as localized_estimate
 from eki_jax.natural.estimates import span
-from eki_jax.natural.linear_algebra import HIGHEST, Space
+from eki_jax.natural.linear_algebra import HIGHEST
 
 
 class EstimatorSettings(TypedDict, total=False):

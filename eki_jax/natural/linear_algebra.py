@@ -12,15 +12,14 @@ in the space of the ensemble (J x J), or of the outputs (R x R) by the push-thro
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from eki_jax._types import Array
+from eki_jax._types import Array, Space
 
-Space = Literal["ensemble", "output"]
 HIGHEST = lax.Precision.HIGHEST
 
 

@@ -62,6 +62,8 @@ def over_devices(
 
     def run(*args: Any) -> Any:
         out_specs = result_specs(body, mesh, in_specs, *args)
+        # Leaves alone go through the drivers: pmap and vmap take one axis a leaf, and no two of them agree on what a
+        # prefix of a tree of specs means.
         leaves, structure = flatten(args)
         flat_specs = broadcast(in_specs, args)
         out_leaves, out_structure = flatten(out_specs, is_leaf=is_spec)
@@ -97,6 +99,7 @@ def _by_partitioner(
     def mapped(fn: Any, axis: str, in_axes: Any, out_axes: Any) -> Any:
         return jax.vmap(fn, in_axes, out_axes, axis_name=axis, axis_size=mesh.shape[axis], spmd_axis_name=axis)
 
+    # From the inside out, so that the first axis of the mesh is the outermost map and the slowest in memory.
     for axis in reversed(mesh.axis_names):
         flat = _along(axis, flat, mesh, in_specs, out_specs, mapped)
 
@@ -119,7 +122,7 @@ def _along(
 ) -> Callable[..., Any]:
     """``flat`` mapped over one axis of devices: whole arrays are cut along it, and their shares joined again."""
     in_axes, out_axes = ([_dimension(spec, axis) for spec in specs] for specs in (in_specs, out_specs))
-    alone = mesh.shape[axis] == 1
+    alone = mesh.shape[axis] == 1  # then what is the same everywhere cannot be told from what is spread
     if all(dimension is None for dimension in in_axes):  # a map wants something to map over
         flat, in_axes = _ignoring_first(flat), [0, *in_axes]
     run = mapped(flat, axis, tuple(in_axes), 0 if alone else tuple(out_axes))
@@ -147,6 +150,7 @@ def _ignoring_first(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _constrained(leaves: tuple[Any, ...], mesh: Mesh, specs: Any) -> list[Array]:
     return [
+        # The partitioner knows no layout of typed keys; they are the same everywhere anyway.
         leaf if is_key(leaf) else lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
         for leaf, spec in zip(leaves, specs, strict=True)
     ]

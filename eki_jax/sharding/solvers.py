@@ -77,6 +77,7 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
     def update(state: Any, outputs: Any, targets: Any) -> Any:
         return of_state(solver.update, _SPREAD, _SAME)(state, outputs, targets)
 
+    # `done` reads scalars, which are the same on all devices, and `passes` reads nothing.
     return Solver(
         _with_arguments_of(solver.init, init),
         step,

@@ -31,6 +31,8 @@ def result_specs(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *args: Any
     specs = broadcast(in_specs, args)
     for leaf, spec in zip(jax.tree.leaves(args), specs, strict=True):
         check_divisible(jnp.shape(leaf), spec, mesh)
+    # Traced twice: what is n times as long for one device as for n of them is spread over the particles, whatever
+    # the function is made of. A table of specs would have to follow the code.
     whole = _local_results(body, args, specs, dict.fromkeys(mesh.axis_names, 1))
     share = _local_results(body, args, specs, dict(mesh.shape))
     devices = mesh.shape[PARTICLES]
@@ -68,6 +70,7 @@ def _local_results(body: Callable[..., Any], args: Any, specs: list[PartitionSpe
         return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf) if not is_key(leaf) else leaf.dtype)
 
     structs = [stacked(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)]
+    # Mapped, so that the names that the body uses in its collectives are bound.
     results = jax.eval_shape(mapped, *structure.unflatten(structs))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[len(sizes) :], leaf.dtype), results)
 

@@ -136,6 +136,7 @@ def discretization(
             communication=options.communication,
             precision=options.precision,
         )
+        # From the products that the move uses: the step size costs no pass over the ensemble of its own.
         norm = products.norm()
         dt = jnp.asarray(step_size(norm, products.size, count), norm.dtype)
         moved, info = take_step(products, tuple(trees), move(dt, count), losses, dt, norm, healthy, count, options)

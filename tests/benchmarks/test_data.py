@@ -14,6 +14,8 @@ from benchmarks.problems import data, files, registry, tables
 from benchmarks.problems.files import MissingFile, Source
 from benchmarks.problems.idx import DamagedFile, parse_idx, read_bytes
 
+pytestmark = pytest.mark.benchmarks
+
 RNG = np.random.default_rng(0)
 
 

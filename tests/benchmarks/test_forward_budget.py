@@ -18,6 +18,8 @@ from benchmarks.forward_budget import cli, jobs, settings, summary
 from benchmarks.forward_budget.curve import Run, follow
 from benchmarks.problems import registry
 
+pytestmark = pytest.mark.benchmarks
+
 
 @pytest.fixture(scope="module")
 def digits() -> registry.Problem:

@@ -16,6 +16,8 @@ import jax, jax.numpy as jnp
 import eki_jax
 from eki_jax import flax as models
 
+pytestmark = pytest.mark.benchmarks
+
 x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
 forward, template = models.linen_forward(models.cnn3(), x)
 solver = eki_jax.euler(jax.custom_batching.sequential_vmap(forward), eki_jax.cross_entropy())

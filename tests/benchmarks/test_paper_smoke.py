@@ -11,6 +11,8 @@ import pytest
 from benchmarks.paper import classification, cli, common, table
 from benchmarks.problems import data, files, registry, tables
 
+pytestmark = pytest.mark.benchmarks
+
 IMAGES = {"mnist": (28, 28, 1), "fashion": (28, 28, 1), "cnn": (28, 28, 1), "cifar10": (32, 32, 3)}
 QUICK = ("online-sunspots", "noise-ratio")
 NUMBERS = {

@@ -12,6 +12,8 @@ import pytest
 from benchmarks.scaling import cli, measured, predicted
 from eki_jax import sharding
 
+pytestmark = pytest.mark.benchmarks
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,6 +25,7 @@ def last_line(capsys: Any) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.benchmarks
 def test_every_method_reports_what_is_promised(tmp_path: Path, capsys: Any) -> None:
     for method in METHODS:
         if "natural" in method:
@@ -48,6 +49,7 @@ def test_every_method_reports_what_is_promised(tmp_path: Path, capsys: Any) -> N
         }
 
 
+@pytest.mark.benchmarks
 def test_resume_goes_on_with_what_the_run_was(tmp_path: Path, capsys: Any) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     common = ["train", "--method", "eki-r", "--seed", "3", *SMALL]
@@ -90,6 +92,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path, capsys: Any) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_digits_reach_what_the_readme_says(tmp_path: Path, capsys: Any) -> None:
     assert train.main(["--out", str(tmp_path / "run"), "--quiet"]) == 0
     summary = last_line(capsys)

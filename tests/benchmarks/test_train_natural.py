@@ -23,6 +23,8 @@ from eki_jax import natural
 from eki_jax.natural.draws import Cloud
 from eki_jax.training import epoch
 
+pytestmark = pytest.mark.benchmarks
+
 SHAPES = {
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),

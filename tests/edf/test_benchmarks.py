@@ -19,6 +19,7 @@ from benchmarks.problems.data import Dataset
 from benchmarks.reporting import RESULTS
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.benchmarks
 
 
 def images(size: int, channels: int) -> Dataset:

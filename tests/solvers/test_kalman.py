@@ -21,7 +21,7 @@ COVARIANCES = {
     "low_rank": LowRankNoise(np.array([0.5, 1.0, 2.0, 0.25]), FACTOR),
 }
 MATRIX = np.array([[1.0, 0.5], [-0.3, 0.8], [0.4, 0.1], [0.9, -1.2]])
-SPACES = ("data", "ensemble")
+SPACES = ("output", "ensemble")
 
 
 def model(u, x):
@@ -99,7 +99,7 @@ def test_perturbed_data_have_the_covariance_gamma_over_h(x64):
 
     @jax.jit
     def all_draws(u, few):
-        draws = {kind: added(u, covariance, "data", keys[0]) for kind, covariance in COVARIANCES.items()}
+        draws = {kind: added(u, covariance, "output", keys[0]) for kind, covariance in COVARIANCES.items()}
         again = jax.lax.map(lambda key: added(few, COVARIANCES["dense"], "ensemble", key), keys)
         return draws | {"few": again.reshape(count, 2)}
 
@@ -205,17 +205,17 @@ def test_the_cheaper_space_is_chosen_and_low_rank_noise_is_never_formed():
         return {v.aval.shape for v in _variables(jaxpr.jaxpr)}
 
     assert (many, many) not in shapes(None, noise)
-    assert (many, many) in shapes("data", noise)
+    assert (many, many) in shapes("output", noise)
     solver = enkf(lambda v, x: x @ v, 0.5)
     jaxpr = jax.make_jaxpr(lambda v: solver.step(solver.init(v), (weights[:few], jnp.zeros(few)))[0].ensemble)(
         jnp.ones((many, 3))
     )
     assert (many, many) not in {v.aval.shape for v in _variables(jaxpr.jaxpr)}
-    assert cheaper_space(100, 100, 10) == "data"
+    assert cheaper_space(100, 100, 10) == "output"
     assert cheaper_space(100, 1000, 10) == "ensemble"
     # a dense Gamma costs 2 J M^2 more in the space of the ensemble
     assert cheaper_space(100, 150, 10) == "ensemble"
-    assert cheaper_space(100, 150, 10, 2.0 * 100 * 150**2) == "data"
+    assert cheaper_space(100, 150, 10, 2.0 * 100 * 150**2) == "output"
 
 
 def _variables(jaxpr):

@@ -180,7 +180,7 @@ def test_metrics_of_a_classifier() -> None:
 def test_metrics_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = eki_jax.sample_ensemble(KEY, PRIOR, 6)
     whole = classification_accuracy(forward, ensemble, X, LABELS)
-    monkeypatch.setattr("eki_jax.metrics._OUTPUT_BYTES", 6 * 3 * 4 * 40)  # pieces of 40, 40 and 10
+    monkeypatch.setattr("eki_jax.training.metrics._OUTPUT_BYTES", 6 * 3 * 4 * 40)  # pieces of 40, 40 and 10
     same(classification_accuracy(forward, ensemble, X, LABELS), whole)
 
 

@@ -168,6 +168,7 @@ def estimated_jacobian(
     taking_part = Participants(healthy.astype(rows.dtype), number, axes.particles)
     found, unexplained = regressions(outputs, known, taking_part)
     slopes = dict(zip(reaches, found, strict=True))
+    # What the regressions explain is noise for the leaves that keep the plain estimate.
     rest = jnp.transpose(unexplained, (2, 0, 1)).reshape(rows.shape)
     spanned = rest * (signs / (sigma * spread**2))[:, None]
 
@@ -177,7 +178,7 @@ def estimated_jacobian(
             met = met if name in seen.inputs else jnp.ones_like(met[..., :1])
             return Local(met, scale * slopes[place[name]], m.shape)
         left = (e[0] / scale).reshape(particles, -1, deviations.rank)
-        if m.size > particles:
+        if m.size > particles:  # its columns would be more numbers than the particles' own
             return Spanned(spanned, left, e[1], m.shape, axes.particles)
         columns = jnp.einsum("jnr,jkr->jnk", left, e[1]).reshape(particles, -1)
         return Columns(axes.particles.sum(spanned.T @ columns), m.shape)

@@ -195,6 +195,8 @@ def _regression(
     sizes = [particles.sum(part.size()) for part in seen]
     units = [lax.rsqrt(jnp.where(size > 0, size, 1)) for size in sizes]
 
+    # In units of each leaf's own deviations: else the leaf with the largest would be the only one that few iterations
+    # see.
     def back(residuals: Array) -> list[Array]:
         return [unit * particles.sum(part.transposed(residuals)) for unit, part in zip(units, seen, strict=True)]
 
@@ -223,7 +225,7 @@ def conjugate_gradients(
     def body(_: Any, carry: Any) -> Any:
         x, residual, along, rest = carry
         product = matrix(along)
-        step = _ratio(rest, dot(along, product))
+        step = _ratio(rest, dot(along, product))  # zero for a sample that is solved, so that it stays where it is
         x, residual = plus(x, step, along), plus(residual, -step, product)
         new = dot(residual, residual)
         return x, residual, plus(residual, _ratio(new, rest), along), new

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
+from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Space
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.particles import finite_particles, flatten_outputs, wide_dtype
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.losses.protocol import reduction_of
 from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.natural.direction import Direction, Setup, usable
-from eki_jax.natural.linear_algebra import HIGHEST, Space, cheaper_space, damped_solve
+from eki_jax.natural.linear_algebra import HIGHEST, cheaper_space, damped_solve
 
 
 class SpanStep(NamedTuple):
@@ -119,6 +119,7 @@ def _in_output_space(loss: LossFn, outputs: Any, targets: Any, damping: Array, a
     factor = model.times_factor(rows)
     copies = 1 / axes.batch.size  # every device along the batch axis now has the same
     matrix = copies * axes.both.sum(jnp.matmul(factor.T, factor, precision=precision))
+    # A gradient outside of the Hessian's range cannot be written in R numbers; it goes around the system.
     outside, inner = jnp.zeros((), factor.dtype), model.coordinates
     if model.remainder is not None:
         outside = rows @ model.remainder / damping

@@ -14,14 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from eki_jax._types import Array, ForwardFn
+from eki_jax._types import Array, ForwardFn, Space
 from eki_jax.kernel.products import Products
 from eki_jax.solvers.kalman.analysis import System, analysis
 from eki_jax.solvers.kalman.noise_covariance import HIGHEST, as_noise_covariance
 from eki_jax.solvers.kalman.tempering import TemperingFn
 from eki_jax.solvers.protocol import Options, SharedSettings, Solver
-
-Space = Literal["data", "ensemble"]
 
 
 def enkf(
@@ -30,13 +28,13 @@ def enkf(
     step_size: float | TemperingFn = 1.0,
     *,
     key: Array | None = None,
-    space: Space | None = None,
+    space: Space | Literal["data"] | None = None,
     **settings: Unpack[SharedSettings],
 ) -> Solver:
     r"""The ensemble Kalman filter's analysis step as a solver (slides; Iglesias, Law and Stuart, 2013).
 
     Implicit in the outputs, where :func:`eki_jax.euler` is explicit: it is stable for every step size, and for squared
-    error its limit h -> 0 is the vector field, with h the time. The linear system is solved in the space of the data
+    error its limit h -> 0 is the vector field, with h the time. The linear system is solved in the space of the outputs
     (M x M) or of the ensemble (J x J), whichever costs less.
 
     Args:
@@ -45,7 +43,8 @@ def enkf(
             M); or a :class:`LowRankNoise`, which is never formed in the space of the ensemble.
         step_size: step size h > 0, or a function such as :func:`tempered` and :func:`data_misfit_controller`.
         key: JAX random key that perturbs the data of every particle by its own ``xi_j``; None does not.
-        space: space in which the system is solved, "data" or "ensemble"; by default the cheaper one.
+        space: space in which the system is solved, "output" (M x M) or "ensemble" (J x J); by default the cheaper one.
+            "data" is another name for "output".
         **settings: keywords that all solvers of ensembles share, see :class:`eki_jax.SharedSettings`.
 
     Returns:
@@ -69,8 +68,8 @@ def enkf(
     _check(step_size, space)
 
     def solve(system: System) -> Products:
-        in_data = (space or _choose(system)) == "data"
-        return _solve_in_data_space(system) if in_data else _solve_in_ensemble_space(system)
+        among_outputs = (space or _choose(system)) != "ensemble"
+        return _solve_among_outputs(system) if among_outputs else _solve_among_particles(system)
 
     return analysis(forward, covariance, step_size, solve, Options.of(settings, SharedSettings), key)
 
@@ -78,7 +77,7 @@ def enkf(
 def cheaper_space(ensemble_size: int, outputs: int, parameters: int, solve_cost: float | None = None) -> Space:
     """Where the Kalman step's linear system takes fewer operations to solve.
 
-    In the space of the data: ``C_ww`` and the right-hand sides, 4 J M^2, a factorization, M^3 / 3, and the cheaper
+    In the space of the outputs: ``C_ww`` and the right-hand sides, 4 J M^2, a factorization, M^3 / 3, and the cheaper
     product with the ensemble. In that of the ensemble: two matrices of inner products, 4 J^2 M, a factorization and J
     right-hand sides, 7 J^3 / 3, a solution with Gamma for every particle, and 2 J^2 P.
 
@@ -89,15 +88,15 @@ def cheaper_space(ensemble_size: int, outputs: int, parameters: int, solve_cost:
         solve_cost: operations of J solutions with Gamma; J M, that of a diagonal one, by default.
 
     >>> cheaper_space(50, 2000, 100), cheaper_space(2000, 50, 100)
-    ('ensemble', 'data')
+    ('ensemble', 'output')
     """
     J, M, P = float(ensemble_size), float(outputs), float(parameters)
-    data = 4 * J * M**2 + M**3 / 3 + min(4 * J * M * P, 2 * J**2 * (M + P))
+    output = 4 * J * M**2 + M**3 / 3 + min(4 * J * M * P, 2 * J**2 * (M + P))
     ensemble = 4 * J**2 * M + 7 * J**3 / 3 + (J * M if solve_cost is None else solve_cost) + 2 * J**2 * P
-    return "ensemble" if ensemble < data else "data"
+    return "ensemble" if ensemble < output else "output"
 
 
-def _solve_in_data_space(system: System) -> Products:
+def _solve_among_outputs(system: System) -> Products:
     """The kernel's products with the cotangents ``(h C_ww + Gamma)^-1 (G_j - y - xi_j)``, by an M x M system."""
     z, size = system.anomalies()
     gram = system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
@@ -113,7 +112,7 @@ def _solve_in_data_space(system: System) -> Products:
     )
 
 
-def _solve_in_ensemble_space(system: System) -> Products:
+def _solve_among_particles(system: System) -> Products:
     """The same products by a J x J system.
 
     ``Z (Gamma + (h/J) Z^T Z)^-1 = (I + (h/J) Z Gamma^-1 Z^T)^-1 Z Gamma^-1``: no difference of large numbers, and the
@@ -137,7 +136,7 @@ def _choose(system: System) -> Space:
 
 
 def _check(step_size: Any, space: Any) -> None:
-    if space not in ("data", "ensemble", None):
-        raise ValueError(f"space: {space!r}; wanted 'data', 'ensemble' or None")
+    if space not in ("output", "ensemble", "data", None):
+        raise ValueError(f"space: {space!r}; wanted 'output', 'ensemble' or None")
     if not callable(step_size) and not isinstance(step_size, jax.core.Tracer) and not 0 < step_size < float("inf"):
         raise ValueError(f"step_size: {step_size}; wanted a finite number > 0, or a function such as tempered(10)")
