@@ -1,8 +1,8 @@
 """What all tests share. Eight virtual CPU devices, so that sharding is tested on any machine.
 
 Most of a test's time is XLA's compiler, and most of its memory the compiled programs. So a module's tests share a
-process and its programs (``--dist loadfile``), which are given back after the module; and LLVM's optimizations, which
-change neither a program's operations nor its buffers, are left out where the slow tests are.
+process, whose programs are given back when they have grown; and LLVM's optimizations, which change neither a program's
+operations nor its buffers, are left out where the slow tests are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -22,12 +23,19 @@ import matplotlib
 import pytest
 
 matplotlib.use("Agg")
-MOST_BYTES = 2**30  # of a process before its programs are given back in the middle of a module
+MOST_BYTES = 2**30  # of a process before its programs are given back
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def resident_bytes() -> int:
@@ -36,24 +44,14 @@ def resident_bytes() -> int:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
-def forget_programs() -> None:
-    jax.clear_caches()
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # the C library keeps what LLVM freed
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs_of_a_module() -> Iterator[None]:
-    yield
-    forget_programs()
-
-
 @pytest.fixture(autouse=True)
-def bounded_memory(programs_of_a_module: None) -> Iterator[None]:
+def bounded_memory() -> Iterator[None]:
     yield
     if resident_bytes() > MOST_BYTES:
-        forget_programs()
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # the C library keeps what LLVM freed
 
 
 @pytest.fixture

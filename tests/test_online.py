@@ -26,8 +26,11 @@ def stream(length=6):
     return values[:-1], values[1:]
 
 
-def test_a_pass_equals_the_formulas_particle_by_particle(x64):
-    """Two loops, of samples and of particles, with the paper's step written out."""
+def test_a_pass_equals_the_formulas(x64):
+    """A pass equals the formulas particle by particle.
+
+    Two loops, of samples and of particles, with the paper's step written out.
+    """
     cell, template = network()
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), template)
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), eki_jax.xavier(template), 4)
@@ -61,7 +64,8 @@ def test_a_pass_equals_the_formulas_particle_by_particle(x64):
         np.testing.assert_allclose(state.carry[j], hidden[j], rtol=1e-8)
 
 
-def test_a_stream_in_two_parts_equals_the_whole_stream():
+def test_a_stream_in_two_parts():
+    """A stream in two parts equals the whole stream."""
     cell, template = network()
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), eki_jax.xavier(template), 4)
     learner = online(cell, eki_jax.euler(None, eki_jax.squared_error()))
@@ -75,7 +79,8 @@ def test_a_stream_in_two_parts_equals_the_whole_stream():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
 
 
-def test_prediction_without_learning_follows_the_same_recurrence():
+def test_prediction_without_learning():
+    """Prediction without learning follows the same recurrence."""
     cell, template = network()
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), eki_jax.xavier(template), 4)
     params = eki_jax.mean_particle(ensemble)
@@ -118,8 +123,11 @@ def test_lengths_that_disagree_are_named():
 
 
 @pytest.mark.slow
-def test_more_than_twenty_thousand_samples_a_second():
-    """Twelve particles of the paper's network, in seconds of this process's own time (a pass uses one core)."""
+def test_twenty_thousand_samples_a_second():
+    """More than twenty thousand samples a second.
+
+    Twelve particles of the paper's network, in seconds of this process's own time (a pass uses one core).
+    """
     cell, template = network(32)
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), eki_jax.xavier(template), 12)
     learner = online(cell, eki_jax.euler(None, eki_jax.squared_error()))

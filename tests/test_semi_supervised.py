@@ -34,7 +34,8 @@ def test_affinity_equals_its_formula():
             assert weights[i, j] == pytest.approx(expected, rel=1e-12)
 
 
-def test_nearest_neighbours_keep_their_weights_both_ways():
+def test_nearest_neighbours_are_symmetric():
+    """Nearest neighbours keep their weights both ways."""
     x = np.array([[0.0], [1.0], [3.0], [7.0]])
     weights = ss.gaussian_affinity(x, width=2.0, neighbours=1)
     assert scipy.sparse.issparse(weights)
@@ -47,7 +48,8 @@ def test_nearest_neighbours_keep_their_weights_both_ways():
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-def test_laplacian_equals_its_formula_dense_and_sparse(normalized):
+def test_laplacian_equals_its_formula(normalized):
+    """The Laplacian equals its formula dense or sparse."""
     weights = ss.gaussian_affinity(np.random.default_rng(1).standard_normal((5, 2)), width=1.0)
     degrees = weights.sum(1)
     expected = np.array(
@@ -66,7 +68,8 @@ def test_laplacian_equals_its_formula_dense_and_sparse(normalized):
     np.testing.assert_allclose(sparse.toarray(), expected, atol=1e-14)
 
 
-def test_lanczos_gives_the_pairs_of_the_dense_decomposition(monkeypatch):
+def test_lanczos_gives_the_dense_pairs(monkeypatch):
+    """Lanczos gives the pairs of the dense decomposition."""
     x, _ = clusters(np.random.default_rng(2), distance=2.0)
     laplacian = ss.graph_laplacian(ss.gaussian_affinity(x, width=1.0, neighbours=8))
     dense = ss.eigenbasis(laplacian, 6)
@@ -88,7 +91,8 @@ def test_prior_has_the_covariance_of_the_formula(tau, alpha):
     np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
 
 
-def test_null_space_of_every_connected_part_is_left_out():
+def test_null_spaces_are_left_out():
+    """The null space of every connected part is left out."""
     laplacian = ss.graph_laplacian(two_parts(), normalized=False)
     basis = ss.eigenbasis(laplacian)
     assert basis.nullity == 2
@@ -129,7 +133,8 @@ def test_mean_squared_error_is_a_mean():
 
 
 @pytest.mark.skipif(files.data_folder(None) is None, reason="EKI_JAX_DATA names no folder with the voting records")
-def test_fiedler_vector_of_the_voting_records_has_the_paper_s_accuracy():
+def test_fiedler_vector_of_the_votes():
+    """The Fiedler vector of the voting records has the paper's accuracy."""
     votes = tables.votes()
     basis = ss.eigenbasis(ss.graph_laplacian(ss.gaussian_affinity(votes.records, width=1.25)), 2)
     cut = np.sign(ss.fiedler_vector(basis))

@@ -13,7 +13,7 @@ from benchmarks.problems import registry
 from eki_jax import direction, euler, losses, priors
 from eki_jax.compact import compact, compact_euler, expand
 from eki_jax.ensembles import resample_around_mean, sample_ensemble
-from eki_jax.kernel.evaluate import evaluate_support
+from eki_jax.losses.support import evaluate_support
 
 
 class Variant(NamedTuple):

@@ -113,7 +113,8 @@ def natural_gradient(
             With :func:`low_rank` deviations its matrices come as :class:`LowRankMatrix`, which knows ``x @ w``; for
             flax modules :func:`eki_jax.flax.low_rank_forward` makes one. None where only ``update`` is used.
         loss: function convex in the outputs: :func:`softmax_cross_entropy`, :func:`eki_jax.squared_error`,
-            :func:`mean_over_samples`, or any ``loss(outputs, targets) -> scalar`` of at most 4,096 outputs.
+            :func:`eki_jax.cross_entropy`, :func:`mean_over_samples`, one of your own that says what it knows of itself
+            (:mod:`eki_jax.losses.protocol`), or any ``loss(outputs, targets) -> scalar`` of at most 4,096 outputs.
         particles: number J >= 2 of particles on all devices together.
         sigma: scale of the deviations, > 0, or a schedule of the step count.
         damping: lambda > 0, a schedule, or :func:`adaptive_damping`. lambda = 1 is the Kalman update of the prior

@@ -37,7 +37,8 @@ def write_mnist(folder, labels=(3, 9, 0, 1, 1), packed=True):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_is_standardised_by_one_mean_and_deviation(tmp_path, packed):
+def test_mnist_is_standardised(tmp_path, packed):
+    """MNIST is standardised by one mean and deviation."""
     train, test = write_mnist(tmp_path / "mnist", packed=packed)
     dataset = data.mnist(tmp_path, verify=False)
     mean, deviation = (train / 255).mean(), (train / 255).std()
@@ -49,7 +50,8 @@ def test_mnist_is_standardised_by_one_mean_and_deviation(tmp_path, packed):
     assert dataset.classes == 10
 
 
-def test_fashion_mnist_is_read_from_its_own_folder(tmp_path):
+def test_fashion_mnist_has_its_own_folder(tmp_path):
+    """Fashion-MNIST is read from its own folder."""
     train, _ = write_mnist(tmp_path / "fashion_mnist")
     dataset = data.fashion_mnist(tmp_path, verify=False)
     assert dataset.train_x.shape == (*train.shape, 1)
@@ -57,7 +59,8 @@ def test_fashion_mnist_is_read_from_its_own_folder(tmp_path):
         data.fashion_mnist(tmp_path)
 
 
-def test_folder_comes_from_the_argument_then_the_environment(tmp_path, monkeypatch):
+def test_folder_by_argument_then_environment(tmp_path, monkeypatch):
+    """The folder comes from the argument then the environment."""
     write_mnist(tmp_path / "here" / "mnist", labels=(1, 1, 1, 1, 1))
     write_mnist(tmp_path / "there" / "mnist", labels=(2, 2, 2, 2, 2))
     monkeypatch.setenv(files.ENVIRONMENT_VARIABLE, str(tmp_path / "there"))
@@ -102,7 +105,8 @@ def test_idx_round_trip():
         (idx(np.zeros((2, 3, 4)))[:-5], 3, r"labels: 19 values; its header wants 24, the shape \(2, 3, 4\)"),
     ],
 )
-def test_damaged_idx_says_what_it_was_and_what_was_wanted(content, ndim, message):
+def test_damaged_idx_is_named(content, ndim, message):
+    """Damaged IDX says what it was and what was wanted."""
     with pytest.raises(DamagedFile, match=message):
         parse_idx(content, "labels", ndim)
 
@@ -117,7 +121,8 @@ def test_damaged_gzip_is_named(tmp_path, damage):
         read_bytes(path)
 
 
-def test_labels_must_match_the_images_and_be_digits(tmp_path):
+def test_labels_are_checked(tmp_path):
+    """Labels must match the images and be digits."""
     write_mnist(tmp_path / "few" / "mnist", labels=(1, 2, 3))
     with pytest.raises(DamagedFile, match=r"train-labels.*: 3 labels; wanted 5"):
         data.mnist(tmp_path / "few", verify=False)
@@ -126,7 +131,8 @@ def test_labels_must_match_the_images_and_be_digits(tmp_path):
         data.mnist(tmp_path / "large", verify=False)
 
 
-def test_images_that_cannot_be_standardised_are_named():
+def test_images_without_spread_are_named():
+    """Images that cannot be standardised are named."""
     flat, labels = np.full((2, 4, 4, 1), 7, np.uint8), np.zeros(2)
     with pytest.raises(ValueError, match=r"train_x: deviation \[0.0\] per channel"):
         data.standardised(flat, labels, flat, labels)
@@ -141,7 +147,8 @@ def write_cifar(path, images, labels):
     path.write_bytes(np.hstack([np.asarray(labels)[:, None], planes]).astype(np.uint8).tobytes())
 
 
-def test_cifar10_is_standardised_per_channel_and_takes_what_is_there(tmp_path):
+def test_cifar10_is_standardised_per_channel(tmp_path):
+    """CIFAR-10 is standardised per channel, and takes what is there."""
     images = RNG.integers(0, 256, (4, 32, 32, 3))
     images[..., 2] //= 4
     write_cifar(tmp_path / "cifar10" / "data_batch_1.bin", images[:2], [1, 2])
@@ -172,7 +179,8 @@ def write_svhn(path, images, labels):
     scipy.io.savemat(path, content)
 
 
-def test_svhn_reads_matlab_files_and_calls_ten_zero(tmp_path):
+def test_svhn_reads_matlab_files(tmp_path):
+    """SVHN's reader takes MATLAB files and calls ten zero."""
     images = RNG.integers(0, 256, (3, 32, 32, 3))
     write_svhn(tmp_path / "svhn" / "train_32x32.mat", images, [10, 1, 9])
     write_svhn(tmp_path / "svhn" / "test_32x32.mat", images[:1], [5])
@@ -194,7 +202,8 @@ def test_damaged_svhn_is_named(tmp_path):
         data.svhn(tmp_path, verify=False)
 
 
-def test_digits_split_keeps_the_classes_and_depends_on_the_seed():
+def test_digits_split():
+    """The digits' split keeps the classes and depends on the seed."""
     first, again, other = data.digits(), data.digits(), data.digits(seed=1)
     assert (len(first.train_y), len(first.test_y)) == (1437, 360)
     assert np.array_equal(first.test_x, again.test_x)
@@ -217,7 +226,8 @@ def test_votes_are_plus_minus_one_and_zero(tmp_path):
         tables.votes(tmp_path, verify=False)
 
 
-def test_series_is_scaled_by_its_training_part_and_paired_one_step_ahead():
+def test_series_is_scaled_and_paired():
+    """A series is scaled by its training part and paired one step ahead."""
     series = tables.one_step_ahead(np.array([2.0, 4.0, 6.0, 8.0, 1.0, 3.0]), 3)
     np.testing.assert_allclose(series.train_x[:, 0], [0, 0.5])
     np.testing.assert_allclose(series.train_y[:, 0], [0.5, 1])
@@ -236,7 +246,8 @@ def test_damaged_series_is_named(tmp_path):
         tables.sunspots(tmp_path, verify=False)
 
 
-def test_download_goes_through_pooch_with_the_hash(tmp_path, monkeypatch):
+def test_download_checks_the_hash(tmp_path, monkeypatch):
+    """A download goes through pooch with the hash."""
     pooch = pytest.importorskip("pooch")
     monkeypatch.delenv(files.ENVIRONMENT_VARIABLE, raising=False)
     calls = []
@@ -253,7 +264,8 @@ def test_download_goes_through_pooch_with_the_hash(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "kind"), [(OSError("no network"), MissingFile), (ValueError("hash"), DamagedFile)])
-def test_failed_download_names_the_file_and_the_address(monkeypatch, error, kind):
+def test_failed_download_is_named(monkeypatch, error, kind):
+    """A failed download names the file and the address."""
     pooch = pytest.importorskip("pooch")
     monkeypatch.delenv(files.ENVIRONMENT_VARIABLE, raising=False)
 
@@ -306,7 +318,8 @@ def test_problem_is_model_loss_and_data():
     assert float(problem.loss(probabilities, problem.test[1][:4])) > 0
 
 
-def test_rows_of_an_image_are_the_recurrent_network_s_sequence(tmp_path, monkeypatch):
+def test_rows_of_an_image_are_a_sequence(tmp_path, monkeypatch):
+    """The rows of an image are the recurrent network's sequence."""
     write_mnist(tmp_path / "mnist")
     monkeypatch.setattr(registry.datasets, "mnist", lambda data_: data.standardised(*_raw(tmp_path)))
     assert registry.get("mnist-rnn", tmp_path).train[0].shape == (5, 28, 28)
@@ -329,7 +342,8 @@ def test_unknown_problem_lists_the_known_ones():
     ("load", "train", "test"),
     [(data.mnist, 60_000, 10_000), (tables.temperatures, 3_000, 648), (tables.sunspots, 2_300, 518)],
 )
-def test_the_published_files_have_the_paper_s_sizes(load, train, test):
+def test_published_files_have_their_sizes(load, train, test):
+    """The published files have the paper's sizes."""
     dataset = load()
     assert (len(dataset.train_x), len(dataset.train_y)) == (train, train)
     assert (len(dataset.test_x), len(dataset.test_y)) == (test, test)
@@ -343,7 +357,8 @@ def test_the_published_votes_have_435_rows():
 
 
 @pytest.mark.slow
-def test_convolutions_of_an_ensemble_are_those_of_its_particles(tmp_path, monkeypatch):
+def test_convolutions_of_an_ensemble(tmp_path, monkeypatch):
+    """Convolutions of an ensemble are those of its particles."""
     import jax
 
     images = RNG.integers(0, 256, (3, 28, 28, 1))

@@ -33,7 +33,8 @@ def counting(passes: int) -> Run:
     return Run(init, step, lambda state: state, passes)
 
 
-def test_a_curve_counts_passes_and_stops_within_its_budget(digits: registry.Problem) -> None:
+def test_a_curve_keeps_to_its_budget(digits: registry.Problem) -> None:
+    """A curve counts passes and stops within its budget."""
     problem = digits._replace(logits=lambda state, x: jax.nn.one_hot(jnp.full(len(x), state[0] % 10), 10))
     task = {"batch": 100, "seed": 0, "budget": 10_500, "every": 2_000}
     found = follow(problem, counting(passes=7), task)
@@ -56,7 +57,8 @@ def test_a_curve_counts_passes_and_stops_within_its_budget(digits: registry.Prob
     assert one_by_one["test_accuracy"] == found["test_accuracy"]
 
 
-def test_steps_one_by_one_are_those_of_the_compiled_loop(digits: registry.Problem) -> None:
+def test_steps_one_by_one_are_the_loops(digits: registry.Problem) -> None:
+    """Steps one by one are those of the compiled loop."""
     task = {"batch": 100, "seed": 0, "budget": 3_000, "every": 600}
     method = jobs.methods.get("msgd", digits, 1, 0.1, 0.9)
     step = lambda state, key, batch: method.step(state, key, batch)[0]
@@ -66,7 +68,8 @@ def test_steps_one_by_one_are_those_of_the_compiled_loop(digits: registry.Proble
     assert loop["test_accuracy"][-1] > loop["test_accuracy"][0]
 
 
-def test_batches_are_drawn_without_replacement_within_an_epoch(digits: registry.Problem) -> None:
+def test_batches_without_replacement(digits: registry.Problem) -> None:
+    """Batches are drawn without replacement within an epoch."""
     labels = digits.train[1]
     seen = []
     problem = digits._replace(logits=lambda state, x: jax.nn.one_hot(jnp.zeros(len(x), int), 10))
@@ -76,7 +79,8 @@ def test_batches_are_drawn_without_replacement_within_an_epoch(digits: registry.
     assert np.array_equal(np.max(np.stack(seen), axis=0), np.bincount(labels, minlength=10))
 
 
-def test_a_gradient_counts_three_passes_and_a_natural_step_its_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient counts three passes and a natural step its particles."""
     counted = {}
     monkeypatch.setattr(jobs, "follow", lambda problem, run, task: counted.update({task["method"]: run.passes}) or {})
     for method in ("msgd", "natural-eki-lowrank", "natural-eki", "eki-r"):
@@ -85,14 +89,16 @@ def test_a_gradient_counts_three_passes_and_a_natural_step_its_particles(monkeyp
     assert counted == {"msgd": 3, "natural-eki-lowrank": 21, "natural-eki": 40, "eki-r": 40}
 
 
-def test_a_natural_run_learns_and_is_the_same_again() -> None:
+def test_a_natural_run_learns_and_repeats() -> None:
+    """A natural run learns and is the same again."""
     task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "natural-eki-lowrank", 0)
     found, again = jobs.ours(task), jobs.ours(task)
     assert found["test_accuracy"] == again["test_accuracy"]
     assert found["test_accuracy"][-1] > max(0.8, found["test_accuracy"][0] + 0.5)
 
 
-def test_particles_of_eki_r_are_redrawn_at_the_end_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eki_r_redraws_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Particles of EKI(R) are redrawn at the end of an epoch."""
     runs = []
     monkeypatch.setattr(jobs, "follow", lambda problem, run, task: runs.append((problem, run)) or {})
     jobs.ours({"problem": "digits-dnn", "method": "eki-r", "particles": 4, "batch": 700})  # two steps an epoch
@@ -112,7 +118,8 @@ def run(passes: list[int], accuracies: list[float]) -> dict[str, Any]:
     return {"passes": passes, "test_accuracy": accuracies, "seconds": [0.1 * n for n in range(len(passes))]}
 
 
-def test_accuracy_at_a_budget_is_the_last_that_it_pays_for() -> None:
+def test_accuracy_at_a_budget() -> None:
+    """The accuracy at a budget is the last that it pays for."""
     curve = run([0, 40, 80, 120], [0.1, 0.5, 0.7, 0.9])
     assert [summary.at_budget(curve, budget) for budget in (39, 40, 119, 500)] == [
         None,
@@ -152,9 +159,8 @@ def fake(calls: list[dict[str, Any]]) -> Any:
     return perform
 
 
-def test_an_interrupted_command_goes_on_and_the_best_step_size_is_taken(
-    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_command_goes_on(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted command goes on and the best step size is taken."""
     command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "open-es", "natural-eki"]
     done = []
     for _ in range(2):

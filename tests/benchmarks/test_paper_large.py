@@ -36,7 +36,8 @@ print(json.dumps({{
 
 
 @pytest.mark.slow
-def test_a_step_of_cnn3_with_5000_particles_fits_in_host_memory() -> None:
+def test_cnn3_with_5000_particles_fits() -> None:
+    """A step of CNN-3 with 5,000 particles fits in host memory."""
     free = int(
         next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line).split()[1]
     )

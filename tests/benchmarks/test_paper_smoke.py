@@ -78,7 +78,8 @@ def test_smoke_of_the_others(name, tmp_path, capsys, random_data):
 
 
 @pytest.mark.parametrize("name", [name for name in cli.EXPERIMENTS if name != "linear"])
-def test_missing_data_is_named_and_the_experiment_skipped(name, tmp_path, capsys):
+def test_missing_data_skips_the_experiment(name, tmp_path, capsys):
+    """Missing data is named and the experiment skipped."""
     summary = run(name, tmp_path, capsys, "--data", str(tmp_path))
     assert "is missing; it is published at http" in json.dumps(summary["rows"])
     assert summary["skipped"]
@@ -151,7 +152,8 @@ def test_several_seeds_make_one_row(tmp_path, trained):
     assert [run["settings"]["seed"] for run in saved] == [1, 2, 3]
 
 
-def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypatch, trained):
+def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
+    """A table is run in parts and finished cells are kept."""
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
     run_table = classification.run_table
     run = lambda cells, preset, only="": run_table("t", "T", cells, preset, tmp_path, None, 0, only)["rows"]
@@ -185,7 +187,8 @@ def test_a_table_is_run_in_parts_and_finished_cells_are_kept(tmp_path, monkeypat
     assert "epochs" not in settings
 
 
-def test_a_run_of_the_training_command_is_taken_if_it_is_the_same(tmp_path, monkeypatch):
+def test_the_same_training_run_is_taken(tmp_path, monkeypatch):
+    """A run of the training command is taken if it is the same."""
     monkeypatch.setattr(classification, "RESULTS", tmp_path)
     cell = classification.Cell("p", "eki", "A", epochs=2, particles=7)
     history = [{"test_accuracy_mean": 0.5}]
@@ -211,7 +214,8 @@ def test_rows_show_median_range_and_difference(tmp_path):
     assert "`python -m benchmarks paper votes --preset cpu --seed 3`" in text
 
 
-def test_pcn_samples_the_posterior_of_a_known_problem():
+def test_pcn_samples_a_known_posterior():
+    """pCN samples the posterior of a known problem."""
     import jax
     import jax.numpy as jnp
 
@@ -229,7 +233,8 @@ def test_pcn_samples_the_posterior_of_a_known_problem():
 
 
 @pytest.mark.skipif(files.data_folder(None) is None, reason="EKI_JAX_DATA names no folder with the voting records")
-def test_the_fiedler_vector_has_the_paper_s_accuracy(tmp_path, capsys):
+def test_fiedler_vector_is_as_accurate(tmp_path, capsys):
+    """The Fiedler vector has the paper's accuracy."""
     summary = run("voting", tmp_path, capsys)
     assert round(summary["fiedler_final"], 4) == 0.8828
 

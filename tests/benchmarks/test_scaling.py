@@ -22,7 +22,8 @@ def run(tmp_path: Path, *options: str) -> dict[str, Any]:
     return json.loads((tmp_path / "scaling.json").read_text())
 
 
-def test_the_documentation_shows_what_the_command_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_shows_the_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The documentation shows what the command predicts."""
     result = run(tmp_path, "--predict-only")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     page = (ROOT / "docs/scaling.md").read_text()
@@ -32,7 +33,8 @@ def test_the_documentation_shows_what_the_command_predicts(tmp_path: Path, capsy
     assert "measured" not in result
 
 
-def test_the_rates_of_the_machine_are_stated_on_the_command_line(tmp_path: Path) -> None:
+def test_rates_are_stated_on_the_command_line(tmp_path: Path) -> None:
+    """The rates of the machine are stated on the command line."""
     slow = run(tmp_path, "--predict-only", "--local-bandwidth", "36", "--tflops", "125", "--messages", "1")
     row = next(r for r in slow["predicted"] if (r["network"], r["devices"], r["wins"]) == ("DNN 4", 8, True))
     network = predicted.networks()["DNN 4"]
@@ -60,7 +62,8 @@ def test_a_measurement_has_the_bytes_of_the_model() -> None:
     assert [one.efficiency for one in measured.compared([alone, row])] == [1.0, 1.0]
 
 
-def test_the_committed_result_is_of_a_full_run_and_says_its_kind() -> None:
+def test_the_committed_result_is_of_a_full_run() -> None:
+    """The committed result is of a full run and says its kind."""
     result = json.loads((ROOT / "benchmarks/results/scaling.json").read_text())
     rows = [measured.Row(**row) for row in result["measured"]]
     cases = {(row.scaling, row.communication, row.devices) for row in rows}

@@ -47,7 +47,8 @@ def tiny(name: str, samples: int = 16) -> Dataset:
     ("shape", "count"),
     [((28, 28, 1), 5_994), ((32, 32, 3), 7_834)],
 )
-def test_small_cnn_has_the_written_number_of_parameters(shape: tuple[int, ...], count: int) -> None:
+def test_small_cnn_counts_its_parameters(shape: tuple[int, ...], count: int) -> None:
+    """The small CNN has the written number of parameters."""
     _, template = models.linen_forward(models.small_cnn(), jnp.zeros((1, *shape)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template)) == count
     assert template["Conv_0"]["kernel"].shape == (5, 5, shape[-1], 8)
@@ -55,7 +56,8 @@ def test_small_cnn_has_the_written_number_of_parameters(shape: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("name", [pytest.param("mnist-small-cnn", marks=pytest.mark.slow), "cifar10-small-cnn"])
-def test_small_cnn_for_many_particles_is_the_flax_network(name: str) -> None:
+def test_small_cnn_for_many_is_the_flax_network(name: str) -> None:
+    """The small CNN for many particles is the Flax network."""
     problem = registry.build(name, tiny(name))
     every = jax.vmap(problem.prior.sample)(jax.random.split(jax.random.key(0), 3))
     x = problem.train[0][:5]
@@ -70,8 +72,11 @@ def test_small_cnn_for_many_particles_is_the_flax_network(name: str) -> None:
     np.testing.assert_allclose(found, jax.vmap(problem.logits)(every, images), atol=1e-4)
 
 
-def test_small_cnn_says_what_its_second_kernel_multiplies() -> None:
-    """The windows times a kernel are the convolution of the pooled first layer."""
+def test_small_cnn_says_what_kernels_multiply() -> None:
+    """The small CNN says what its second kernel multiplies.
+
+    The windows times a kernel are the convolution of the pooled first layer.
+    """
     problem = registry.build("mnist-small-cnn", tiny("mnist-small-cnn"))
     params, x = problem.prior.sample(jax.random.key(0)), jnp.asarray(problem.train[0][:3])
     cloud = Cloud(natural.low_rank(1), 4)
@@ -94,7 +99,8 @@ def test_first_outputs_are_of_order_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist-sign", "mnist-int8"])
-def test_networks_without_derivatives_have_none_and_their_twins_do(name: str) -> None:
+def test_twins_alone_have_derivatives(name: str) -> None:
+    """Networks without derivatives have none, and their twins do."""
     problem = registry.build(name, tiny(name))
     params, x = problem.prior.sample(jax.random.key(0)), problem.train[0]
     np.testing.assert_array_equal(problem.straight_through(params, x), problem.logits(params, x))
@@ -104,7 +110,8 @@ def test_networks_without_derivatives_have_none_and_their_twins_do(name: str) ->
         assert bool(jnp.any(first != 0)) == moves
 
 
-def test_int8_network_multiplies_by_eight_bit_integers_only() -> None:
+def test_int8_network_multiplies_by_integers() -> None:
+    """The int8 network multiplies by eight-bit integers only."""
     problem = registry.build("mnist-int8", tiny("mnist-int8"))
     params, x = problem.prior.sample(jax.random.key(0)), problem.train[0]
     rounded = jax.tree.map(models.to_int8, params)
@@ -118,7 +125,8 @@ def test_int8_network_multiplies_by_eight_bit_integers_only() -> None:
     ("name", "low_rank"),
     [("mnist-sign", True), ("mnist-small-cnn", True), ("mnist-rnn", True), ("mnist-int8", True), ("mnist-int8", False)],
 )
-def test_natural_methods_step_on_every_kind_of_network(name: str, low_rank: bool) -> None:
+def test_natural_methods_step_on_every_kind(name: str, low_rank: bool) -> None:
+    """Natural methods step on every kind of network."""
     step_and_compare(name, low_rank)
 
 
@@ -158,7 +166,8 @@ def test_low_rank_learns_the_digits(tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
-def test_flags_of_the_natural_methods_are_kept_on_resume(tmp_path: Path, capsys: Any) -> None:
+def test_flags_are_kept_on_resume(tmp_path: Path, capsys: Any) -> None:
+    """Flags of the natural methods are kept on resume."""
     arguments = ["--method", "natural-eki", "--particles", "20", "--batch", "700", "--epochs", "1", "--quiet"]
     given = ["--sigma", "0.2", "--damping", "0.03", "--rate", "0.7", "--norm-constraint", "2"]
     assert train.main([*arguments, *given, "--out", str(tmp_path)]) == 0

@@ -42,7 +42,8 @@ def public_names() -> list[str]:
     ]
 
 
-def test_every_public_function_says_where_it_comes_from() -> None:
+def test_every_public_function_has_an_example() -> None:
+    """Every public function says where it comes from."""
     functions = [getattr(eki_jax, name) for name in public_names()]
     bare = [f.__name__ for f in functions if callable(f) and not isinstance(f, type) and ">>>" not in (f.__doc__ or "")]
     assert set(bare) <= {"checked"}  # shown in raise_failed, which it goes with
@@ -75,8 +76,11 @@ SLOW = {"continuous.md", "momentum.md"}  # ODE solvers compile for long
         if BLOCK.search(page.read_text())
     ],
 )
-def test_snippets_run_and_print_what_the_page_says(page: Path) -> None:
-    """Every ``python`` block of a page, in order, in one namespace; failures name the page and the line."""
+def test_snippets_print_what_the_page_says(page: Path) -> None:
+    """Snippets run and print what the page says.
+
+    Every ``python`` block of a page, in order, in one namespace; failures name the page and the line.
+    """
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": page.stem}
     for block in BLOCK.finditer(text):

@@ -68,7 +68,8 @@ def test_claims_can_fail(name: str, replacement: dict[str, Any], claim: str) -> 
     assert convergence.claims({**CURVES, name: replacement}, (1, 3))[claim] is False
 
 
-def test_the_best_rate_has_the_lowest_final_loss_of_the_runs_that_lasted() -> None:
+def test_the_best_rate_lasted() -> None:
+    """The best rate has the lowest final loss of the runs that lasted."""
     runs = [
         {"rate": 1.0, "train_loss": [2.0, float("nan")]},
         {"rate": 0.1, "train_loss": [1.0, 0.5]},
@@ -78,7 +79,8 @@ def test_the_best_rate_has_the_lowest_final_loss_of_the_runs_that_lasted() -> No
     assert stochastic.best(runs)["rate"] == 0.3
 
 
-def test_gradients_and_products_are_counted_in_forward_passes() -> None:
+def test_costs_are_counted_in_passes() -> None:
+    """Gradients and products are counted in forward passes."""
     assert [harness.gradient_passes(products) for products in (0, 1, 2)] == [3, 7, 10]
 
 
@@ -116,7 +118,8 @@ def run_and_read(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_harness_gives_every_method_the_same_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_method_has_the_same_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The harness gives every method the same budget."""
     result = run_and_read(tmp_path, "harness")
     assert set(result["curves"]) >= {"EKI", "EKI(R)", "EDF-G, k = 1", "EDF-G, k = 2", "SGD, rate 0.1"}
     for found in result["curves"].values():
@@ -125,7 +128,8 @@ def test_harness_gives_every_method_the_same_budget(tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["experiment"] == "edf harness"
 
 
-def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_experiment_goes_on(tmp_path: Path) -> None:
+    """An interrupted experiment goes on where it stopped."""
     out, calls = tmp_path / "result.json", []
 
     def job(name: str) -> dict[str, Any]:
@@ -188,6 +192,6 @@ def test_missing_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("edf_*.json")), ids=lambda path: path.stem)
-def test_the_guides_tables_are_those_of_the_results(path: Path) -> None:
+def test_tables_are_those_of_the_results(path: Path) -> None:
     """docs/edf.md prints every committed result's table as it is."""
     assert table(json.loads(path.read_text())) in (ROOT / "docs" / "edf.md").read_text()

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_higher_order_trains_faster_on_the_digits() -> None:
+def test_a_higher_order_trains_faster() -> None:
+    """A higher order trains faster on the digits."""
     losses = runpy.run_path(str(ROOT / "examples" / "edf_digits.py"))["main"](steps=12)  # before any is at rounding
     adam, first, fifth, twentieth = losses.values()
     assert adam > first > fifth > twentieth

@@ -60,8 +60,11 @@ def test_the_residual_decays_as_prescribed(x64: None, decay: Any, share: Any, en
     np.testing.assert_allclose(jax.vmap(residual)(path), expected, atol=1e-7)
 
 
-def test_free_motion_reaches_the_root_along_the_geodesic(x64: None) -> None:
-    """Theorem 2.1, from the Euler-Lagrange equations and the initial momentum alone: F(w(t)) = (1 - t) F(w(0))."""
+def test_free_motion_follows_the_geodesic(x64: None) -> None:
+    """Free motion reaches the root along the geodesic.
+
+    Theorem 2.1, from the Euler-Lagrange equations and the initial momentum alone: F(w(t)) = (1 - t) F(w(0)).
+    """
     times = np.linspace(0, 1, 5)
     momentum = edf.geodesic_momentum(residual, start())
     path, _ = integrate(edf.geodesic_flow(residual), (start(), momentum), times)
@@ -91,8 +94,11 @@ def test_an_euler_step_is_newtons_method(x64: None) -> None:
     np.testing.assert_allclose(residual(as_tree(jnp.asarray(w))), 0, atol=1e-8)  # and it has converged
 
 
-def test_edf_g_lets_the_residuals_of_a_square_problem_decay(x64: None) -> None:
-    """Section 3: with M = N and a squared error, F = phi decays as e^-t, whatever the curvature of phi."""
+def test_edf_g_decays_the_residuals(x64: None) -> None:
+    """EDF-G lets the residuals of a square problem decay.
+
+    Section 3: with M = N and a squared error, F = phi decays as e^-t, whatever the curvature of phi.
+    """
     objective = edf.Objective(lambda w, x: residual(w), lambda outputs, y: 0.5 * jnp.sum(outputs**2))
     batch, times = (jnp.zeros(1), jnp.zeros(1)), np.linspace(0, 3, 4)
     path = integrate(edf.edf_g_flow(objective, krylov_order=3), start(), times, batch)

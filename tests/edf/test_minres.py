@@ -46,7 +46,8 @@ def test_every_iterate_is_scipys(x64: None, kind: str) -> None:
     np.testing.assert_allclose(residuals, np.linalg.norm(rhs - solutions @ matrix, axis=1), rtol=1e-9)
 
 
-def test_every_iterate_on_the_normal_equations_is_that_of_lsmr(x64: None) -> None:
+def test_every_iterate_is_that_of_lsmr(x64: None) -> None:
+    """Every iterate on the normal equations is that of LSMR."""
     rng = np.random.default_rng(2)
     jacobian, target, damping = rng.normal(size=(20, SIZE)), rng.normal(size=20), 0.3
     stacked = np.vstack([jacobian, np.sqrt(damping) * np.eye(SIZE)])
@@ -58,7 +59,8 @@ def test_every_iterate_on_the_normal_equations_is_that_of_lsmr(x64: None) -> Non
     np.testing.assert_allclose(solutions, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_minimises_the_residual_over_the_krylov_space(x64: None) -> None:
+def test_residual_is_least_in_the_krylov_space(x64: None) -> None:
+    """The residual is the least over the Krylov space."""
     rng = np.random.default_rng(3)
     matrix, rhs = symmetric("indefinite", rng), rng.normal(size=SIZE)
     krylov = [rhs]
@@ -107,7 +109,8 @@ def test_stops_when_the_krylov_space_is_exhausted(eigenvalue: float) -> None:
     assert int(info.iterations) == 1
 
 
-def test_more_iterations_than_unknowns_change_nothing() -> None:
+def test_iterations_beyond_the_unknowns() -> None:
+    """More iterations than unknowns change nothing."""
     rng = np.random.default_rng(7)
     matrix = jnp.asarray(symmetric("positive", rng), jnp.float32)
     rhs = jnp.asarray(rng.normal(size=SIZE), jnp.float32)
@@ -116,14 +119,16 @@ def test_more_iterations_than_unknowns_change_nothing() -> None:
     assert int(info.iterations) <= 20
 
 
-def test_an_inconsistent_singular_system_gives_a_finite_least_squares_solution() -> None:
+def test_inconsistent_singular_system() -> None:
+    """An inconsistent singular system gives a finite least-squares solution."""
     diagonal, rhs = jnp.array([2.0, 0.0, -4.0]), jnp.array([2.0, 3.0, 4.0])
     solution, info = minres(lambda v: diagonal * v, rhs, 10)
     np.testing.assert_allclose(diagonal * solution, [2.0, 0.0, 4.0], atol=1e-4)
     np.testing.assert_allclose(info.residual_norm, 3.0, rtol=1e-4)
 
 
-def test_zero_matrix_and_zero_right_hand_side_give_zero() -> None:
+def test_zero_gives_zero() -> None:
+    """Zero matrix and zero right hand side give zero."""
     for operator, rhs in [(jnp.zeros_like, jnp.ones(3)), (lambda v: 2 * v, jnp.zeros(3))]:
         solution, _ = minres(operator, rhs, 3)
         np.testing.assert_array_equal(solution, jnp.zeros(3))
@@ -131,7 +136,8 @@ def test_zero_matrix_and_zero_right_hand_side_give_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_keeps_the_type_and_computes_scalars_in_single_precision(dtype: jnp.dtype) -> None:
+def test_keeps_the_type(dtype: jnp.dtype) -> None:
+    """Keeps the type and computes scalars in single precision."""
     diagonal = jnp.array([1.0, 2.0, -4.0], dtype)
     solution, info = minres(lambda v: diagonal * v, jnp.array([1.0, 1.0, 1.0], dtype), 3)
     assert solution.dtype == dtype

@@ -36,14 +36,15 @@ def counted_by_hand(blocks: int, classes: int) -> int:
         (resnet110(100), 18, 1_733_812),
     ],
 )
-def test_residual_networks_have_the_published_sizes(module: ResNet, blocks: int, expected: int) -> None:
-    """He et al. (2016), table 6: 0.27, 0.85 and 1.7 million."""
+def test_residual_networks_have_their_sizes(module: ResNet, blocks: int, expected: int) -> None:
+    """Residual networks have the published sizes. He et al. (2016), table 6: 0.27, 0.85 and 1.7 million."""
     variables = shapes(module, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), train=False)
     assert count(variables["params"]) == expected == counted_by_hand(blocks, module.classes)
 
 
 @pytest.mark.slow
-def test_a_residual_network_normalises_and_remembers() -> None:
+def test_residual_network_normalises() -> None:
+    """A residual network normalises and remembers."""
     x = np.random.default_rng(0).normal(2.0, 3.0, size=(4, 8, 8, 3)).astype(np.float32)
     model = build(ResNet(8), x, 0, batch_norm=True)
     logits, statistics = jax.jit(model.train)(model.params, model.statistics, x)
@@ -54,7 +55,8 @@ def test_a_residual_network_normalises_and_remembers() -> None:
     assert np.abs(np.asarray(predicted) - np.asarray(logits)).max() > 1e-3
 
 
-def test_a_residual_network_of_another_depth_is_refused() -> None:
+def test_residual_network_of_another_depth() -> None:
+    """A residual network of another depth is refused."""
     with pytest.raises(ValueError, match=r"depth: 57; wanted 6 n \+ 2"):
         shapes(ResNet(57), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), train=False)
 
@@ -77,8 +79,11 @@ def test_max_pool_is_flaxs(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(max_pool(x), nn.max_pool(x, (2, 2), strides=(2, 2)))
 
 
-def test_the_two_convolutions_are_the_papers_layers() -> None:
-    """Convolution, ReLU, max pooling, twice; then two fully connected layers."""
+def test_two_convolutions_are_the_papers() -> None:
+    """The network of two convolutions has the paper's layers.
+
+    Convolution, ReLU, max pooling, twice; then two fully connected layers.
+    """
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     module = TwoConvolutions((4, 5), 6, classes=7)
     params = module.init(jax.random.key(0), x)["params"]

@@ -45,7 +45,8 @@ def explicit_matrices(params: dict, batch: tuple[jax.Array, jax.Array]) -> tuple
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])
-def test_products_are_those_of_the_explicit_matrices(x64: None, chunk_size: int | None) -> None:
+def test_products_are_those_of_matrices(x64: None, chunk_size: int | None) -> None:
+    """Products are those of the explicit matrices."""
     params, batch, vector = problem()
     objective = Objective(network, cross_entropy, chunk_size=chunk_size)
     flat = np.asarray(ravel_pytree(vector)[0])
@@ -67,7 +68,8 @@ def test_slices_add_up_to_the_batch(x64: None, loss: object, reduction: str, chu
     np.testing.assert_allclose(value, whole[0], rtol=1e-12)
 
 
-def test_memory_follows_the_slice_and_not_the_batch() -> None:
+def test_memory_follows_the_slice() -> None:
+    """Memory follows the slice and not the batch."""
     params = {"first": jnp.ones((8, 64)), "bias": jnp.ones(64), "second": jnp.ones((64, 3))}
 
     def peak(samples: int, chunk_size: int | None) -> int:

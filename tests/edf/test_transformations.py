@@ -98,7 +98,8 @@ def test_nesterov_is_its_recurrence() -> None:
         np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
 
 
-def test_full_order_converges_where_the_gradient_vanishes() -> None:
+def test_full_order_converges() -> None:
+    """The full order converges where the gradient vanishes."""
     for optimizer in (edf.edf_g(1.0, 3, (1.0, 1.0)), edf.edf_h(1.0, 3, (1.0, 1.0))):
         final = run(optimizer, START, 30)[-1]
         assert float(jnp.linalg.norm(OBJECTIVE.value_and_grad(final, BATCH)[1])) < 1e-5
@@ -170,7 +171,8 @@ def test_parameters_keep_their_types() -> None:
             assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, state)
 
 
-def test_trains_a_linen_model_with_batch_statistics_and_an_nnx_model() -> None:
+def test_trains_linen_and_nnx_models() -> None:
+    """Trains a Linen model with batch statistics and an NNX model."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(32, 4)), jnp.float32)
     labels = (x[:, 0] * x[:, 1] > 0).astype(jnp.int32)

@@ -77,7 +77,8 @@ def test_gaussian_factors(kind: str) -> None:
     np.testing.assert_allclose(np.mean(draws, axis=0), [5, -5], atol=0.2)
 
 
-def test_resampling_keeps_the_mean_and_restores_the_spread() -> None:
+def test_resampling_restores_the_spread() -> None:
+    """Resampling keeps the mean and restores the spread."""
     u = {"w": jnp.full((10, 3), 2.0).at[:, 0].add(jnp.arange(10.0))}
     prior = gaussian({"w": jnp.full(3, 100.0)}, 0.5)  # the prior's own mean plays no part
     new = resample_around_mean(KEY, u, prior, particles=4000)["w"]
@@ -100,7 +101,8 @@ def test_perturbed_data_differs_between_particles() -> None:
     np.testing.assert_allclose(noisy.std(axis=0), 0.1, rtol=0.06)
 
 
-def test_a_particles_numbers_depend_on_its_index_alone() -> None:
+def test_numbers_depend_on_the_index_alone() -> None:
+    """A particle's numbers depend on its index alone."""
     prior = gaussian({"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}, 1.0)
     few, many = sample_ensemble(KEY, prior, 4), sample_ensemble(KEY, prior, 16)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:4]), few, many)
@@ -171,7 +173,8 @@ def test_bad_input_is_named(error: type[Exception], words: str, call: Any) -> No
         call()
 
 
-def test_particles_that_do_not_divide_among_devices_name_the_nearest_number() -> None:
+def test_indivisible_particles_name_the_nearest() -> None:
+    """Numbers of particles that do not divide among the devices are refused, and the nearest named."""
     mesh = jax.make_mesh((8,), ("p",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("p")
     draw = jax.shard_map(

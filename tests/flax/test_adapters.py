@@ -106,7 +106,8 @@ def test_dense_network_equals_its_formula():
     )
 
 
-def test_convolutional_network_activates_and_pools_as_the_table_says():
+def test_convolutional_network_is_the_tables():
+    """A convolutional network activates and pools as the table says."""
     x = jax.random.normal(jax.random.key(1), (2, 6, 6, 1))
     module = models.ConvolutionalNetwork((models.Stage((3,), 4, 2),), (2,), jax.nn.selu)
     forward, template = models.linen_forward(module, x, method="logits")
@@ -121,7 +122,8 @@ def test_convolutional_network_activates_and_pools_as_the_table_says():
     np.testing.assert_allclose(forward(params, x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_selu_networks_have_500_hidden_units_and_relu_is_for_mnist():
+def test_selu_networks_and_relu_for_mnist():
+    """SELU networks have 500 hidden units, and ReLU is for MNIST."""
     assert all(net.activation is jax.nn.selu and net.widths == (500, 10) for net in (models.cnn1(), models.cnn3()))
     assert models.cnn_mnist().activation is jax.nn.relu
 
@@ -159,7 +161,8 @@ class Small(nnx.Module):
         return jax.nn.softmax(self.logits(x))
 
 
-def test_nnx_module_under_jit_and_vmap_equals_the_module():
+def test_nnx_module_under_jit_and_vmap():
+    """An NNX module under jit and vmap equals the module."""
     module = Small(nnx.Rngs(3))
     x = jax.random.normal(jax.random.key(1), (5, 4))
     forward, template = models.nnx_forward(module)
@@ -173,7 +176,8 @@ def test_nnx_module_under_jit_and_vmap_equals_the_module():
     np.testing.assert_allclose(logits(params, x), module.logits(x), rtol=1e-5, atol=1e-6)
 
 
-def test_linen_and_nnx_agree_on_the_same_dense_layer():
+def test_linen_and_nnx_agree_on_a_dense_layer():
+    """Linen and NNX agree on the same dense layer."""
     x = jax.random.normal(jax.random.key(1), (5, 4))
     linen, template = models.linen_forward(nn.Dense(3), x)
     nnx_, nnx_template = models.nnx_forward(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
@@ -182,7 +186,8 @@ def test_linen_and_nnx_agree_on_the_same_dense_layer():
     np.testing.assert_allclose(linen(params, x), nnx_(params, x), rtol=1e-6)
 
 
-def test_linen_collections_besides_params_are_named_or_given():
+def test_linen_collections_besides_params():
+    """Linen collections besides params are named or given."""
     x = jnp.ones((5, 4))
     norm = nn.BatchNorm(use_running_average=True)
     with pytest.raises(ValueError, match=r"batch_stats.*constants"):

@@ -77,8 +77,11 @@ def order(sizes, errors) -> float:
         pytest.param(diffrax.Midpoint(), 2, id="midpoint", marks=pytest.mark.slow),
     ],
 )
-def test_explicit_solvers_converge_with_their_order(x64, solver, expected):
-    """diffrax's Euler steps of the field are the library's own with a constant step size."""
+def test_explicit_solvers_have_their_order(x64, solver, expected):
+    """Explicit solvers converge with their order.
+
+    diffrax's Euler steps of the field are the library's own with a constant step size.
+    """
     field = eki_jax.vector_field(model, SQUARED)
     exact = end(solve(field, ensemble(), rtol=1e-11))
     steps, errors = (32, 64, 128), []
@@ -124,8 +127,11 @@ def test_event_stops_the_flow_at_a_loss(x64):
     assert 0 < float(solution.ts[0]) < 100
 
 
-def test_nesterov_flow_is_the_limit_of_the_slides_iteration(x64):
-    """Step dt and momentum n / (n + 3): the flow at time n sqrt(dt), to first order in sqrt(dt)."""
+def test_nesterov_flow_is_the_limit(x64):
+    """The Nesterov flow is the limit of the slides' iteration.
+
+    Step dt and momentum n / (n + 3): the flow at time n sqrt(dt), to first order in sqrt(dt).
+    """
     field, t0 = nesterov_flow(model, SQUARED), 1e-3
     start = nesterov_start(model, SQUARED, ensemble(), BATCH, t0)
     exact, _ = end(solve(field, start, t0=t0, t1=2.0, rtol=1e-10))
@@ -142,8 +148,11 @@ def test_nesterov_flow_is_the_limit_of_the_slides_iteration(x64):
     assert errors[-1] < 0.01
 
 
-def test_heavy_ball_flow_is_the_limit_of_its_iteration(x64):
-    """Momentum 1 - friction sqrt(dt): the flow at time n sqrt(dt), to first order in sqrt(dt)."""
+def test_heavy_ball_flow_is_the_limit(x64):
+    """The heavy-ball flow is the limit of its iteration.
+
+    Momentum 1 - friction sqrt(dt): the flow at time n sqrt(dt), to first order in sqrt(dt).
+    """
     exact, _ = end(solve(heavy_ball_flow(model, SQUARED, 1.5), rest(ensemble()), t1=2.0, rtol=1e-10))
     gradient = lambda u: eki_jax.value_and_direction(model, SQUARED)(u, BATCH)[1]
     steps = np.array([100, 200, 400])
@@ -161,8 +170,11 @@ def test_heavy_ball_flow_is_the_limit_of_its_iteration(x64):
 
 
 @pytest.mark.parametrize("friction", [3.0, pytest.param(5.0, marks=pytest.mark.slow)])
-def test_start_of_the_nesterov_flow_is_of_fourth_order(x64, friction):
-    """Beginning at t0 in place of 0 moves the end by O(t0^4); with the wrong constants it would be O(t0^2)."""
+def test_nesterov_start_is_of_fourth_order(x64, friction):
+    """The start of the Nesterov flow is of fourth order.
+
+    Beginning at t0 in place of 0 moves the end by O(t0^4); with the wrong constants it would be O(t0^2).
+    """
     field = nesterov_flow(model, SQUARED, friction=friction)
 
     def finish(t0):
@@ -218,7 +230,8 @@ def test_fields_keep_the_dtypes():
 
 
 @pytest.mark.parametrize("t", [0.0, -1.0, float("nan")])
-def test_time_zero_in_the_nesterov_flow_is_an_error(t):
+def test_time_zero_is_an_error(t):
+    """Time zero in the Nesterov flow is an error."""
     with pytest.raises(
         ValueError, match=r"t: .*; wanted a time > 0, because the friction is 3.0/t; see nesterov_start"
     ):
@@ -227,8 +240,11 @@ def test_time_zero_in_the_nesterov_flow_is_an_error(t):
         nesterov_start(model, SQUARED, ensemble(), BATCH, t)
 
 
-def test_time_zero_in_a_compiled_nesterov_flow_is_an_error():
-    """Traced, the time cannot be looked at; the field is NaN there and the guard says so, with the time."""
+def test_compiled_time_zero_is_an_error():
+    """Time zero in a compiled Nesterov flow is an error.
+
+    Traced, the time cannot be looked at; the field is NaN there and the guard says so, with the time.
+    """
     field = nesterov_flow(model, SQUARED)
     derivative = jax.jit(field)(0.0, rest(ensemble()), BATCH)
     assert all(bool(jnp.isnan(leaf).all()) for leaf in jax.tree.leaves(derivative[1]))
@@ -241,8 +257,8 @@ def test_time_zero_in_a_compiled_nesterov_flow_is_an_error():
         run(rest(ensemble()))
 
 
-def test_guard_reports_a_field_that_turns_non_finite_and_is_silent_otherwise():
-    """A model that overflows after a while."""
+def test_guard_reports_a_non_finite_field():
+    """The guard reports a field that turns non-finite and is silent otherwise. A model that overflows after a while."""
     field = lambda t, u, batch: jax.tree.map(lambda leaf: jnp.where(t > 0.5, jnp.inf, -leaf), u)
 
     def run(t1):

@@ -94,8 +94,11 @@ def test_exact_solution_with_nesterov_momentum(x64):
         np.testing.assert_allclose(at, best + (u - best) @ shrink.T, atol=1e-9)
 
 
-def test_nesterov_iteration_leaves_the_flow_in_the_end(x64):
-    """The flow's solution is a separatrix, 8 / (b t^2); after many steps the iteration falls like 1/t instead."""
+def test_nesterov_iteration_leaves_the_flow(x64):
+    """Nesterov's iteration leaves the flow in the end.
+
+    The flow's solution is a separatrix, 8 / (b t^2); after many steps the iteration falls like 1/t instead.
+    """
     u = jnp.array([[1.5], [-0.5]])  # mean 0.5, variance 1, so that every u_j - u* is multiplied by one x(t) with b = 1
     solver = eki_jax.nesterov(
         lambda v, x: v, eki_jax.squared_error(), eki_jax.constant_step_size(0.01), eki_jax.su_boyd_candes()
@@ -134,8 +137,11 @@ def test_covariance_and_mean_on_the_span(x64):
 @pytest.mark.parametrize(
     "noise", [pytest.param(False, id="attainable", marks=pytest.mark.slow), pytest.param(True, id="noisy")]
 )
-def test_residuals_along_the_span_vanish_and_across_it_stay(x64, noise):
-    """A r = A r_par + A r_perp: |A r_par|^2 = O(1/t), so |A r_par| = O(t^-1/2); A r_perp does not move."""
+def test_residuals_along_and_across_the_span(x64, noise):
+    """Residuals along the span vanish and across it stay.
+
+    A r = A r_par + A r_perp: |A r_par|^2 = O(1/t), so |A r_par| = O(t^-1/2); A r_perp does not move.
+    """
     a = np.random.default_rng(4).normal(size=(4, 5))
     u = ensemble(3, 5)
     targets = a @ np.arange(5.0) / 5 + (np.array([0.3, -0.2, 0.1, 0.4]) if noise else 0)
@@ -154,16 +160,22 @@ def test_residuals_along_the_span_vanish_and_across_it_stay(x64, noise):
     np.testing.assert_allclose(slopes, -0.5, atol=0.01)
 
 
-def test_the_mean_of_the_square_root_flow_vanishes_like_one_over_t(x64):
-    """There the mean is the Kalman-Bucy filter's, and |A r_par| of the mean is O(1/t)."""
+def test_square_root_mean_vanishes_like_1_over_t(x64):
+    """The mean of the square-root flow vanishes like 1/t.
+
+    There the mean is the Kalman-Bucy filter's, and |A r_par| of the mean is O(1/t).
+    """
     times = np.array([1e3, 1e4, 1e5])
     found = solve(square_root_flow(linear, LOSS), jnp.asarray(ensemble()), (A, jnp.asarray(A @ TRUTH)), times)
     norms = np.linalg.norm((np.asarray(found).mean(1) - TRUTH) @ A.T, axis=-1)
     np.testing.assert_allclose(np.polyfit(np.log(times), np.log(norms), 1)[0], -1, atol=0.01)
 
 
-def test_the_square_root_flow_is_the_finite_ensembles_kalman_update(x64):
-    """At t = 1, mean and covariance (with 1/J) are those of Bayes' rule; at time t those for the noise Gamma / t."""
+def test_square_root_flow_is_kalmans_update(x64):
+    """The square-root flow is the finite ensemble's Kalman update.
+
+    At t = 1, mean and covariance (with 1/J) are those of Bayes' rule; at time t those for the noise Gamma / t.
+    """
     u, targets = ensemble(), np.array([1.0, 0.2, -0.5, 0.3])
     found = solve(square_root_flow(linear, LOSS), jnp.asarray(u), (A, jnp.asarray(targets)), TIMES)
     assert 1.0 in TIMES
@@ -227,8 +239,11 @@ def test_proposition_one(x64):
     np.testing.assert_array_equal(np.argsort(distances), np.argsort(np.abs(gradients).sum(1)))
 
 
-def test_proposition_one_for_several_samples_needs_independent_outputs(x64):
-    """Where the samples' outputs can be chosen independently the minimisers agree; in general they need not."""
+def test_proposition_one_for_several_samples(x64):
+    """Proposition one for several samples needs independent outputs.
+
+    Where the samples' outputs can be chosen independently the minimisers agree; in general they need not.
+    """
     loss, labels = eki_jax.cross_entropy(0.0), jnp.eye(3)[jnp.array([0, 2])]
 
     def norms(models):

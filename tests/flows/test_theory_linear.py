@@ -10,7 +10,8 @@ from benchmarks.paper import linear
 
 
 @pytest.mark.slow
-def test_flow_and_iteration_lie_on_top_of_each_other(tmp_path):
+def test_flow_and_iteration_agree(tmp_path):
+    """Flow and iteration lie on top of each other."""
     summary = linear.run("smoke", tmp_path, None, 3)
     found = {(row["name"], row["quantity"]): row["ours"] for row in summary["rows"]}
     for name, gap, order in (("EKI", 1e-3, 1.0), ("Nesterov EKI", 0.03, 0.5)):

@@ -63,10 +63,13 @@ def array_bytes(text: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("contraction", ["outputs", "particles"])
 @pytest.mark.parametrize("columns", [70, 128, 1000])
-def test_blocks_of_any_width_equal_the_double_loop(
+def test_blocks_equal_the_double_loop(
     x64: None, monkeypatch: pytest.MonkeyPatch, contraction: Any, columns: int
 ) -> None:
-    """Widths that divide the leaf's 210 columns, leave a remainder, and exceed it."""
+    """Blocks of any width equal the double loop.
+
+    Widths that divide the leaf's 210 columns, leave a remainder, and exceed it.
+    """
     rng = np.random.default_rng(1)
     ensemble = {"w": jnp.asarray(rng.normal(size=(6, 21, 10)) + 2), "b": jnp.asarray(rng.normal(size=(6, 3)))}
     outputs, cotangents = (jnp.asarray(rng.normal(size=(6, 4))) for _ in range(2))
@@ -75,7 +78,9 @@ def test_blocks_of_any_width_equal_the_double_loop(
     np.testing.assert_allclose(oracle.rows(found), oracle.direction(ensemble, outputs, cotangents), rtol=1e-10)
 
 
-def test_the_cheaper_contraction_is_the_one_that_is_compiled() -> None:
+def test_the_cheaper_contraction_is_compiled() -> None:
+    """The cheaper contraction is the one that is compiled."""
+
     def operations(size: int, outputs: int, parameters: int, contraction: Any) -> float:
         u, g = jnp.zeros((size, parameters)), jnp.zeros((size, outputs))
         compiled = jax.jit(lambda *a: direction(*a, contraction=contraction)).lower(u, g, g).compile()
@@ -86,7 +91,8 @@ def test_the_cheaper_contraction_is_the_one_that_is_compiled() -> None:
         assert chosen == min(both) < 0.5 * max(both)
 
 
-def test_the_norm_does_not_form_d_where_outputs_are_fewer_than_particles() -> None:
+def test_the_norm_does_not_form_d() -> None:
+    """The norm does not form D where outputs are fewer than particles."""
     z = jnp.asarray(np.random.default_rng(0).normal(size=(400, 8)), jnp.float32)
     text = jax.jit(drift_norm).lower(z, z).compile().as_text()
     entry = text[text.index("ENTRY") :]
@@ -105,7 +111,8 @@ def test_chunks_of_particles_change_nothing(chunk_size: int | None) -> None:
     assert reduced(wanted, labels) == of_entries(wanted, labels)
 
 
-def test_targets_of_each_particle_are_chunked_with_it() -> None:
+def test_targets_are_chunked_with_particles() -> None:
+    """Targets of each particle are chunked with it."""
     ensemble, x = jnp.arange(5.0)[:, None], jnp.ones(1)
     targets = jnp.arange(5)[:, None] % 2
     forward = lambda u, x: jnp.stack([u, 10 * u], axis=-1)
@@ -113,8 +120,11 @@ def test_targets_of_each_particle_are_chunked_with_it() -> None:
     np.testing.assert_array_equal(entries[:, 0], [0, 10, 2, 30, 4])
 
 
-def test_one_label_and_one_hot_labels_take_the_same_step() -> None:
-    """The support of 40 numbers a particle against the general path of 400; soft labels take the latter."""
+def test_label_and_one_hot_take_the_same_step() -> None:
+    """One label and one-hot labels take the same step.
+
+    The support of 40 numbers a particle against the general path of 400; soft labels take the latter.
+    """
     x, labels = batch()
     solver = euler(network, cross_entropy())
     state = solver.init(dense_ensemble())
@@ -125,7 +135,8 @@ def test_one_label_and_one_hot_labels_take_the_same_step() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_step_whose_norm_is_not_finite_leaves_the_ensemble() -> None:
+def test_a_non_finite_norm_moves_nothing() -> None:
+    """A step whose norm is not finite leaves the ensemble."""
     for solver in (
         euler(None, losses.squared_error(), lambda *_: jnp.nan),
         nesterov(None, losses.squared_error(), lambda *_: jnp.nan),
@@ -141,8 +152,11 @@ def test_a_step_whose_norm_is_not_finite_leaves_the_ensemble() -> None:
 
 
 @pytest.mark.parametrize(("make", "copies"), [(euler, 1.3), (nesterov, 2.3)], ids=["euler", "nesterov"])
-def test_a_donated_step_stays_near_the_ensembles_memory(make: Any, copies: float) -> None:
-    """The compiler's own account of arguments, results and temporaries, less what it reuses."""
+def test_a_donated_step_stays_in_memory(make: Any, copies: float) -> None:
+    """A donated step stays near the ensemble's memory.
+
+    The compiler's own account of arguments, results and temporaries, less what it reuses.
+    """
     compiled = compiled_step(make(network, cross_entropy()))
     memory, state_copies = compiled.memory_analysis(), 1 if make is euler else 2
     assert memory.alias_size_in_bytes >= state_copies * ensemble_bytes()
@@ -151,7 +165,8 @@ def test_a_donated_step_stays_near_the_ensembles_memory(make: Any, copies: float
     assert array_bytes(compiled.as_text()).get("copy", 0) < ensemble_bytes() / 4
 
 
-def test_the_compiled_step_transposes_no_ensemble_and_keeps_no_outputs_of_all_classes() -> None:
+def test_the_step_forms_nothing_large() -> None:
+    """The compiled step transposes no ensemble and keeps no outputs of all classes."""
     text = compiled_step(euler(network, cross_entropy())).as_text()
     assert array_bytes(text).get("transpose", 0) < ensemble_bytes() / 8  # a chunk's, where it is packed
     assert not re.search(rf"\[{J},{BATCH},{CLASSES}\]", text)
@@ -159,7 +174,8 @@ def test_the_compiled_step_transposes_no_ensemble_and_keeps_no_outputs_of_all_cl
     assert re.search(rf"\[{J},{BATCH},{CLASSES}\]", whole.compile().as_text())  # the pattern would be found
 
 
-def test_chunks_follow_the_budget_and_one_particle_is_always_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_follow_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks follow the budget and one particle is always allowed."""
     ensemble, (x, _) = dense_ensemble(), batch()
     one = evaluation.activation_bytes(network, ensemble, x)
     assert one >= 4 * BATCH * (24 + CLASSES)
@@ -172,7 +188,8 @@ def test_chunks_follow_the_budget_and_one_particle_is_always_allowed(monkeypatch
 
 
 @pytest.mark.parametrize(("total", "width", "wanted"), [(7840, 500, 490), (210, 128, 105), (211, 128, 105), (13, 4, 3)])
-def test_block_widths_divide_a_leaf_evenly_where_they_can(total: int, width: int, wanted: int) -> None:
+def test_block_widths_divide_a_leaf_evenly(total: int, width: int, wanted: int) -> None:
+    """Block widths divide a leaf evenly where they can."""
     assert blocks._even_width(total, width) == wanted
 
 
@@ -193,7 +210,8 @@ def test_precision_has_a_measured_error(contraction: Any, precision: str, least:
 
 
 @pytest.mark.slow
-def test_compact_storage_follows_euler_and_halves_the_memory() -> None:
+def test_compact_follows_euler_in_half_the_memory() -> None:
+    """Compact storage follows Euler and halves the memory."""
     x, labels = batch()
     solvers = euler(network, cross_entropy()), compact_euler(network, cross_entropy())
     states = [solver.init(dense_ensemble()) for solver in solvers]
@@ -207,8 +225,11 @@ def test_compact_storage_follows_euler_and_halves_the_memory() -> None:
     assert size == ensemble_bytes() / 2
 
 
-def test_the_mean_of_a_compact_ensemble_moves_by_less_than_its_bfloat16_spacing() -> None:
-    """At 1000, bfloat16 numbers are 4 apart; steps of a tenth still arrive."""
+def test_a_compact_mean_moves_by_small_steps() -> None:
+    """The mean of a compact ensemble moves by less than its bfloat16 spacing.
+
+    At 1000, bfloat16 numbers are 4 apart; steps of a tenth still arrive.
+    """
     start = 1000 + jnp.linspace(-1.0, 1.0, 5)[:, None]
     solver = compact_euler(lambda u, x: u, losses.squared_error(), lambda *_: 0.1)
     state, _ = solver.step(solver.init(start), (None, jnp.array([998.0])))
@@ -216,7 +237,8 @@ def test_the_mean_of_a_compact_ensemble_moves_by_less_than_its_bfloat16_spacing(
     assert compact(start.astype(jnp.bfloat16)).mean.dtype == jnp.float32
 
 
-def test_a_failed_particle_does_not_move_a_compact_ensemble() -> None:
+def test_a_failed_particle_moves_no_compact_one() -> None:
+    """A failed particle does not move a compact ensemble."""
     solver = compact_euler(None, losses.squared_error())
     state = solver.init(jnp.arange(6.0).reshape(3, 2))
     outputs = jnp.full((3, 2), jnp.nan)
@@ -230,8 +252,11 @@ def test_a_failed_particle_does_not_move_a_compact_ensemble() -> None:
 # ------------------------------------------------------------------------------------------------------ drawing
 
 
-def test_draws_are_those_of_each_particles_own_key() -> None:
-    """Whatever the chunks: numbers come from fold_in(key, particle) and jax.random.normal of the leaf's shape."""
+def test_draws_are_those_of_each_key() -> None:
+    """Draws are those of each particle's own key.
+
+    Whatever the chunks: numbers come from fold_in(key, particle) and jax.random.normal of the leaf's shape.
+    """
     key, template = jax.random.key(3), {"b": jnp.zeros(10), "w": jnp.zeros((7, 10))}
     prior = priors.gaussian(template, 0.5)
     drawn = sample_ensemble(key, prior, 6)

@@ -46,7 +46,8 @@ def relative(found: Any, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("contraction", CONTRACTIONS)
 @settings(max_examples=12, deadline=None)
 @given(index=st.integers(0, len(SHAPES) - 1), seed=st.integers(0, 2**32 - 1))
-def test_direction_equals_the_double_loop_in_float64(contraction: Any, index: int, seed: int) -> None:
+def test_direction_equals_the_double_loop(contraction: Any, index: int, seed: int) -> None:
+    """Direction equals the double loop in float64."""
     with jax.enable_x64(True):
         args = problem(index, seed)
         found = direction(*args, contraction=contraction)
@@ -56,7 +57,8 @@ def test_direction_equals_the_double_loop_in_float64(contraction: Any, index: in
 
 @settings(max_examples=12, deadline=None)
 @given(index=st.integers(0, len(SHAPES) - 1), seed=st.integers(0, 2**32 - 1))
-def test_drift_norm_equals_the_double_loop_in_float64(index: int, seed: int) -> None:
+def test_drift_norm_equals_the_double_loop(index: int, seed: int) -> None:
+    """Drift norm equals the double loop in float64."""
     with jax.enable_x64(True):
         args = problem(index, seed)
         wanted = np.linalg.norm(oracle.drift(*args[1:]))
@@ -112,7 +114,8 @@ def test_drift_norm_survives_cancellation() -> None:
     assert abs(float(drift_norm(g, r)) / wanted - 1) < 0.01
 
 
-def test_linear_model_gives_the_covariance_times_the_gradient(x64: None) -> None:
+def test_linear_model_preconditions_the_gradient(x64: None) -> None:
+    """A linear model gives the covariance times the gradient."""
     rng = np.random.default_rng(2)
     u, a, r = rng.normal(size=(9, 4)), rng.normal(size=(6, 4)), rng.normal(size=(9, 6))
     covariance = np.cov(u.T, bias=True)
@@ -120,7 +123,8 @@ def test_linear_model_gives_the_covariance_times_the_gradient(x64: None) -> None
     np.testing.assert_allclose(found, r @ a @ covariance, rtol=1e-12)
 
 
-def test_the_direction_stays_in_the_span_of_the_anomalies(x64: None) -> None:
+def test_the_direction_stays_in_the_span(x64: None) -> None:
+    """The direction stays in the span of the anomalies."""
     rng = np.random.default_rng(3)
     u = rng.normal(size=(4, 11)) + 2
     found = direction(jnp.asarray(u), jnp.asarray(rng.normal(size=(4, 5))), jnp.asarray(rng.normal(size=(4, 5))))
@@ -187,7 +191,8 @@ def test_mapped_axes_equal_one_device(devices: int, contraction: Any) -> None:
         np.testing.assert_allclose(found_norm, np.broadcast_to(norm, np.shape(found_norm)), rtol=1e-5)
 
 
-def test_the_cheaper_contraction_is_the_one_with_fewer_operations() -> None:
+def test_the_cheaper_contraction() -> None:
+    """The cheaper contraction is the one with fewer operations."""
     for size, outputs, parameters in [(2000, 600, 7850), (100, 600, 7850), (500, 250, 10), (500, 300, 10**6)]:
         through = {
             "outputs": 4 * size * outputs * parameters,

@@ -50,7 +50,8 @@ def test_integer_labels_need_one_entry_a_sample() -> None:
 
 
 @pytest.mark.parametrize("precision", [None, 4.0, np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), "full"])
-def test_squared_error_gradient_is_the_weighted_residual(precision: Any) -> None:
+def test_squared_error_gradient(precision: Any) -> None:
+    """The gradient of the squared error is the weighted residual."""
     outputs, targets = RNG.normal(size=(2, 2, 3)), RNG.normal(size=(2, 3))
     residual = outputs - targets
     if isinstance(precision, str):
@@ -66,7 +67,8 @@ def test_squared_error_gradient_is_the_weighted_residual(precision: Any) -> None
     np.testing.assert_allclose(values, 0.5 * np.sum(residual * wanted, axis=(1, 2)), rtol=1e-4)
 
 
-def test_a_users_loss_is_differentiated_in_the_outputs_alone() -> None:
+def test_a_users_loss_is_differentiated() -> None:
+    """A user's loss is differentiated in the outputs alone."""
     huber = lambda outputs, targets: jnp.sum(
         jnp.where(jnp.abs(outputs - targets) < 1, 0.5 * (outputs - targets) ** 2, 7)
     )
@@ -82,7 +84,8 @@ def test_targets_of_their_own_for_every_particle() -> None:
     np.testing.assert_allclose(cotangents, [[1.0], [-3.0]])
 
 
-def test_low_precision_probabilities_keep_their_dtype() -> None:
+def test_low_precision_keeps_its_dtype() -> None:
+    """Low precision probabilities keep their dtype."""
     values, cotangents = losses.value_and_cotangents(losses.cross_entropy(), PROBABILITIES.astype(jnp.bfloat16), LABELS)
     assert cotangents.dtype == jnp.bfloat16
     assert values.dtype == jnp.float32
@@ -109,7 +112,8 @@ def test_bad_input_is_named(words: str, call: Any) -> None:
         call()
 
 
-def test_a_traced_label_out_of_range_reads_nan_not_another_class() -> None:
+def test_a_traced_label_out_of_range_is_nan() -> None:
+    """A traced label out of range reads NaN, not another class."""
     value = jax.jit(losses.cross_entropy())(PROBABILITIES[0], jnp.array([0, 1, 4, 1, 0]))
     assert jnp.isnan(value)
     assert jnp.isnan(jax.jit(losses.cross_entropy())(PROBABILITIES[0], jnp.array([0, 1, -1, 1, 0])))

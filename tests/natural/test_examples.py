@@ -24,7 +24,8 @@ def test_the_pages_numbers_are_those_of_the_run() -> None:
     assert (result["particles"], result["batch"]) == (1000, 1000)
 
 
-def test_the_pages_time_of_a_step_is_that_of_the_run() -> None:
+def test_the_pages_time_is_that_of_the_run() -> None:
+    """The page's time of a step is that of the run."""
     rows = json.loads((ROOT / "benchmarks/results/performance-natural.json").read_text())["rows"]
     full, rank_1 = (next(r for r in rows if (r["network"], r["what"]) == ("dnn4", w)) for w in ("full rank", "rank 1"))
     share, gib = rank_1["median"] / full["median"], [row["peak_bytes"] / 2**30 for row in (rank_1, full)]
@@ -57,7 +58,8 @@ def test_the_settings_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_gradients_example_shows_what_localizing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradients_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients example shows what localizing gives."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     module = importlib.import_module("natural_gradients")
     shapes = jax.eval_shape(lambda: module.Convolutional().init(jax.random.key(0), jnp.zeros((1, 64))))
@@ -100,7 +102,8 @@ def test_the_mnist_example_learns_the_digits(monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads((tmp_path / "result.json").read_text())["history"] == history
 
 
-def test_the_pages_networks_without_derivatives_are_those_of_the_runs() -> None:
+def test_the_pages_table_is_that_of_the_runs() -> None:
+    """The page's networks without derivatives are those of the runs."""
     page = (ROOT / "docs" / "forward_budget.md").read_text()
     for problem in ("mnist-sign", "mnist-int8"):
         runs = [

@@ -73,9 +73,8 @@ def network(dtype: Any = jnp.float64) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize(("rank", "antithetic"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
-def test_it_is_close_where_there_are_more_particles_than_numbers_that_reach_a_sample(
-    rank: int, antithetic: bool, x64: None
-) -> None:
+def test_it_is_close_with_enough_particles(rank: int, antithetic: bool, x64: None) -> None:
+    """It is close where there are more particles than numbers that reach a sample."""
     forward, params, x = network()  # 5 + 3 outputs of layers; their biases reach the same: 8 numbers
     truth = exact(forward, params, x)
     errors = []
@@ -125,8 +124,11 @@ def test_one_layer_by_hand(x64: None) -> None:
 
 
 @pytest.mark.parametrize("places", [1, 2])
-def test_a_leaf_whose_deviations_are_large_does_not_hide_the_others(places: int, x64: None) -> None:
-    """Few iterations find the same whatever the units of the leaves are."""
+def test_large_deviations_hide_no_other_leaf(places: int, x64: None) -> None:
+    """A leaf whose deviations are large does not hide the others.
+
+    Few iterations find the same whatever the units of the leaves are.
+    """
     keys = jax.random.split(jax.random.key(0), 5)
     outputs, inputs = jax.random.normal(keys[0], (2, 3, 40)), jnp.ones((2, places, 1))
     outputs = all_of(40).centred(outputs)
@@ -140,8 +142,11 @@ def test_a_leaf_whose_deviations_are_large_does_not_hide_the_others(places: int,
     np.testing.assert_allclose(left_over, rest, rtol=1e-9)
 
 
-def test_both_forms_of_what_reaches_a_sample_are_the_same(x64: None) -> None:
-    """By its factors where it does so in one place, formed where in many."""
+def test_both_forms_of_an_effect_are_the_same(x64: None) -> None:
+    """Both forms of what reaches a sample are the same.
+
+    By its factors where it does so in one place, formed where in many.
+    """
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = (1, 4), (4, 2, 6), (2, 6, 3), (1, 1, 6), (1, 6, 3)
     x, left, right, *vector = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
@@ -184,7 +189,8 @@ def test_a_bias_has_the_slopes_of_its_layer(x64: None) -> None:
     np.testing.assert_allclose(own(natural.affine)(renamed, x), forward(params, x), rtol=1e-12)
 
 
-def test_a_vector_that_two_matrices_share_is_no_layers_bias(x64: None) -> None:
+def test_a_shared_vector_is_no_layers_bias(x64: None) -> None:
+    """A vector that two matrices share is no layer's bias."""
     x = jax.random.normal(jax.random.key(0), (3, 4))
     params = {"b": jnp.zeros(2), "v": jnp.ones((4, 2)), "w": jnp.ones((4, 2))}
     forward = lambda p, x: natural.affine(x, p["w"], p["b"]) - 3 * natural.affine(x + 1, p["v"], p["b"])
@@ -224,8 +230,11 @@ def test_convolutions_are_local_to_their_pixels(module: Any, x64: None) -> None:
     np.testing.assert_allclose(jnp.vdot(jacobian.times(v), r), back, rtol=1e-9)
 
 
-def test_what_dense_layers_explain_is_no_noise_for_the_others(x64: None) -> None:
-    """A leaf's plain estimate is made from what the regressions leave; convolutions do not explain it away."""
+def test_what_is_explained_is_no_noise(x64: None) -> None:
+    """What dense layers explain is no noise for the others.
+
+    A leaf's plain estimate is made from what the regressions leave; convolutions do not explain it away.
+    """
     keys = jax.random.split(jax.random.key(0), 6)
     dense = Reach(jnp.ones((2, 1, 1)), jax.random.normal(keys[0], (1, 1, 60)), jax.random.normal(keys[1], (1, 60, 4)))
     pixels = jax.random.normal(keys[2], (2, 50, 1))
@@ -339,8 +348,11 @@ def test_failed_particles_are_dropped() -> None:
     assert bool((state.position["v"] != params["v"]).any())
 
 
-def test_failed_particles_do_not_enter_the_regression(x64: None) -> None:
-    """A linear model's derivative is found from those that are left, of matrices and of vectors."""
+def test_failed_particles_are_not_regressed(x64: None) -> None:
+    """Failed particles do not enter the regression.
+
+    A linear model's derivative is found from those that are left, of matrices and of vectors.
+    """
     x = jax.random.normal(jax.random.key(0), (3, 4))
     params = {"b": jnp.zeros(2, jnp.float64), "c": jnp.zeros(2, jnp.float64), "w": jnp.ones((4, 2), jnp.float64)}
     linear = lambda p, x: x @ p["w"] + p["b"] + 2 * p["c"]
@@ -390,5 +402,6 @@ def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "places", "told"), [(100, 1, True), (100, 64, True), (100, 65, False), (10, 11, False)]
 )
-def test_a_convolution_is_local_where_it_gives_a_sample_few_numbers(rows: int, places: int, told: bool) -> None:
+def test_a_convolution_of_few_numbers_is_local(rows: int, places: int, told: bool) -> None:
+    """A convolution is local where it gives a sample few numbers."""
     assert few_numbers((rows, 64), places) == told

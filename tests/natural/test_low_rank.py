@@ -173,7 +173,8 @@ def test_plain_pytrees_need_no_adapter(x64: None) -> None:
         explicit(lambda p, x: p["w"][0, 1], params, None)
 
 
-def test_matrices_can_be_formed_for_models_that_do_other_things(x64: None) -> None:
+def test_matrices_can_be_formed(x64: None) -> None:
+    """Matrices can be formed for models that do other things."""
     params = {"w": jax.random.normal(jax.random.key(2), (3, 4))}
     rounded = lambda p, x: x @ jnp.round(4 * p["w"]) / 4
     found, ensemble, _, _ = explicit(rounded, params, jnp.ones((2, 3)), formed=True)
@@ -194,7 +195,8 @@ def test_a_step_is_that_of_the_explicit_ensemble(rank: int, x64: None) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_deviations_have_the_scale_and_rank_they_should(rank: int) -> None:
+def test_deviations_have_their_scale_and_rank(rank: int) -> None:
+    """Deviations have the scale and rank they should."""
     params = {"w": jnp.zeros((40, 30)), "bias": jnp.zeros(30)}
     cloud = Cloud(natural.low_rank(rank, 0.5), 200)
     e = jax.jit(cloud.ensemble)(params, cloud.draw(jax.random.key(0), params), jnp.asarray(1.0))

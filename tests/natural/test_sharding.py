@@ -84,7 +84,8 @@ def test_sharded_equals_single(name: str, space: Any, mesh: tuple[int, int], opt
 
 
 @pytest.mark.slow
-def test_localized_leaves_of_every_kind_are_spread(x64: None) -> None:
+def test_localized_leaves_are_spread(x64: None) -> None:
+    """Localized leaves of every kind are spread."""
     _, params, batch = problem()
     params = {"twice": params["w"], **params}
     # of 35 numbers: a product a sample, in full from 4 particles and more; 7 numbers: in columns
@@ -100,7 +101,8 @@ def test_localized_leaves_of_every_kind_are_spread(x64: None) -> None:
 
 
 @pytest.mark.parametrize("localized", [pytest.param(False, marks=SLOW), True])
-def test_a_failed_particle_is_dropped_on_all_devices(localized: bool, x64: None) -> None:
+def test_a_failed_particle_is_dropped(localized: bool, x64: None) -> None:
+    """A failed particle is dropped on all devices."""
     forward, params, batch = problem()
     # fails on one sample only, which one device alone sees
     rough = lambda p, x: forward(p, x) + 0 * jnp.log(0.3 + p["b"][0] + 100.0 * (x[:, :1] < jnp.sort(x[:, 0])[-2]))
@@ -118,7 +120,8 @@ def test_a_failed_particle_is_dropped_on_all_devices(localized: bool, x64: None)
     np.testing.assert_allclose(found.position["w"], wanted.position["w"], rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_summed_over_devices_is_the_matrix_and_the_step() -> None:
+def test_the_matrix_and_the_step_are_summed() -> None:
+    """What is summed over devices is the matrix and the step."""
     forward, params, batch = problem()
     make = partial(natural.natural_gradient, forward, natural.softmax_cross_entropy(), PARTICLES, space="ensemble")
     state = make().init(params, jax.random.key(0))
@@ -136,7 +139,8 @@ def shapes_of(line: str) -> list[str]:
     return re.findall(r"[a-z]+\d+\[([\d,]*)\]", line.split(" all-reduce(")[0])
 
 
-def test_particles_do_not_depend_on_the_number_of_devices() -> None:
+def test_particles_do_not_depend_on_devices() -> None:
+    """Particles do not depend on the number of devices."""
     forward, params, _ = problem()
     make = partial(natural.natural_gradient, forward, natural.softmax_cross_entropy(), 8)
     state = make().init(params, jax.random.key(0))

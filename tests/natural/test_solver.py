@@ -96,7 +96,8 @@ def test_the_smaller_space_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [5, 6]
 
 
-def test_without_cholesky_the_solution_is_the_same(x64: None) -> None:
+def test_without_cholesky_it_is_the_same(x64: None) -> None:
+    """Without Cholesky the solution is the same."""
     q, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (6, 6)))
     matrix = (q * jnp.array([1.0, 0.5, 0.1, 0.0, 0.0, -1e-9])) @ q.T  # not quite positive, as rounding leaves it
     right = jnp.arange(6.0)
@@ -115,7 +116,8 @@ def linear_problem() -> tuple[Any, Any, Any]:
     return a, a @ truth + 0.1 * jax.random.normal(keys[2], (7,)), truth
 
 
-def test_damping_one_is_the_kalman_update_of_the_mean(x64: None) -> None:
+def test_damping_one_is_kalmans_update(x64: None) -> None:
+    """Damping one is the Kalman update of the mean."""
     a, y, _ = linear_problem()
     solver = natural.natural_gradient(
         lambda u, x: x @ u, eki_jax.squared_error(25.0), 12, sigma=0.5, damping=1.0, deviations=natural.full_rank(1.0)
@@ -129,7 +131,8 @@ def test_damping_one_is_the_kalman_update_of_the_mean(x64: None) -> None:
     np.testing.assert_allclose(moved.position, state.position + gain @ (y - a @ u.mean(axis=0)), rtol=1e-6)
 
 
-def test_transformed_deviations_have_the_posteriors_covariance(x64: None) -> None:
+def test_transformed_deviations_are_posterior(x64: None) -> None:
+    """Transformed deviations have the posterior's covariance."""
     a, y, _ = linear_problem()
     make = lambda **options: natural.natural_gradient(
         lambda u, x: x @ u, eki_jax.squared_error(25.0), 12, sigma=0.5, damping=1.0, square_root=True, **options
@@ -147,7 +150,8 @@ def test_transformed_deviations_have_the_posteriors_covariance(x64: None) -> Non
         make()
 
 
-def test_many_deviations_give_the_damped_newton_step(x64: None) -> None:
+def test_many_deviations_give_newtons_step(x64: None) -> None:
+    """Many deviations give the damped Newton step."""
     a, y, _ = linear_problem()
     solver = natural.natural_gradient(
         lambda u, x: x @ u, eki_jax.squared_error(), 40, damping=1e-9, deviations=natural.full_rank()
@@ -196,7 +200,8 @@ def test_ask_and_tell_is_a_step() -> None:
         make(None).update(state, outputs[:3], batch[1])
 
 
-def test_antithetic_pairs_are_opposite_and_need_even_numbers() -> None:
+def test_antithetic_pairs_are_opposite() -> None:
+    """Antithetic pairs are opposite and need even numbers."""
     forward, params, batch = classifier()
     loss = natural.softmax_cross_entropy()
     solver = natural.natural_gradient(forward, loss, 6, antithetic=True)
@@ -211,7 +216,8 @@ def test_antithetic_pairs_are_opposite_and_need_even_numbers() -> None:
         natural.natural_gradient(forward, loss, 5, antithetic=True)
 
 
-def test_deviations_are_fresh_when_they_are_said_to_be() -> None:
+def test_deviations_are_fresh_when_due() -> None:
+    """Deviations are fresh when they are said to be."""
     forward, params, _ = classifier()
     solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 4, redraw_every=2)
     state = solver.init(params, jax.random.key(0))
@@ -239,7 +245,8 @@ def test_schedules_follow_the_count() -> None:
     )
 
 
-def test_what_a_schedule_may_not_give_moves_nothing() -> None:
+def test_a_wrong_schedule_moves_nothing() -> None:
+    """What a schedule may not give moves nothing."""
     forward, params, batch = classifier()
     for wrong in ({"sigma": lambda n: -0.1 + n}, {"damping": lambda n: 0.0 * n}):
         solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, **wrong)
@@ -248,7 +255,8 @@ def test_what_a_schedule_may_not_give_moves_nothing() -> None:
         assert bool((state.position["w"] == params["w"]).all())
 
 
-def test_the_average_of_the_iterates_forgets_the_start() -> None:
+def test_the_average_forgets_the_start() -> None:
+    """The average of the iterates forgets the start."""
     forward, params, batch = classifier()
     solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), 8, averaging=0.8)
     state = solver.init(jax.tree.map(jnp.copy, params), jax.random.key(0))
@@ -266,7 +274,8 @@ def test_the_average_of_the_iterates_forgets_the_start() -> None:
     np.testing.assert_allclose(state.average["w"], sum(seen) / 4, rtol=1e-3, atol=1e-4)
 
 
-def test_damping_adapts_to_how_well_the_loss_was_predicted() -> None:
+def test_damping_adapts() -> None:
+    """Damping adapts to how well the loss was predicted."""
     forward, params, batch = classifier()
     rule = natural.adaptive_damping(1e-2, decrease=0.5, increase=4.0)
     make = lambda rate: natural.natural_gradient(
@@ -286,7 +295,8 @@ def test_damping_adapts_to_how_well_the_loss_was_predicted() -> None:
         make(1.0).update(make(1.0).init(params, jax.random.key(0)), jnp.zeros((16, 20, CLASSES)), batch[1])
 
 
-def test_particles_that_fail_are_dropped_and_counted(x64: None) -> None:
+def test_failed_particles_are_dropped(x64: None) -> None:
+    """Particles that fail are dropped and counted."""
     outputs, targets = sample(1, 6, 4)
     broken = outputs.at[2, 0, 1].set(jnp.nan).at[4, 3, 0].set(jnp.inf)
     keep = np.array([True, True, False, True, False, True])
@@ -349,7 +359,8 @@ def test_a_loss_that_is_not_convex_is_refused() -> None:
     assert bool((moved.position["w"] == params["w"]).all())
 
 
-def test_a_loss_over_many_outputs_has_to_say_what_it_sums() -> None:
+def test_a_loss_of_many_outputs_says_its_sum() -> None:
+    """A loss over many outputs has to say what it sums."""
     with pytest.raises(ValueError, match=r"mean_over_samples\(fn\)"):
         curvature(lambda z, y: jnp.sum(z**2), jnp.zeros(5000), None)
 

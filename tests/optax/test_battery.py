@@ -164,7 +164,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("problem", "name"), CASES)
-def test_a_transformation_takes_the_direction_as_a_gradient_and_both_ways_in_agree(name: str, problem: str) -> None:
+def test_both_ways_in_agree(name: str, problem: str) -> None:
+    """A transformation takes the direction as a gradient, and both ways in agree."""
     ensemble, batches = setup(problem)
     tx = TRANSFORMATIONS[name](ensemble)
     as_gradient = run(tx, ensemble, batches, directions)

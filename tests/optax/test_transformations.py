@@ -94,19 +94,24 @@ def trajectories(name: str, dtype: Any, h0: float = 2.0) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", ["eki", "meki", pytest.param("meki_schedule", marks=pytest.mark.slow)])
-def test_a_chain_follows_the_core_on_digits_in_double_precision(name: str, x64: None) -> None:
+def test_a_chain_follows_the_core_in_double(name: str, x64: None) -> None:
+    """A chain follows the core on digits in double precision."""
     core, params = trajectories(name, jnp.float64)
     assert relative(params, core) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["eki", "meki"])
-def test_a_chain_follows_the_core_on_digits_in_single_precision(name: str) -> None:
-    """With h0 = 2, momentum 0.9 and this few particles trajectories part: both must round alike, step for step."""
+def test_a_chain_follows_the_core_in_single(name: str) -> None:
+    """A chain follows the core on digits in single precision.
+
+    With h0 = 2, momentum 0.9 and this few particles trajectories part: both must round alike, step for step.
+    """
     core, params = trajectories(name, jnp.float32)
     assert relative(params, core) < 1e-6
 
 
-def test_a_momentum_that_varies_is_exact_where_an_injected_trace_is_not() -> None:
+def test_a_varying_momentum_is_exact() -> None:
+    """A momentum that varies is exact where an injected trace is not."""
     schedule, gradients, rate = su_boyd_candes(), [3.0, -1.0, 2.0, 5.0], 0.1
     u, v = 1.0, 1.0
     for n, g in enumerate(gradients):
@@ -154,9 +159,8 @@ def tikhonov_factors() -> Iterator[tuple[str, Any, np.ndarray]]:
 
 @pytest.mark.parametrize(("factor", "covariance"), [pytest.param(*case[1:], id=case[0]) for case in tikhonov_factors()])
 @pytest.mark.parametrize("size", [2, 20])  # either order of the products
-def test_tikhonovs_term_is_the_covariance_times_the_priors_precision(
-    factor: Any, covariance: np.ndarray, size: int, x64: None
-) -> None:
+def test_tikhonovs_term(factor: Any, covariance: np.ndarray, size: int, x64: None) -> None:
+    """Tikhonov's term is the covariance times the prior's precision."""
     ensemble, _ = small(size=size)
     mean = np.array([1.0, -1.0, 0.5])
     tx = add_tikhonov(gaussian(jnp.asarray(mean), factor=factor), 0.3)
@@ -167,7 +171,8 @@ def test_tikhonovs_term_is_the_covariance_times_the_priors_precision(
     np.testing.assert_allclose(updates, wanted, rtol=1e-11)
 
 
-def test_tikhonovs_term_spans_all_leaves_of_the_ensemble(x64: None) -> None:
+def test_tikhonovs_term_spans_all_leaves(x64: None) -> None:
+    """Tikhonov's term spans all leaves of the ensemble."""
     u, _ = small(size=7)
     tree = {"b": u[:, 0], "w": u[:, 1:]}
     mean, deviations = {"b": jnp.array(0.5), "w": jnp.array([1.0, 2.0])}, {"b": 2.0, "w": np.array([0.5, 3.0])}
@@ -177,7 +182,8 @@ def test_tikhonovs_term_spans_all_leaves_of_the_ensemble(x64: None) -> None:
     np.testing.assert_allclose(oracle.rows(updates), wanted, rtol=1e-12)
 
 
-def test_with_tikhonovs_term_the_ensemble_ends_at_the_posteriors_mode(x64: None) -> None:
+def test_tikhonovs_term_leads_to_the_mode(x64: None) -> None:
+    """With Tikhonov's term the ensemble ends at the posterior's mode."""
     ensemble, (a, y) = small(size=8, data=2)  # two data for three parameters: without a prior there is no one answer
     prior = gaussian(jnp.array([1.0, -1.0, 0.5]), 0.7)
     f = value_and_extra_args(LINEAR, squared_error())
@@ -226,7 +232,8 @@ def test_prior_noise_has_the_papers_covariance(x64: None) -> None:
     assert abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) < 0.03
 
 
-def test_meki_with_a_prior_is_nesterov_with_disturbed_momenta(x64: None) -> None:
+def test_meki_with_a_prior_disturbs_momenta(x64: None) -> None:
+    """MEKI with a prior is Nesterov with disturbed momenta."""
     ensemble, batch = small(size=6)
     prior, key = gaussian(jnp.zeros(3), 0.1), jax.random.key(3)
     solver, tx = nesterov(LINEAR, squared_error(), momentum=0.8), meki(momentum=0.8, prior=prior, key=key)
@@ -248,9 +255,10 @@ def test_meki_with_a_prior_is_nesterov_with_disturbed_momenta(x64: None) -> None
 @pytest.mark.parametrize(
     "tx", [optax.clip_by_global_norm(0.1), optax.lamb(0.1), optax.adafactor(0.1), optax.contrib.muon(0.1)]
 )
-def test_per_particle_is_a_loop_over_particles_and_the_bare_transformation_is_not(
+def test_per_particle_is_a_loop_over_particles(
     tx: optax.GradientTransformation,
 ) -> None:
+    """Per particle is a loop over particles and the bare transformation is not."""
     rng = np.random.default_rng(0)
     draw = lambda: {"w": jnp.asarray(rng.normal(size=(3, 4, 2)), jnp.float32)}
     ensemble, d = draw(), draw()
@@ -282,7 +290,8 @@ def two_steps(tx: optax.GradientTransformation, params: Any, state: Any, batch: 
 
 @pytest.mark.parametrize("how", ["vmap", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["meki_noise", "tikhonov"])
-def test_particles_may_be_spread_over_a_mapped_axis(name: str, how: str) -> None:
+def test_particles_over_a_mapped_axis(name: str, how: str) -> None:
+    """Particles may be spread over a mapped axis."""
     ensemble, batch = small(size=8)
     wanted, _ = two_steps(tx := chains(None)[name], ensemble, tx.init(ensemble), batch)
     tx = chains("particles")[name]
@@ -340,7 +349,8 @@ def test_bad_input_is_named_and_the_way_out_said(changes: Any, error: type[Excep
 
 
 @pytest.mark.parametrize("make", [scale_by_drift_norm, partial(add_prior_noise, gaussian(jnp.zeros(3), 1.0), None)])
-def test_the_other_transformations_name_what_is_missing_too(make: Any) -> None:
+def test_others_name_what_is_missing_too(make: Any) -> None:
+    """The other transformations name what is missing too."""
     with pytest.raises(TypeError, match="no outputs"):
         update_with(make(), outputs=None)
     with pytest.raises(ValueError, match="J = 5"):
@@ -351,14 +361,16 @@ def test_the_other_transformations_name_what_is_missing_too(make: Any) -> None:
         make(eps=-1.0)
 
 
-def test_required_extra_arguments_are_keyword_only_and_others_are_taken() -> None:
+def test_required_arguments_are_keyword_only() -> None:
+    """Required extra arguments are keyword only and others are taken."""
     kinds = inspect.signature(ensemble_gradient().update).parameters
     assert kinds["outputs"].kind is kinds["cotangents"].kind is inspect.Parameter.KEYWORD_ONLY
     assert kinds["extra"].kind is inspect.Parameter.VAR_KEYWORD
     assert isinstance(ensemble_gradient(), optax.GradientTransformationExtraArgs)
 
 
-def test_init_says_so_if_the_parameters_are_not_stacked() -> None:
+def test_init_wants_stacked_parameters() -> None:
+    """Init says so if the parameters are not stacked."""
     for make in (ensemble_gradient, eki, lambda: per_particle(optax.sgd(0.1))):
         with pytest.raises(ValueError, match="not a stacked ensemble"):
             make().init({"w": jnp.ones((3, 2)), "b": jnp.ones(2)})
@@ -374,7 +386,8 @@ def test_init_says_so_if_the_parameters_are_not_stacked() -> None:
         (np.array([1.0, 0.0, 1.0]), "standard deviation of zero"),
     ],
 )
-def test_a_prior_that_cannot_be_inverted_is_refused(factor: Any, message: str) -> None:
+def test_a_singular_prior_is_refused(factor: Any, message: str) -> None:
+    """A prior that cannot be inverted is refused."""
     with pytest.raises(ValueError, match=message):
         add_tikhonov(gaussian(jnp.zeros(3), factor=factor))
 

@@ -90,7 +90,8 @@ def test_layouts_give_the_direction_of_one_device(devices: int, outputs: int, x6
             assert largest_difference(found, wanted) < tolerance, communication
 
 
-def test_reduce_scatter_returns_low_precision_sums_in_the_ensembles_dtype() -> None:
+def test_reduce_scatter_keeps_the_dtype() -> None:
+    """Reduce-scatter returns low-precision sums in the ensemble's dtype."""
     ensemble = jax.random.normal(jax.random.key(0), (16, 64)).astype(jnp.bfloat16)
     g, r = jax.random.normal(jax.random.key(1), (2, 16, 4))
     body = partial(eki_jax.direction, axis_name="particles", communication="reduce_scatter")
@@ -169,7 +170,8 @@ PAIRS = list(zip([*METHODS, *TRANSFORMS], [*sharding.COMMUNICATIONS, None], stri
 
 
 @pytest.mark.parametrize(("name", "communication"), slow_but(PAIRS[0], PAIRS[3], PAIRS[4], of=PAIRS))
-def test_methods_on_eight_devices_are_those_of_one(name: str, communication: Any, x64: None) -> None:
+def test_methods_on_eight_are_those_of_one(name: str, communication: Any, x64: None) -> None:
+    """Methods on eight devices are those of one."""
     check_method(name, communication, 8, "shard_map")
 
 
@@ -197,7 +199,8 @@ def test_drivers_give_the_same_numbers(driver: Any, x64: None) -> None:
 
 
 @pytest.mark.parametrize("driver", sharding.DRIVERS)
-def test_a_sharded_solver_is_called_like_any_other(driver: Any, toy: Toy) -> None:
+def test_a_sharded_solver_is_called_like_others(driver: Any, toy: Toy) -> None:
+    """A sharded solver is called like any other."""
     mesh = sharding.make_mesh(4)
     single = eki_jax.nesterov(toy.forward, toy.loss)
     solver = eki_jax.nesterov(toy.forward, toy.loss, axis_name="particles", chunk_size=1)
@@ -212,7 +215,8 @@ def test_a_sharded_solver_is_called_like_any_other(driver: Any, toy: Toy) -> Non
     assert state.count.sharding.is_fully_replicated
 
 
-def test_update_takes_outputs_that_were_made_elsewhere(toy: Toy) -> None:
+def test_update_takes_outputs_from_elsewhere(toy: Toy) -> None:
+    """Update takes outputs that were made elsewhere."""
     solver = sharding.shard_solver(eki_jax.euler(None, toy.loss, axis_name="particles"), sharding.make_mesh(2))
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), toy.prior, 8)
     outputs = eki_jax.evaluate(toy.forward, ensemble, toy.batch[0])
@@ -253,7 +257,8 @@ def test_a_batch_axis_shards_the_samples(driver: Any, toy: Toy) -> None:
 
 
 @pytest.mark.parametrize(("driver", "devices"), [("shard_map", 2), ("shard_map", 8), ("pmap", 8), ("jit", 8)])
-def test_random_numbers_do_not_depend_on_the_number_of_devices(driver: Any, devices: int, toy: Toy) -> None:
+def test_random_numbers_do_not_depend_on_devices(driver: Any, devices: int, toy: Toy) -> None:
+    """Random numbers do not depend on the number of devices."""
     mesh, key = sharding.make_mesh(devices), jax.random.key(3)
     drawn = jax.jit(lambda key: sharding.sample_ensemble(key, toy.prior, 16, mesh, driver=driver))(key)
     for found, wanted in zip(*map(jax.tree.leaves, (drawn, eki_jax.sample_ensemble(key, toy.prior, 16))), strict=True):
@@ -323,7 +328,8 @@ def compiled_step(J: int, communication: Any, driver: Any = "shard_map", devices
     return step.lower(state, (jnp.ones((OUTPUTS, 64)), jnp.ones(OUTPUTS))).compile()
 
 
-def test_the_all_reduce_moves_as_much_for_256_particles_as_for_4096() -> None:
+def test_the_all_reduce_of_256_and_4096() -> None:
+    """The all-reduce moves as much for 256 particles as for 4096."""
     moved = {}
     for J in (256, 4096):
         program = hlo.read(compiled_step(J, "all_reduce").as_text(), 8)
@@ -337,7 +343,8 @@ def test_the_all_reduce_moves_as_much_for_256_particles_as_for_4096() -> None:
 
 
 @pytest.mark.parametrize("communication", sharding.COMMUNICATIONS)
-def test_the_cost_model_counts_what_the_compiled_program_does(communication: Any) -> None:
+def test_the_cost_model_counts_the_program(communication: Any) -> None:
+    """The cost model counts what the compiled program does."""
     program = hlo.read(compiled_step(256, communication).as_text(), 8)
     cost = sharding.step_cost(communication, 256, OUTPUTS, PARAMETERS, 8, forward_flops=2 * OUTPUTS * PARAMETERS)
     assert program.flops == pytest.approx(cost.flops, rel=0.03)
@@ -353,7 +360,8 @@ def test_no_driver_gathers_the_ensemble(driver: Any) -> None:
     assert max(one.numbers for one in program.collectives) < 256 * PARAMETERS / 8
 
 
-def test_the_gather_never_holds_more_than_blocks_of_it() -> None:
+def test_the_gather_holds_blocks_alone() -> None:
+    """The gather never holds more than blocks of it."""
     program = hlo.read(compiled_step(256, "gather").as_text(), 8)
     assert max(one.numbers for one in program.collectives) < 256 * PARAMETERS / 8
 
@@ -376,14 +384,16 @@ def test_the_reader_counts_loops_and_branches() -> None:
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def test_the_choice_follows_the_particles_on_a_device() -> None:
+def test_the_choice_follows_the_particles() -> None:
+    """The choice follows the particles on a device."""
     choose = partial(sharding.choose_communication, outputs=600, parameters=573_910, devices=8)
     assert choose(16_000) == "all_reduce"  # 2000 particles a device, 600 outputs
     assert choose(2_000) == "all_to_all"
     assert choose(16_000, itemsize=2) == "reduce_scatter"  # the way back is half as long in bfloat16
 
 
-def test_communication_of_the_all_reduce_does_not_depend_on_the_ensemble() -> None:
+def test_the_all_reduce_ignores_the_ensemble() -> None:
+    """Communication of the all-reduce does not depend on the ensemble."""
     costs = [sharding.step_cost("all_reduce", J, 600, 573_910, 8) for J in (256, 4096)]
     assert costs[0].sent == costs[1].sent == 2 * 7 / 8 * 600 * 573_910 * 4
     assert costs[1].flops == 16 * costs[0].flops
@@ -417,7 +427,8 @@ def digits_method(devices: int, driver: Any, J: Any = 32, resample: bool = False
 
 
 @pytest.mark.slow
-def test_drivers_give_the_same_training_curve_on_digits() -> None:
+def test_drivers_give_the_same_curve() -> None:
+    """Drivers give the same training curve on digits."""
     curves = {}
     for driver in sharding.DRIVERS:
         problem, method = digits_method(8, driver, J=64)
@@ -434,7 +445,8 @@ def test_drivers_give_the_same_training_curve_on_digits() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_grows_and_is_resumed_on_other_devices_goes_on_as_if_alone(tmp_path: Any) -> None:
+def test_a_growing_run_resumes_on_other_devices(tmp_path: Any) -> None:
+    """A run that grows and is resumed on other devices goes on as if alone."""
     histories = {}
     for name, first, second in (("one", 1, 1), ("many", 8, 2)):
         for devices, epochs in ((first, 2), (second, 3)):
@@ -455,7 +467,8 @@ def test_a_run_that_grows_and_is_resumed_on_other_devices_goes_on_as_if_alone(tm
     np.testing.assert_allclose(histories["many"], histories["one"], rtol=1e-2)
 
 
-def test_a_checkpoint_of_eight_devices_is_resumed_on_two(tmp_path: Any, toy: Toy) -> None:
+def test_a_checkpoint_of_eight_resumes_on_two(tmp_path: Any, toy: Toy) -> None:
+    """A checkpoint of eight devices is resumed on two."""
     solver = eki_jax.nesterov(toy.forward, toy.loss, axis_name="particles")
     many, few = (sharding.shard_solver(solver, sharding.make_mesh(devices)) for devices in (8, 2))
     ensemble = eki_jax.sample_ensemble(jax.random.key(0), toy.prior, 8)

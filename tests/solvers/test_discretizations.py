@@ -78,7 +78,8 @@ def test_nesterov_is_the_papers_step(x64: None, momentum: Any) -> None:
     np.testing.assert_allclose(state.ensemble, v, rtol=1e-10)
 
 
-def test_info_describes_the_ensemble_before_the_step(x64: None) -> None:
+def test_info_is_of_before_the_step(x64: None) -> None:
+    """Info describes the ensemble before the step."""
     _, infos = run(euler(forward, squared_error()), 1)
     info = infos[0]
     np.testing.assert_allclose(info.losses, 0.5 * np.sum((as_numpy(START) - TARGETS) ** 2, axis=1), rtol=1e-12)
@@ -97,7 +98,8 @@ def test_ask_and_tell_is_a_step(make: Any) -> None:
     np.testing.assert_allclose(told.position, stepped.position, rtol=1e-4, atol=1e-6)
 
 
-def test_field_and_direction_agree_with_a_small_euler_step(x64: None) -> None:
+def test_field_is_a_small_euler_step(x64: None) -> None:
+    """Field and direction agree with a small Euler step."""
     batch = (jnp.asarray(A), jnp.asarray(TARGETS))
     state, _ = run(euler(forward, squared_error(), constant_step_size(0.25)), 1)
     field = vector_field(forward, squared_error())(0.0, jnp.asarray(START), batch)
@@ -154,7 +156,8 @@ def test_chunks_of_particles_change_nothing() -> None:
         np.testing.assert_allclose(result, results[0], rtol=1e-5, atol=1e-6)
 
 
-def test_perturbed_data_moves_every_particle_by_its_own_targets(x64: None) -> None:
+def test_perturbed_data_has_targets_of_its_own(x64: None) -> None:
+    """Perturbed data moves every particle by its own targets."""
     targets = TARGETS + 0.1 * RNG.normal(size=(8, 5))
     solver = euler(forward, squared_error(), constant_step_size(0.1), targets_axis=0)
     state, _ = solver.step(solver.init(jnp.asarray(START)), (jnp.asarray(A), jnp.asarray(targets)))
@@ -162,7 +165,8 @@ def test_perturbed_data_moves_every_particle_by_its_own_targets(x64: None) -> No
     np.testing.assert_allclose(state.ensemble, wanted, rtol=1e-10)
 
 
-def test_integer_and_one_hot_labels_give_the_same_step() -> None:
+def test_integer_and_one_hot_labels_agree() -> None:
+    """Integer and one-hot labels give the same step."""
     net = lambda u, x: jax.nn.softmax(x @ u)
     x, labels = jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32), jnp.array([0, 2, 1, 1, 0, 2])
     solver = euler(net, cross_entropy())

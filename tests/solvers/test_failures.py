@@ -28,7 +28,8 @@ def updated(policy: Any, make: Any = euler, outputs: Any = BROKEN) -> Any:
 
 
 @pytest.mark.parametrize("make", [euler, nesterov])
-def test_keep_moves_the_healthy_as_if_the_failed_were_not_there(make: Any) -> None:
+def test_keep_moves_the_healthy_alone(make: Any) -> None:
+    """``keep`` moves the healthy as if the failed were not there."""
     state, info = updated(keep_failed(), make)
     alone = make(None, squared_error())
     wanted, _ = alone.update(alone.init(jnp.asarray(START[HEALTHY])), OUTPUTS[HEALTHY], TARGETS)
@@ -47,7 +48,8 @@ def test_a_failed_particle_may_itself_be_nan() -> None:
     assert np.isfinite(np.asarray(state.ensemble)[HEALTHY]).all()
 
 
-def test_redraw_takes_the_failed_from_the_healthy_ones() -> None:
+def test_redraw_draws_from_the_healthy() -> None:
+    """``redraw`` takes the failed from the healthy ones."""
     state, info = updated(redraw_failed(jax.random.key(0)))
     kept, _ = updated(keep_failed())
     np.testing.assert_array_equal(state.ensemble[HEALTHY], kept.ensemble[HEALTHY])
@@ -58,7 +60,8 @@ def test_redraw_takes_the_failed_from_the_healthy_ones() -> None:
     assert int(info.failed) == 2
 
 
-def test_redrawn_particles_have_the_healthy_ones_covariance() -> None:
+def test_redrawn_have_the_healthy_covariance() -> None:
+    """Redrawn particles have the healthy ones' covariance."""
     rng = np.random.default_rng(1)
     mixing = np.array([[2.0, 0.0], [1.0, 0.3]])
     u = rng.normal(size=(4000, 2)) @ mixing.T + 3
@@ -83,7 +86,8 @@ def test_raise_says_how_many() -> None:
     assert np.isfinite(np.asarray(state.ensemble)).all()  # what was learned is still there
 
 
-def test_raise_counts_the_particles_of_all_devices() -> None:
+def test_raise_counts_all_devices_particles() -> None:
+    """``raise`` counts the particles of all devices."""
     apply = lambda healthy: raise_failed().apply(jnp.zeros(2), healthy, jnp.array(0), "p")
     healthy = jnp.array([[True, False], [True, True]])
     with pytest.raises(FloatingPointError, match="1 of 4 particles"):

@@ -83,8 +83,11 @@ def test_step_is_the_formula(x64):
         assert bool(info.is_finite)
 
 
-def test_perturbed_data_have_the_covariance_gamma_over_h(x64):
-    """What the perturbation adds to a particle is K xi, xi ~ N(0, Gamma / h), independent from one to the next."""
+def test_perturbed_data_have_their_covariance(x64):
+    """Perturbed data have the covariance Gamma / h.
+
+    What the perturbation adds to a particle is K xi, xi ~ N(0, Gamma / h), independent from one to the next.
+    """
     count, h = 10_000, 0.25
     u = np.random.default_rng(0).normal(size=(count, 2))
     few = u[:25]  # in the space of the ensemble: as many draws from a few particles, again and again
@@ -116,8 +119,11 @@ def _state(ensemble):
     return enkf(None, 1.0).init(ensemble)
 
 
-def test_perturbed_linear_step_gives_the_posterior(x64):
-    """With perturbed data the ensemble's covariance is Kalman's (I - K A) C; without, (I - K A) C (I - K A)^T."""
+def test_a_perturbed_step_gives_the_posterior(x64):
+    """Perturbed linear step gives the posterior.
+
+    With perturbed data the ensemble's covariance is Kalman's (I - K A) C; without, (I - K A) C (I - K A)^T.
+    """
     u = np.random.default_rng(0).normal(size=(40_000, 2))
     c = np.cov(u.T, ddof=0)
     gain = c @ MATRIX.T @ np.linalg.inv(MATRIX @ c @ MATRIX.T + dense("dense"))
@@ -133,7 +139,8 @@ def test_perturbed_linear_step_gives_the_posterior(x64):
     assert np.abs(posterior["perturbed"] - posterior["plain"]).max() > 0.1
 
 
-def test_the_particles_noise_differs_and_depends_on_the_step():
+def test_noise_differs_between_particles():
+    """The particles' noise differs and depends on the step."""
     solver = enkf(model, 0.7, 0.3, key=jax.random.key(0))
     same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape).at[0].add(1.0), particles())
     state = solver.init(same)
@@ -164,7 +171,8 @@ def test_short_steps_are_the_vector_field(x64, space):
     assert errors[-1] < 0.02 * np.abs(velocity).max()
 
 
-def test_tempered_steps_converge_to_the_flow_with_order_one(x64):
+def test_tempered_steps_converge_to_the_flow(x64):
+    """Tempered steps converge to the flow with order one."""
     import diffrax
 
     field = eki_jax.vector_field(model, eki_jax.squared_error(1 / COVARIANCES["diagonal"]))
@@ -193,7 +201,8 @@ def test_tempered_steps_converge_to_the_flow_with_order_one(x64):
     assert abs(np.polyfit(-np.log(steps), np.log(errors), 1)[0] - 1) < 0.05
 
 
-def test_the_cheaper_space_is_chosen_and_low_rank_noise_is_never_formed():
+def test_the_cheaper_space_is_chosen():
+    """The cheaper space is chosen and low-rank noise is never formed."""
     many, few = 300, 5
     u = jax.random.normal(jax.random.key(0), (few, 3))
     weights = jax.random.normal(jax.random.key(1), (many, 3))
@@ -261,7 +270,8 @@ def test_data_misfit_controller_leaves_no_sliver(x64):
 
 
 @pytest.mark.parametrize("key", [None, 5])
-def test_controlled_steps_sum_to_one_and_then_stop(key):
+def test_controlled_steps_sum_to_one(key):
+    """Controlled steps sum to one and then stop."""
     solver = enkf(model, 0.02, data_misfit_controller(), key=None if key is None else jax.random.key(key))
     state, sizes = solver.init(particles()), []
     step = jax.jit(solver.step)
@@ -330,7 +340,8 @@ def test_the_covariance_may_be_traced():
         np.testing.assert_allclose(flat(traced[kind]), flat(concrete), rtol=1e-5, atol=1e-6, err_msg=kind)
 
 
-def test_ask_and_tell_is_the_step_and_pytrees_of_outputs_are_flattened():
+def test_ask_and_tell_is_the_step():
+    """Ask and tell is the step and pytrees of outputs are flattened."""
     solver = enkf(model, COVARIANCES["diagonal"])
     stepped, _ = run(solver)
     outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)

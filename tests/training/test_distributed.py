@@ -95,7 +95,8 @@ def test_two_processes_take_the_steps_of_one(start: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_run_resumes(victim: int, start: Any, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_others(victim: int, start: Any, tmp_path: Path) -> None:
+    """A killed process ends the others and the run resumes."""
     options = ("--particles", 64, "--batch-size", 100, "--directory", tmp_path / "checkpoints")
     group = start(2, *options, "--epochs", 200)
     group.wait_for_epoch(2)

@@ -46,7 +46,8 @@ def same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_every_sample_is_seen_at_most_once_in_an_epoch() -> None:
+def test_every_sample_is_seen_at_most_once() -> None:
+    """Every sample is seen at most once in an epoch."""
     counting = Method(
         init=lambda key: jnp.zeros(70),
         step=lambda state, key, batch: (state.at[batch[0][:, 0].astype(int)].add(1), {}),
@@ -70,7 +71,8 @@ def test_every_method_learns(kind: str) -> None:
     assert not result.interrupted
 
 
-def test_steps_one_by_one_are_those_of_the_compiled_loop() -> None:
+def test_steps_one_by_one_are_the_loops() -> None:
+    """Steps one by one are those of the compiled loop."""
     runs = [
         fit(
             method("meki-r")._replace(compiled_loop=loop), TRAIN, TEST, batch_size=16, epochs=2, key=KEY, progress=False
@@ -82,8 +84,8 @@ def test_steps_one_by_one_are_those_of_the_compiled_loop() -> None:
     assert other == [pytest.approx(row, rel=1e-4) for row in one]
 
 
-def test_epochs_of_eki_r_are_euler_steps_around_a_redrawn_mean() -> None:
-    """Two epochs by hand, from the public pieces."""
+def test_epochs_of_eki_r_are_euler_steps() -> None:
+    """Epochs of EKI(R) are Euler steps around a redrawn mean. Two epochs by hand, from the public pieces."""
     solver = eki_jax.euler(forward, eki_jax.cross_entropy())
     run = jax.jit(epoch(method("eki"), 16))
     state = solver.init(eki_jax.sample_ensemble(jax.random.fold_in(KEY, 0), PRIOR, 24))
@@ -122,7 +124,8 @@ def test_a_resumed_run_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_growing_ensemble_resumes_with_the_size_it_had(tmp_path: Path) -> None:
+def test_a_growing_ensemble_resumes(tmp_path: Path) -> None:
+    """A growing ensemble resumes with the size it had."""
     sizes = lambda index: (10, 20, 20, 30)[index]
     straight = train(J=sizes)
     assert [row["particles"] for row in straight.history] == [10, 20, 20, 30]
