@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.natural.draws import Cloud
-from eki_jax.natural.linear_algebra import HIGHEST
 
 
 class Direction(NamedTuple):
@@ -57,7 +56,7 @@ class Setup(NamedTuple):
         cloud: particles around the mean.
         batch_axis: devices over which samples are spread.
         chunk_size: number of particles evaluated at a time.
-        precision: precision of the products that form the matrix.
+        precision: precision of the products that form the matrix, or None for the highest.
         norm_constraint: largest squared norm of a step in the outputs' curvature, or None.
     """
 
@@ -65,7 +64,7 @@ class Setup(NamedTuple):
     cloud: Cloud
     batch_axis: Axis = Axis()
     chunk_size: int | None = None
-    precision: Any = HIGHEST
+    precision: Any = None
     norm_constraint: float | None = None
 
     @property

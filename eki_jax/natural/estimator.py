@@ -15,7 +15,6 @@ from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
 from eki_jax.natural.estimates import localized as localized_estimate
 from eki_jax.natural.estimates import span
-from eki_jax.natural.linear_algebra import HIGHEST
 
 
 class EstimatorSettings(TypedDict, total=False):
@@ -137,10 +136,10 @@ def make_estimator(
     axis_name: str | None = None,
     batch_axis_name: str | None = None,
     chunk_size: int | None = None,
-    precision: Any = HIGHEST,
+    precision: Any = None,
     norm_constraint: float | None = None,
     localized: bool = False,
-    iterations: int = 10,
+    iterations: int | None = None,
     space: Space | None = None,
 ) -> Estimator:
     """An estimator of checked settings."""
@@ -152,10 +151,14 @@ def make_estimator(
         raise ValueError(f"particles: {particles} with antithetic=True; wanted an even number, for pairs")
     if norm_constraint is not None and not norm_constraint > 0:
         raise ValueError(f"norm_constraint: {norm_constraint}; wanted a number > 0, or None")
+    short: dict[str, Any] = {"space": space} if localized else {"iterations": iterations}
+    if estimate is not None:
+        short = {"localized": localized or None, "iterations": iterations, "space": space}
+    for name, value in short.items():
+        if value is not None:
+            raise TypeError(f"{name}: {value!r}, which is for another estimate than the one asked for; wanted none")
     if estimate is None:
-        estimate = localized_estimate(iterations) if localized else span(space)
-    elif localized or space is not None:
-        raise TypeError("estimate: given beside localized or space, which are short for it; wanted one of them")
+        estimate = localized_estimate(*([] if iterations is None else [iterations])) if localized else span(space)
     cloud = Cloud(deviations, particles, antithetic, Axis(axis_name))
     setup = Setup(loss, cloud, Axis(batch_axis_name), chunk_size, precision, norm_constraint)
     estimate.check(setup)

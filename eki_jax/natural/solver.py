@@ -199,7 +199,7 @@ def natural_gradient(
         if adaptive is not None:
             raise TypeError("damping: adaptive, which evaluates the model; wanted a number or a schedule for update()")
         if not estimator.estimate.needs_model:
-            check_rows(outputs, particles // cloud.axis.size, whose="this device has")
+            check_rows(outputs, particles // cloud.axis.size)
         return moved(state, estimator.from_outputs(state.position, drawn(state), *scales(state), outputs, targets))
 
     def moved(state: NaturalState, found: Direction) -> tuple[NaturalState, NaturalInfo]:

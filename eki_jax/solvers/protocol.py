@@ -184,11 +184,11 @@ def given(forward: ForwardFn | None) -> ForwardFn:
     return forward
 
 
-def check_rows(outputs: Any, size: int, *, whose: str = "the ensemble has") -> None:
+def check_rows(outputs: Any, size: int) -> None:
     """Raise ValueError unless the outputs have one row for each of this device's ``size`` particles."""
     found = local_size(outputs, name="outputs")
     if found != size:
-        raise ValueError(f"outputs: leading axis {found}, but {whose} {size} particles; wanted ({size}, ...)")
+        raise ValueError(f"outputs: leading axis {found}, but the ensemble has {size} particles; wanted ({size}, ...)")
 
 
 def makes_its_particles(solver: Solver) -> bool:

@@ -37,20 +37,22 @@ LOSS = natural.softmax_cross_entropy()
 def estimate(forward: Any, params: Any, x: Any, particles: int, rank: int = 1, antithetic: bool = False) -> Any:
     deviations = natural.low_rank(rank, 0.5)
     cloud = Cloud(deviations, particles, antithetic)
-    sigma, matrix_of = jnp.asarray(SIGMA), {}
+    sigma, fixed = jnp.asarray(SIGMA), {}
 
     @jax.jit
     def recorded(params: Any) -> Any:
         drawn = cloud.draw(jax.random.key(0), params)
-        here, inputs, found = cloud.see(forward, params, x)
-        matrix_of.update(found)
-        outputs = cloud.evaluate(forward, params, drawn, sigma, x, None)
-        return drawn, here, inputs, *centred(outputs, Axes())
+        here, inputs, matrix_of = cloud.see(forward, params, x)
+        rows, healthy, number = centred(cloud.evaluate(forward, params, drawn, sigma, x, None), Axes())
+        seen = Seen(here, inputs, matrix_of)
+        jacobian = estimated_jacobian(deviations, params, drawn, rows, sigma, seen, healthy, number, Axes())
+        leaves, fixed["structure"] = jax.tree.flatten(jacobian)
+        fixed["leaves"] = [None if isinstance(leaf, jax.Array) else leaf for leaf in leaves]  # shapes and structures
+        return [leaf for leaf in leaves if isinstance(leaf, jax.Array)], here, drawn
 
-    drawn, here, inputs, rows, healthy, number = recorded(params)
-    seen = Seen(here, inputs, matrix_of)
-    jacobian = estimated_jacobian(deviations, params, drawn, rows, sigma, seen, healthy, number, Axes())
-    return jacobian, here, (cloud, drawn)
+    arrays, here, drawn = recorded(params)
+    leaves = [arrays.pop(0) if leaf is None else leaf for leaf in fixed["leaves"]]
+    return jax.tree.unflatten(fixed["structure"], leaves), here, (cloud, drawn)
 
 
 def formed(jacobian: Any, params: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -26,17 +27,22 @@ def oracle(loss: Any, outputs: Any, targets: Any, damping: float, keep: Any = No
     mean = z.mean(axis=0)
     z = (z - mean).reshape(len(z), -1) / np.sqrt(len(z) - 1)
     flat = lambda m: loss(m.reshape(mean.shape), targets)
-    g, h = (np.asarray(f(jnp.asarray(mean.ravel()))) for f in (jax.grad(flat), jax.hessian(flat)))
+    g, h = map(np.asarray, jax.jit(lambda m: (jax.grad(flat)(m), jax.hessian(flat)(m)))(mean.ravel()))
     w = np.zeros(len(keep))
     w[keep] = np.linalg.solve(z @ h @ z.T + damping * np.eye(len(z)), z @ g)
     return w
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def sample(key: int, particles: int, samples: int) -> tuple[Any, Any]:
     keys = jax.random.split(jax.random.key(key), 2)
     return jax.random.normal(keys[0], (particles, samples, CLASSES)), jax.random.randint(
         keys[1], (samples,), 0, CLASSES
     )
+
+
+def step_of(loss: Any, outputs: Any, targets: Any, damping: float, **options: Any) -> Any:
+    return jax.jit(functools.partial(span_step, loss, **options))(outputs, targets, damping)
 
 
 def poisson(z: Any, y: Any) -> Any:
@@ -56,7 +62,7 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_weights_are_those_of_the_formula(name: str, space: Any, particles: int, samples: int, x64: None) -> None:
     outputs, targets = sample(1, particles, samples)
-    found = span_step(LOSSES[name], outputs, targets, jnp.asarray(0.01), space=space)
+    found = step_of(LOSSES[name], outputs, targets, 0.01, space=space)
     np.testing.assert_allclose(found.weights, oracle(LOSSES[name], outputs, targets, 0.01), rtol=1e-6, atol=1e-9)
     assert bool(found.is_convex)
     assert not bool(found.fallback)
@@ -66,10 +72,12 @@ def test_weights_are_those_of_the_formula(name: str, space: Any, particles: int,
 def test_squared_error_in_the_noises_norm(precision: Any, x64: None) -> None:
     outputs, _ = sample(2, 6, 2)
     root = jax.random.normal(jax.random.key(3), (6, 6))
-    precision = {"diagonal": jnp.arange(1.0, 7.0).reshape(2, 3), "matrix": root @ root.T}.get(precision, precision)
+    precision = {"diagonal": jnp.arange(1.0, 7.0).reshape(2, 3), "matrix": np.asarray(root @ root.T)}.get(
+        precision, precision
+    )
     loss, targets = eki_jax.squared_error(precision), jnp.ones((2, 3))
     for space in ("ensemble", "output"):
-        found = span_step(loss, outputs, targets, jnp.asarray(0.1), space=space)
+        found = step_of(loss, outputs, targets, 0.1, space=space)
         np.testing.assert_allclose(found.weights, oracle(loss, outputs, targets, 0.1), rtol=1e-6, atol=1e-9)
 
 
@@ -78,11 +86,11 @@ def test_soft_labels_that_do_not_sum_to_one(x64: None) -> None:
     soft = jax.nn.one_hot(labels, CLASSES) * 0.7  # then the gradient has a part outside of the Hessian's range
     soft_loss = LOSSES["softmax"]
     for space in ("ensemble", "output"):
-        model = span_step(soft_loss, outputs, soft, jnp.asarray(0.1), space=space)
+        model = step_of(soft_loss, outputs, soft, 0.1, space=space)
         assert bool(jnp.isfinite(model.weights).all())
     assert jnp.allclose(
-        span_step(soft_loss, outputs, jax.nn.one_hot(labels, CLASSES), jnp.asarray(0.1)).weights,
-        span_step(soft_loss, outputs, labels, jnp.asarray(0.1)).weights,
+        step_of(soft_loss, outputs, jax.nn.one_hot(labels, CLASSES), 0.1).weights,
+        step_of(soft_loss, outputs, labels, 0.1).weights,
     )
 
 
@@ -92,24 +100,25 @@ def test_the_smaller_space_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "damped_solve", lambda m, r, d: (sizes.append(len(m)), damped_solve(m, r, d))[1])
     for particles, samples in ((5, 4), (30, 2)):
         outputs, targets = sample(1, particles, samples)
-        span_step(LOSSES["softmax"], outputs, targets, jnp.asarray(0.1))
+        step_of(LOSSES["softmax"], outputs, targets, 0.1)
     assert sizes == [5, 6]
 
 
 def test_without_cholesky_it_is_the_same(x64: None) -> None:
     """Without Cholesky the solution is the same."""
-    q, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (6, 6)))
-    matrix = (q * jnp.array([1.0, 0.5, 0.1, 0.0, 0.0, -1e-9])) @ q.T  # not quite positive, as rounding leaves it
-    right = jnp.arange(6.0)
+    q, _ = np.linalg.qr(jax.random.normal(jax.random.key(0), (6, 6)))
+    matrix = (q * np.array([1.0, 0.5, 0.1, 0.0, 0.0, -1e-9])) @ q.T  # not quite positive, as rounding leaves it
+    right = np.arange(6.0)
     x, failed = jax.jit(damped_solve)(matrix, right, 1e-10)
     assert bool(failed)
-    wanted = q @ ((q.T @ right) / (jnp.array([1.0, 0.5, 0.1, 0.0, 0.0, 0.0]) + 1e-10))
+    wanted = q @ ((q.T @ right) / (np.array([1.0, 0.5, 0.1, 0.0, 0.0, 0.0]) + 1e-10))
     np.testing.assert_allclose(x, wanted, rtol=1e-5)
-    x, failed = damped_solve(matrix, right, 0.1)
+    x, failed = jax.jit(damped_solve)(matrix, right, 0.1)
     assert not bool(failed)
-    np.testing.assert_allclose((matrix + 0.1 * jnp.eye(6)) @ x, right, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose((matrix + 0.1 * np.eye(6)) @ x, right, rtol=1e-8, atol=1e-12)
 
 
+@jax.jit
 def linear_problem() -> tuple[Any, Any, Any]:
     keys = jax.random.split(jax.random.key(5), 3)
     a, truth = jax.random.normal(keys[0], (7, 4)), jax.random.normal(keys[1], (4,))
@@ -163,11 +172,15 @@ def test_many_deviations_give_newtons_step(x64: None) -> None:
     np.testing.assert_allclose(state.position + centre, jnp.linalg.lstsq(a, y)[0], rtol=1e-4)
 
 
-def classifier() -> tuple[Any, Any, Any]:
+@jax.jit
+def parameters_and_batch() -> tuple[Any, Any]:
     params = {"w": 0.3 * jax.random.normal(jax.random.key(3), (5, CLASSES)), "b": jnp.zeros(CLASSES)}
     x = jax.random.normal(jax.random.key(4), (20, 5))
-    y = jnp.argmax(x[:, :CLASSES], axis=1)
-    return (lambda p, x: x @ p["w"] + p["b"]), params, (x, y)
+    return params, (x, jnp.argmax(x[:, :CLASSES], axis=1))
+
+
+def classifier() -> tuple[Any, Any, Any]:
+    return (lambda p, x: x @ p["w"] + p["b"]), *parameters_and_batch()
 
 
 @pytest.mark.parametrize("deviations", [natural.full_rank(), natural.low_rank(1), natural.low_rank(2, 0.3)])
@@ -196,7 +209,7 @@ def test_ask_and_tell_is_a_step() -> None:
     assert int(told.count) == 1
     with pytest.raises(TypeError, match="forward: None"):
         make(None).step(state, batch)
-    with pytest.raises(ValueError, match="outputs: leading axis 3 for 16 particles"):
+    with pytest.raises(ValueError, match=r"outputs: leading axis 3.*16 particles"):
         make(None).update(state, outputs[:3], batch[1])
 
 
@@ -301,7 +314,7 @@ def test_failed_particles_are_dropped(x64: None) -> None:
     broken = outputs.at[2, 0, 1].set(jnp.nan).at[4, 3, 0].set(jnp.inf)
     keep = np.array([True, True, False, True, False, True])
     for space in ("ensemble", "output"):
-        found = span_step(LOSSES["softmax"], broken, targets, jnp.asarray(0.01), space=space)
+        found = step_of(LOSSES["softmax"], broken, targets, 0.01, space=space)
         np.testing.assert_allclose(
             found.weights, oracle(LOSSES["softmax"], outputs, targets, 0.01, keep), rtol=1e-6, atol=1e-9
         )

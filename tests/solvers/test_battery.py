@@ -117,6 +117,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("optax", name): "value_and_natural_direction" for name in AROUND_A_MEAN},
     **{("targets_per_particle", name): "targets_axis: 0; is no setting" for name in AROUND_A_MEAN},
     **{(prop, "natural_localized"): _INSIDE for prop in ("ask_and_tell", "online")},
+    ("precision", "natural_localized"): "which a localized step does not",
     **{(prop, "natural_adaptive"): _MODEL for prop in ("ask_and_tell", "online")},
 }
 
@@ -310,25 +311,29 @@ def sharded(r: Run, tmp_path: Path, driver: str = "shard_map") -> None:
     assert solver.passes(J) == r.solver.passes(J)
 
 
+#: Compiled once for the cells of both.
+both = {"chunk_size": 5, "precision": jax.lax.Precision.HIGHEST}
+
+
 @functools.cache
-def varied(name: str) -> tuple[Any, str]:
-    """Two steps with other chunks and another precision, and the program that takes them."""
+def varied(name: str, **settings: Any) -> tuple[Any, str]:
+    """Two steps with other settings, and the program that takes them."""
     r = run(name)
-    solver = r.row.make(forward, chunk_size=5, precision=jax.lax.Precision.HIGHEST)
+    solver = r.row.make(forward, **settings)
     traced = compiled(functools.partial(walk, solver)).trace(r.start)
     return traced.lower().compile()(r.start), str(traced.jaxpr)
 
 
 def chunks(r: Run, tmp_path: Path) -> None:
     """Evaluating a few particles at a time changes nothing."""
-    found, program = varied(r.name)
+    found, program = varied(r.name, **(both if ("precision", r.name) not in REFUSED else {"chunk_size": 5}))
     close(found, (r.solver.estimate(r.states[2]), jnp.stack([info.loss for info in r.infos[:2]])), 1e-3)
     assert "length=4" in program or "length=3" in program  # of 16 particles: four at a time, or five and a rest
 
 
 def precision(r: Run, tmp_path: Path) -> None:
     """The precision of the products is a setting; the highest changes little in float32."""
-    found, program = varied(r.name)
+    found, program = varied(r.name, **both)
     close(found, (r.solver.estimate(r.states[2]), jnp.stack([info.loss for info in r.infos[:2]])), 1e-3)
     assert "HIGHEST" in program
 

@@ -265,7 +265,12 @@ class Localized(NamedTuple):
         return True
 
     def check(self, setup: Setup) -> None:
-        """Raise ValueError unless the deviations are of low rank."""
+        """Raise unless the deviations are of low rank, and for a precision, which it has no product for."""
+        if setup.precision is not None:
+            raise TypeError(
+                f"precision: {setup.precision!r} of the products that form a matrix, which a localized step does not; "
+                "wanted none"
+            )
         if not isinstance(setup.cloud.deviations, LowRankDeviations):
             raise ValueError("localized: True with deviations of full rank; wanted low_rank(...)")
 

@@ -233,7 +233,8 @@ class Span(NamedTuple):
         """The direction from the particles' outputs."""
 
         def solved(loss: LossFn, targets: Any) -> SpanStep:
-            space, axes, precision = self.space, setup.axes, setup.precision
+            space, axes = self.space, setup.axes
+            precision = HIGHEST if setup.precision is None else setup.precision
             return span_step(loss, outputs, targets, damping, space=space, axes=axes, precision=precision)
 
         found = by_shortcut(solved, setup.loss, targets, axis=setup.axes.batch)
