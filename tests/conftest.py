@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
         if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
-            os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # compiled in half of the time
+            os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -62,3 +62,13 @@ def x64() -> Iterator[None]:
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs as users have them, for what two of them must round alike."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -66,15 +66,16 @@ def test_the_quick_start_has_exactly_two_commands() -> None:
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 SLOW = {"continuous.md", "momentum.md"}  # ODE solvers compile for long
+TRAIN = {"natural_gradient.md", "optax.md", "edf.md", "semi_supervised.md"}  # networks, as the benchmarks do
+
+
+def marks(page: Path) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] * (page.name in SLOW) + [pytest.mark.benchmarks] * (page.name in TRAIN)
 
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else (), id=page.name)
-        for page in PAGES
-        if BLOCK.search(page.read_text())
-    ],
+    [pytest.param(page, marks=marks(page), id=page.name) for page in PAGES if BLOCK.search(page.read_text())],
 )
 def test_snippets_print_what_the_page_says(page: Path) -> None:
     """Snippets run and print what the page says.

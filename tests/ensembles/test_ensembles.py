@@ -109,7 +109,7 @@ def test_numbers_depend_on_the_index_alone() -> None:
 
 
 @pytest.mark.parametrize("devices", [2, 8])
-def test_devices_draw_what_one_device_draws(devices: int) -> None:
+def test_devices_draw_what_one_device_draws(devices: int, optimized: None) -> None:
     prior = gaussian(jnp.zeros(3), 1.0)
     start = sample_ensemble(KEY, prior, 16)
     mesh = jax.make_mesh((devices,), ("p",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])

@@ -1,6 +1,6 @@
 """The tracked benchmark: the kernel's seconds over those of one plain product of as many operations.
 
-``pytest -m slow tests/test_kernel_speed.py --benchmark-autosave`` keeps the figures; the ratio is in their extra info,
+``pytest -m slow tests/kernel/test_speed.py --benchmark-autosave`` keeps the figures; the ratio is in their extra info,
 and can be compared between machines, as seconds cannot.
 """
 

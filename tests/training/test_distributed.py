@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,7 +28,10 @@ class Group:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+        flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        if jax.config.read("jax_disable_most_optimizations"):
+            environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
         command = [sys.executable, "-m", "benchmarks.scaling.multi_process", "--coordinator", f"localhost:{port}"]
         command += ["--processes", str(processes), "--heartbeat-timeout", str(HEARTBEAT), *map(str, options)]
         self.logs = [folder / f"{time.monotonic_ns()}-{index}.log" for index in range(processes)]
@@ -87,6 +91,7 @@ def test_processes_train_digits_as_one_does(processes: int, start: Any) -> None:
     assert alone[-1]["curve"][-1] > 0.75
 
 
+@pytest.mark.benchmarks
 def test_two_processes_take_the_steps_of_one(start: Any) -> None:
     options = ("--particles", 16, "--batch-size", 700, "--epochs", 1)
     together, alone = start(2, *options), start(1, *options)
