@@ -204,7 +204,7 @@ class SquaredError:
                 f"precision: shape {precision.shape} for outputs of shape {residual.shape}; wanted a scalar, the "
                 f"outputs' shape (a diagonal) or ({size}, {size})"
             )
-        if _is_known(self.precision) and not np.allclose(self.precision, np.transpose(self.precision)):
+        if _is_known(self.precision) and not np.allclose(known := np.asarray(self.precision), known.T):
             raise ValueError("precision: a matrix that is not symmetric; wanted Gamma^-1")
         return (precision @ residual.ravel()).reshape(residual.shape)
 

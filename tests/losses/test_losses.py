@@ -117,3 +117,12 @@ def test_a_traced_label_out_of_range_is_nan() -> None:
     value = jax.jit(losses.cross_entropy())(PROBABILITIES[0], jnp.array([0, 1, 4, 1, 0]))
     assert jnp.isnan(value)
     assert jnp.isnan(jax.jit(losses.cross_entropy())(PROBABILITIES[0], jnp.array([0, 1, -1, 1, 0])))
+
+
+def test_a_matrix_may_be_an_array_of_jax() -> None:
+    """The matrix's symmetry is looked at by NumPy, so that a compiled function may do it too."""
+    matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+    value = jax.jit(losses.squared_error(matrix))(jnp.array([1.0, 2.0]), jnp.zeros(2))
+    assert float(value) == 0.5 * (2 + 4 + 12)
+    with pytest.raises(ValueError, match="not symmetric"):
+        jax.jit(losses.squared_error(matrix.at[0, 1].set(5.0)))(jnp.ones(2), jnp.zeros(2))
