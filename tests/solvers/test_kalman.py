@@ -347,7 +347,7 @@ def test_ask_and_tell_is_the_step():
     outputs = jax.vmap(model, in_axes=(0, None))(particles(), 0.8)
     halves = {"a": outputs[:, :1], "b": outputs[:, 1:]}
     told, _ = jax.jit(solver.update)(solver.init(particles()), halves, {"a": TARGETS[:1], "b": TARGETS[1:]})
-    np.testing.assert_array_equal(flat(stepped.ensemble), flat(told.ensemble))
+    np.testing.assert_allclose(flat(stepped.ensemble), flat(told.ensemble), rtol=1e-5, atol=1e-6)  # two programs round
     assert told.position is told.ensemble
     with pytest.raises(TypeError, match="forward: None"):
         enkf(None, 1.0).step(solver.init(particles()), (0.8, TARGETS))
