@@ -42,6 +42,7 @@ class OnlineLearner(NamedTuple):
 
     Attributes:
         init: function ``init(ensemble, carry) -> state``; ``carry`` is one particle's first recurrent state, for all.
+            With a solver that makes its own particles, ``init(params, key, carry)``.
         step: function ``step(state, (x, target)) -> (state, outputs, info)``: the outputs (J, ...) come from before the
             update, so that they are honest predictions of the target.
     """

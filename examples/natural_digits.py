@@ -76,7 +76,7 @@ def natural(digits: Digits, epochs: int, particles: int, **options: Any) -> Curv
     )
     state = solver.init(eki_jax.xavier(template).sample(jax.random.key(1)), jax.random.key(2))
     predict = jax.jit(lambda state: forward(state.average, digits.test_images))
-    return curve(digits, epochs, solver.passes, state, solver.step, lambda state, key: state, predict)
+    return curve(digits, epochs, solver.passes(particles), state, solver.step, lambda state, key: state, predict)
 
 
 def eki(digits: Digits, epochs: int, particles: int) -> Curve:
