@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from eki_jax._types import Batch, Params
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.health import finite_particles, masked_mean
 from eki_jax.solvers.protocol import Info, Solver
 
 
@@ -103,7 +105,7 @@ def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> 
 
     Returns:
         ``(state, predictions)``: the mean over the particles of the outputs for every sample, each from before its
-        target was seen, shape (T, ...).
+        target was seen, shape (T, ...); without the outputs that are not finite.
 
     Raises:
         ValueError: inputs and targets of different lengths.
@@ -122,7 +124,7 @@ def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> 
 
     def body(state: OnlineState, sample: Batch) -> tuple[OnlineState, Any]:
         state, outputs, _ = learner.step(state, sample)
-        return state, jax.tree.map(lambda leaf: leaf.mean(axis=0), outputs)
+        return state, masked_mean(outputs, finite_particles(outputs), Axis())
 
     return lax.scan(body, state, samples)
 

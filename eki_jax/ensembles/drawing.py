@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import NOT_NEGATIVE, random_key, real, whole
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.priors import gaussian
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import map_particles
-from eki_jax.kernel.particles import ensemble_size, local_size, particle_mean
+from eki_jax.kernel.health import particle_mean
+from eki_jax.kernel.particles import check_like, ensemble_size, local_size
 
 # Random bits are made for a few particles at a time: they would otherwise take several times the ensemble's memory.
 _DRAW_BYTES = 16 * 2**20
@@ -112,6 +114,7 @@ def sample_around(
            [5., 7.]], dtype=float32)
     """
     count = _local_count(particles, "particles", axis_name)
+    real("scale", scale, NOT_NEGATIVE)
     return _draws(lambda k: _add(mean, prior.noise(k), scale), key, count, axis_name)
 
 
@@ -143,6 +146,7 @@ def perturb(
     True
     """
     size = local_size(ensemble, name="ensemble", floating=True)
+    real("scale", scale, NOT_NEGATIVE)
     keys = particle_keys(key, size, axis_name)
     return _mapped(lambda pair: _add(pair[1], prior.noise(pair[0]), scale), (keys, ensemble), size)
 
@@ -186,17 +190,18 @@ def _mapped(fn: Callable[[Any], Any], rows: Any, count: int) -> Any:
 
 def particle_keys(key: Array, count: int, axis_name: str | None) -> Array:
     """A key for each of this device's ``count`` particles, from its index among the particles of all devices."""
+    random_key("key", key)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(Axis(axis_name).own_indices(count))
 
 
 def _add(params: Any, noise: Any, scale: Any) -> Any:
+    check_like(noise, params, name="prior", other="particles", hint="a prior of the particles' shapes")
     return jax.tree.map(lambda u, eta: (u + jnp.asarray(scale, eta.dtype) * eta).astype(u.dtype), params, noise)
 
 
 def _local_count(size: int, name: str, axis_name: str | None) -> int:
     """Particles on this device; ``name`` is what the caller calls their total number."""
-    if size < 2:
-        raise ValueError(f"{name}: {size}; wanted at least 2 particles")
+    size = whole(name, size, 2)
     devices = Axis(axis_name).size
     if size % devices:
         nearest = max(1, round(size / devices)) * devices

@@ -6,15 +6,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from eki_jax._checks import arrays, is_known
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
-from eki_jax.kernel.particles import ensemble_size, particle_mean, wide_dtype
+from eki_jax.kernel.health import finite_particles, masked_mean, particle_mean
+from eki_jax.kernel.particles import ensemble_size
 
 
 def mean_particle(ensemble: Ensemble, *, axis_name: str | None = None) -> Params:
     """The mean of the particles, the paper's choice of trained parameters (arXiv:1808.03620, heuristic III).
+
+    Particles that are not finite are left out; it is NaN where none is finite.
 
     Args:
         ensemble: pytree of arrays of shape (J, ...).
@@ -44,10 +49,11 @@ def best_particle(ensemble: Ensemble, losses: Array, *, axis_name: str | None = 
         axis_name: mapped axis over which the particles are spread; what is sent is one particle a device.
 
     Returns:
-        One particle's parameters, without the particle axis. The first of several equals.
+        One particle's parameters, without the particle axis. The first of several equals. NaN where no loss is finite
+        and that is known too late to raise.
 
     Raises:
-        ValueError: ``losses`` of another shape.
+        ValueError: ``losses`` of another shape, or (where they are known) none that is finite.
 
     >>> import jax.numpy as jnp
     >>> best_particle(jnp.array([[1.0], [2.0], [3.0]]), jnp.array([0.5, 0.1, jnp.nan]))
@@ -57,14 +63,19 @@ def best_particle(ensemble: Ensemble, losses: Array, *, axis_name: str | None = 
     local = jax.tree.leaves(ensemble)[0].shape[0]
     if jnp.shape(losses) != (local,):
         raise ValueError(f"losses: shape {jnp.shape(losses)}; wanted one for each of the {local} particles, ({local},)")
+    if is_known(losses) and not axis_name and not np.isfinite(np.asarray(losses)).any():
+        raise ValueError("losses: none is finite; wanted the losses of an ensemble with a particle that did not fail")
     values = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
     best = jnp.argmin(values)
+    least, axis = values[best], Axis(axis_name)
     particle = jax.tree.map(lambda leaf: leaf[best], ensemble)
-    axis = Axis(axis_name)
-    if not axis.is_mapped:
-        return particle
-    mine = jnp.argmin(axis.gathered(values[best][None])) == axis.index
-    return axis.sum(jax.tree.map(lambda leaf: jnp.where(mine, leaf, 0), particle))
+    if axis.is_mapped:
+        every = axis.gathered(least[None])
+        mine = jnp.argmin(every) == axis.index
+        particle = axis.sum(jax.tree.map(lambda leaf: jnp.where(mine, leaf, jnp.zeros((), leaf.dtype)), particle))
+        least = -axis.largest(-least)
+    known = jnp.isfinite(least)
+    return jax.tree.map(lambda leaf: jnp.where(known, leaf, jnp.asarray(jnp.nan, leaf.dtype)), particle)
 
 
 def ensemble_outputs(
@@ -75,7 +86,7 @@ def ensemble_outputs(
     axis_name: str | None = None,
     chunk_size: int | None = None,
 ) -> Any:
-    """The average of all particles' outputs, ``mean_j G(u_j | x)``.
+    """The average of all particles' outputs, ``mean_j G(u_j | x)``, without those that are not finite.
 
     Args:
         forward: function ``forward(params, x) -> outputs`` of one particle.
@@ -94,10 +105,5 @@ def ensemble_outputs(
     >>> ensemble_outputs(lambda u, x: u * x, jnp.array([1.0, 3.0]), 10.0)
     Array(20., dtype=float32)
     """
-    outputs = evaluate(forward, ensemble, x, chunk_size=chunk_size)
-
-    def average(leaf: Array) -> Array:
-        mean = jnp.mean(leaf, axis=0, dtype=wide_dtype(leaf.dtype))
-        return Axis(axis_name).mean(mean).astype(leaf.dtype)
-
-    return jax.tree.map(average, outputs)
+    outputs = arrays("outputs", evaluate(forward, ensemble, x, chunk_size=chunk_size))
+    return masked_mean(outputs, finite_particles((ensemble, outputs)), Axis(axis_name))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import arrays, is_known
 from eki_jax._types import Array, Params
 
 
@@ -170,7 +171,8 @@ def normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 def _factors(name: str, mean: Params, value: Any) -> Params:
     """A factor for each leaf of ``mean``, from what the argument called ``name`` says of its noise."""
     structure: Any = jax.tree.structure(mean)
-    if callable(value) or isinstance(value, int | float) or structure == jax.tree.structure(0):
+    is_number = jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
+    if callable(value) or is_number or structure == jax.tree.structure(0):
         value = structure.unflatten([value] * structure.num_leaves)
     try:
         values = structure.flatten_up_to(value)
@@ -193,7 +195,7 @@ def _from_scale(where: str, mean: Array, scale: Any) -> Any:
             f"deviations of the leaf's shape, and a matrix by its name: factor= of shape ({mean.size}, rank), or "
             f"covariance= of shape ({mean.size}, {mean.size})"
         )
-    return scale
+    return _finite_scale(f"scale{where}", scale)
 
 
 def _from_factor(where: str, mean: Array, factor: Any) -> Any:
@@ -204,7 +206,12 @@ def _from_factor(where: str, mean: Array, factor: Any) -> Any:
             f"factor{where}: shape {shape} for a leaf of shape {mean.shape}; wanted a number, standard deviations of "
             f"the leaf's shape, or a ({mean.size}, rank) matrix"
         )
-    return factor
+    if callable(factor):
+        drawn = jax.eval_shape(factor, jax.random.key(0))
+        if getattr(drawn, "shape", None) != mean.shape:
+            raise ValueError(f"factor{where}: a function that draws {drawn}; wanted the leaf's shape {mean.shape}")
+        return factor
+    return _finite_scale(f"factor{where}", factor, signed=len(shape) == 2 and shape != mean.shape)
 
 
 def _from_covariance(where: str, mean: Array, covariance: Any) -> Array:
@@ -216,7 +223,8 @@ def _from_covariance(where: str, mean: Array, covariance: Any) -> Array:
             f"covariance{where}: shape {np.shape(covariance)} for a leaf of shape {mean.shape}; wanted a number, "
             f"variances of the leaf's shape, or a ({mean.size}, {mean.size}) matrix"
         )
-    known = not isinstance(covariance, jax.core.Tracer)
+    arrays(f"covariance{where}", covariance)
+    known = is_known(covariance)
     values = np.asarray(covariance, np.float64) if known else covariance
     if known and not np.all(np.isfinite(values)):
         raise ValueError(f"covariance{where}: has values that are not finite; wanted variances or a covariance")
@@ -250,6 +258,18 @@ def _dtype(value: Any) -> Any:
     """The floating-point type in which the numbers were made, for what rounding explains."""
     dtype = getattr(value, "dtype", np.dtype(np.float64))
     return dtype if jnp.issubdtype(dtype, jnp.floating) else np.dtype(np.float64)
+
+
+def _finite_scale(name: str, value: Any, *, signed: bool = False) -> Any:
+    """``value``, standard deviations (or with ``signed`` a matrix), which are finite where they are known."""
+    arrays(name, value)
+    if is_known(value):
+        numbers = np.asarray(value, np.float64)
+        if not np.all(np.isfinite(numbers)):
+            raise ValueError(f"{name}: has values that are not finite; wanted finite ones")
+        if not signed and np.any(numbers < 0):
+            raise ValueError(f"{name}: {numbers.min():.3g} is the least; wanted standard deviations >= 0")
+    return value
 
 
 def _check_floating(where: str, mean: Array) -> None:

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from eki_jax._checks import function, pair
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
+from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.costs import Communication
+from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.products import direction
 from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
@@ -35,7 +39,8 @@ def value_and_direction(
 
     Returns:
         ``f(ensemble, (x, targets)) -> (losses, direction)``: the particles' losses, shape (J,), and
-        ``C_uG grad L(G(u_j), targets)``, a pytree like the ensemble; hand it to any gradient transformation.
+        ``C_uG grad L(G(u_j), targets)``, a pytree like the ensemble; hand it to any gradient transformation. A particle
+        that is not finite takes no part: its row is zero, and its loss tells.
 
     Raises:
         TypeError, ValueError: from ``f``, as :func:`direction` does.
@@ -50,9 +55,11 @@ def value_and_direction(
     Array([[ 4.],
            [12.]], dtype=float32)
     """
+    function("forward", forward, "a model")
+    function("loss", loss, "a function of outputs and targets")
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
-        x, targets = batch
+        x, targets = pair("batch", batch)
 
         def of_targets(loss: LossFn, targets: Any) -> tuple[Array, Ensemble]:
             entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
@@ -82,7 +89,8 @@ def vector_field(
 
     Returns:
         ``f(t, ensemble, (x, targets)) -> pytree like ensemble``, the signature an ODE solver wants. It does not depend
-        on t.
+        on t. A particle that is not finite takes no part, and its own row is NaN, so that a solver of ODEs sees it;
+        with fewer than two others, all rows are.
 
     Raises:
         TypeError, ValueError: from ``f``, as :func:`direction` does.
@@ -98,6 +106,21 @@ def vector_field(
 
     def f(t: Any, ensemble: Ensemble, batch: Batch) -> Ensemble:
         del t
-        return jax.tree.map(lambda d: -d, of_batch(ensemble, batch)[1])
+        losses, d = of_batch(ensemble, batch)
+        return seen_by_solvers(jax.tree.map(jnp.negative, d), finite_particles((losses, ensemble)), Axis(axis_name))
 
     return f
+
+
+def seen_by_solvers(field: Ensemble, healthy: Array, axis: Axis) -> Ensemble:
+    """A field whose rows are NaN where a particle failed: zeros would let a solver of ODEs go on without it unseen.
+
+    >>> seen_by_solvers(jnp.ones((3, 1)), jnp.array([True, False, True]), Axis()).ravel()
+    Array([ 1., nan,  1.], dtype=float32)
+    """
+    healthy &= axis.sum(jnp.sum(healthy, dtype=jnp.int32)) >= 2
+
+    def leaf(rows: Array) -> Array:
+        return jnp.where(healthy.reshape(-1, *[1] * (rows.ndim - 1)), rows, jnp.asarray(jnp.nan, rows.dtype))
+
+    return jax.tree.map(leaf, field)

@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+from eki_jax._checks import POSITIVE, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
-from eki_jax.flows.first_order import vector_field
+from eki_jax.flows.first_order import seen_by_solvers, vector_field
+from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
-from eki_jax.kernel.particles import particle_mean
+from eki_jax.kernel.health import finite_particles, particle_mean
+from eki_jax.kernel.particles import check_like
 from eki_jax.kernel.products import direction
 from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import supported_outputs, value_and_cotangents
@@ -64,7 +67,7 @@ def nesterov_flow(
     Array([[-10.],
            [-18.]], dtype=float32)
     """
-    _positive("friction", friction)
+    real("friction", friction, POSITIVE)
 
     def damping(t: Any) -> Any:
         if not isinstance(t, jax.core.Tracer) and not t > 0:
@@ -114,8 +117,8 @@ def nesterov_start(
     Array([[-0.5],
            [-1.5]], dtype=float32)
     """
-    _positive("t", t)
-    _positive("friction", friction)
+    real("t", t, POSITIVE)
+    real("friction", friction, POSITIVE)
     force = vector_field(forward, loss, axis_name=axis_name, chunk_size=chunk_size)(0.0, ensemble, batch)
     velocity = jax.tree.map(lambda f: (t / (1 + friction) * f).astype(f.dtype), force)
     return jax.tree.map(lambda u, v: (u + 0.5 * t * v).astype(u.dtype), ensemble, velocity), velocity
@@ -155,7 +158,7 @@ def heavy_ball_flow(
     Array([[ -6.],
            [-14.]], dtype=float32)
     """
-    _positive("friction", friction)
+    real("friction", friction, POSITIVE)
     return _second_order(vector_field(forward, loss, axis_name=axis_name, chunk_size=chunk_size), lambda t: friction)
 
 
@@ -177,7 +180,8 @@ def square_root_flow(
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
 
     Returns:
-        ``f(t, ensemble, (x, targets))``, the ensemble's time derivative. It does not depend on t.
+        ``f(t, ensemble, (x, targets))``, the ensemble's time derivative. It does not depend on t. A particle that is
+        not finite takes no part, and its own row is NaN, as in :func:`eki_jax.vector_field`.
 
     Raises:
         TypeError, ValueError: from ``f``, as :func:`eki_jax.direction` does.
@@ -192,7 +196,7 @@ def square_root_flow(
 
     def f(t: Any, ensemble: Ensemble, batch: Batch) -> Ensemble:
         del t
-        x, targets = batch
+        x, targets = pair("batch", batch)
         outputs = evaluate(forward, ensemble, x, chunk_size=chunk_size)
 
         def of_targets(loss: LossFn, targets: Any) -> Ensemble:
@@ -200,7 +204,8 @@ def square_root_flow(
             mean = particle_mean(entries, axis_name=axis_name)
             halfway = jax.tree.map(lambda g, m: 0.5 * (g + m), entries, mean)
             _, cotangents = value_and_cotangents(reduced, halfway, targets)
-            return jax.tree.map(lambda d: -d, direction(ensemble, entries, cotangents, axis_name=axis_name))
+            field = jax.tree.map(jnp.negative, direction(ensemble, entries, cotangents, axis_name=axis_name))
+            return seen_by_solvers(field, finite_particles((entries, cotangents, ensemble)), Axis(axis_name))
 
         return by_shortcut(of_targets, loss, targets)
 
@@ -247,7 +252,8 @@ def _second_order(field: Field, damping: Callable[[Any], Any]) -> Field:
     """``u'' + damping(t) u' = field(t, u)`` as a first-order system."""
 
     def f(t: Any, state: tuple[Ensemble, Ensemble], batch: Batch) -> tuple[Ensemble, Ensemble]:
-        ensemble, velocity = state
+        ensemble, velocity = pair("state", state, "(ensemble, velocity)")
+        check_like(velocity, ensemble, name="velocity", other="ensemble's leaves", hint="its shape")
         rate = damping(t)
         force = field(t, ensemble, batch)
         return velocity, jax.tree.map(lambda f, v: (f - rate * v).astype(v.dtype), force, velocity)
@@ -263,8 +269,3 @@ def _increasing(times: np.ndarray) -> None:
     for before, after in itertools.pairwise(times.tolist()):
         if not before < after:
             raise ValueError(f"times: goes from {before} back to {after}; wanted increasing times")
-
-
-def _positive(name: str, value: Any) -> None:
-    if not isinstance(value, jax.core.Tracer) and not 0 < value < np.inf:
-        raise ValueError(f"{name}: {value}; wanted a finite number > 0")

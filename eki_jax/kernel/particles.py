@@ -73,42 +73,33 @@ def flatten_outputs(tree: Any, size: int, *, name: str) -> Array:
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
 
 
-def check_like(cotangents: Any, outputs: Any) -> None:
-    """Raise unless ``cotangents`` has the structure and shapes of ``outputs``."""
-    wanted: Any = jax.tree.structure(outputs)
-    found: Any = jax.tree.structure(cotangents)
-    if wanted != found:
-        raise ValueError(f"cotangents: structure {found}, but the outputs have {wanted}; wanted the same")
-    for (path, one), other in zip(
-        jax.tree_util.tree_leaves_with_path(cotangents), jax.tree.leaves(outputs), strict=True
-    ):
-        if jnp.shape(one) != jnp.shape(other):
-            where = "cotangents" + jax.tree_util.keystr(path)
-            raise ValueError(
-                f"{where}: shape {jnp.shape(one)}, but the outputs have {jnp.shape(other)}; wanted one "
-                "number for every output (the loss's gradient with respect to the outputs, not to the parameters)"
-            )
+def check_like(
+    tree: Any,
+    like: Any,
+    *,
+    name: str = "cotangents",
+    other: str = "outputs",
+    hint: str = "one number for every output (the loss's gradient with respect to the outputs, not to the parameters)",
+) -> None:
+    """Raise unless ``tree`` has the structure and shapes of ``like``.
 
-
-def finite_particles(tree: Any) -> Array:
-    """Which particles' rows are finite in every array, shape (J,).
-
-    >>> import jax.numpy as jnp
-    >>> finite_particles([jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), jnp.array([3.0, 4.0])])
-    Array([ True, False], dtype=bool)
+    Args:
+        tree: pytree of arrays.
+        like: pytree of arrays that it is to be like.
+        name: name of ``tree`` in an error.
+        other: name of ``like``.
+        hint: words for what is wanted.
     """
-    rows = [jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(rows).all(axis=0)
-
-
-def particle_mean(ensemble: Ensemble, *, axis_name: str | None = None) -> Any:
-    """The mean particle: a pytree without the particle axis, in the leaves' own dtypes."""
-
-    def mean(leaf: Array) -> Array:
-        wide = jnp.mean(leaf, axis=0, dtype=wide_dtype(leaf.dtype))
-        return Axis(axis_name).mean(wide).astype(leaf.dtype)
-
-    return jax.tree.map(mean, ensemble)
+    wanted: Any = jax.tree.structure(like)
+    found: Any = jax.tree.structure(tree)
+    if wanted != found:
+        raise ValueError(f"{name}: structure {found}, but the {other} have {wanted}; wanted the same")
+    for (path, one), another in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(like), strict=True):
+        if jnp.shape(one) != jnp.shape(another):
+            where = name + jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{where}: shape {jnp.shape(one)}, but the {other} have {jnp.shape(another)}; wanted {hint}"
+            )
 
 
 def wide_dtype(*dtypes: Any) -> Any:

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eki_jax._checks import arrays, one_of
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.blocks import block_width, map_blocks
 from eki_jax.kernel.costs import Communication, choose_communication
+from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.layouts import Multiply, checked_communication, multiplier
 from eki_jax.kernel.particles import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax.kernel.precision import Precision, product
@@ -42,7 +44,8 @@ def direction(
     .. math:: d_j = \frac1J \sum_k (u_k - \bar u)\,\langle G_k - \bar G, r_j\rangle
 
     The vector field of ensemble Kalman inversion is minus this (Kovachki and Stuart, arXiv:1808.03620, equation 13).
-    Nothing is differentiated: the model enters by its outputs only.
+    Nothing is differentiated: the model enters by its outputs only. A particle that is not finite, in its parameters,
+    outputs or cotangents, takes no part, and its own direction is zero.
 
     Args:
         ensemble: particles u_j, pytree of floating-point arrays of shape (J, ...).
@@ -70,10 +73,17 @@ def direction(
     Array([[3., 0.],
            [1., 0.]], dtype=float32)
     """
+    arrays("outputs", outputs)
+    arrays("cotangents", cotangents)
+    ensemble_size(ensemble, axis_name=axis_name)
+    local = local_size(ensemble, name="ensemble")
+    flatten_outputs(outputs, local, name="outputs")  # names J before anything else
+    check_like(cotangents, outputs)
     products = Products.of(
         ensemble,
         outputs,
         cotangents,
+        healthy=finite_particles((ensemble, outputs, cotangents)),
         axis=Axis(axis_name),
         contraction=contraction,
         communication=communication,
@@ -97,7 +107,8 @@ def drift_norm(outputs: Any, cotangents: Any, *, axis_name: str | None = None, p
         precision: precision of the matrix products.
 
     Returns:
-        A scalar, float32 or wider. Units: outputs times loss per output, that is loss.
+        A scalar, float32 or wider, without the particles that are not finite. Units: outputs times loss per output,
+        that is loss.
 
     Raises:
         ValueError: leading axes that disagree, or cotangents of another shape.
@@ -106,11 +117,13 @@ def drift_norm(outputs: Any, cotangents: Any, *, axis_name: str | None = None, p
     >>> drift_norm(jnp.array([[0.0], [2.0]]), jnp.array([[3.0], [4.0]]))
     Array(7.071068, dtype=float32)
     """
-    size = local_size(outputs, name="outputs")
-    check_like(cotangents, outputs)
+    size = local_size(arrays("outputs", outputs), name="outputs")
+    check_like(arrays("cotangents", cotangents), outputs)
     axis = Axis(axis_name)
-    z = centred(flatten_outputs(outputs, size, name="outputs"), None, size * axis.size, axis)
-    r = flatten_outputs(cotangents, size, name="cotangents")
+    healthy = finite_particles((outputs, cotangents))
+    number = jnp.maximum(axis.sum(jnp.sum(healthy, dtype=jnp.int32)), 1)
+    z = centred(flatten_outputs(outputs, size, name="outputs"), healthy, number, axis)
+    r = jnp.where(healthy[:, None], flatten_outputs(cotangents, size, name="cotangents"), 0)
     return _frobenius(z, r.astype(z.dtype), axis, precision)
 
 
@@ -152,8 +165,7 @@ class Products(NamedTuple):
         precision: Precision = None,
     ) -> Products:
         """Check the arguments of :func:`direction` and centre the outputs."""
-        if contraction not in (None, "outputs", "particles"):
-            raise ValueError(f"contraction: {contraction!r}; wanted 'outputs', 'particles' or None")
+        one_of("contraction", contraction, ("outputs", "particles", None))
         local = local_size(ensemble, name="ensemble")
         size: int | Array = ensemble_size(ensemble, axis_name=axis.name)
         local_outputs = flatten_outputs(outputs, local, name="outputs")  # names J before it names shapes

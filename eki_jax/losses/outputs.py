@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import NOT_NEGATIVE, arrays, real
 from eki_jax._types import Array
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.losses.protocol import Curvature, Reduction, Shortcut, least_of, sample_means
+
+# What sums of bfloat16 probabilities may be off by.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class CrossEntropy:
         classes: length of the one-hot rows that the integer labels stand for; None where they stand for themselves.
     """
 
-    delta: float = 0.005
+    delta: Any = 0.005
     classes: int | None = None
 
     @property
@@ -108,8 +113,10 @@ class CrossEntropy:
             raise ValueError(_wrong_labels(jnp.shape(outputs), f"{jnp.shape(targets)} of {jnp.result_type(targets)}"))
         outputs = jnp.asarray(outputs)
         outputs = outputs.astype(wide_dtype(outputs.dtype))
+        _check_shares(targets)
         labels = jnp.asarray(targets, outputs.dtype)
-        return -jnp.sum(labels * jnp.log(self._safe(outputs, labels)), axis=-1)
+        values = -jnp.sum(labels * jnp.log(self._safe(_probabilities(outputs), labels)), axis=-1)
+        return jnp.where(_are_shares(labels), values, jnp.nan)
 
     def _safe(self, outputs: Array, labels: Array) -> Array:
         """``G + delta``, and 1 where the label is zero: 0 log 0 is 0, and so is its gradient."""
@@ -117,10 +124,10 @@ class CrossEntropy:
 
     def _log(self, probabilities: Array) -> Array:
         probabilities = jnp.asarray(probabilities)
-        return jnp.log(probabilities.astype(wide_dtype(probabilities.dtype)) + self.delta)
+        return jnp.log(_probabilities(probabilities.astype(wide_dtype(probabilities.dtype))) + self.delta)
 
 
-def cross_entropy(delta: float = 0.005) -> CrossEntropy:
+def cross_entropy(delta: Any = 0.005) -> CrossEntropy:
     r"""Cross-entropy of probabilities, ``-mean_b sum_c y_bc log(G_bc + delta)``.
 
     Its gradient with respect to the probabilities is ``-y / (G + delta)`` over the number of samples: the paper's
@@ -135,16 +142,17 @@ def cross_entropy(delta: float = 0.005) -> CrossEntropy:
         so with one-hot labels too, after a test at run time where their values are not known before.
 
     Raises:
-        ValueError: ``delta`` < 0; when called, labels of another shape or (where they are known) out of range.
+        TypeError: ``delta`` is no number.
+        ValueError: ``delta`` < 0; when called, labels of another shape or (where they are known) out of range, or soft
+            labels that are negative or do not sum to one. The loss is NaN where that is known too late, and for outputs
+            below 0 or above 1, which are no probabilities: :func:`eki_jax.losses.softmax_cross_entropy` takes logits.
 
     >>> import jax, jax.numpy as jnp
     >>> jax.grad(cross_entropy(delta=0.0))(jnp.array([[0.25, 0.75], [0.5, 0.5]]), jnp.array([0, 1]))
     Array([[-2.,  0.],
            [ 0., -1.]], dtype=float32)
     """
-    if not delta >= 0:
-        raise ValueError(f"delta: {delta}; wanted a number >= 0")
-    return CrossEntropy(delta)
+    return CrossEntropy(real("delta", delta, NOT_NEGATIVE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +205,8 @@ class SquaredError:
             return residual
         precision = jnp.asarray(self.precision, residual.dtype)
         if not self._is_matrix(residual):
+            if self._least < 0:
+                raise ValueError(f"precision: least value {self._least}; wanted Gamma^-1, which is not negative")
             return precision * residual
         size = residual.size
         if precision.shape != (size, size):
@@ -206,7 +216,24 @@ class SquaredError:
             )
         if _is_known(self.precision) and not np.allclose(known := np.asarray(self.precision), known.T):
             raise ValueError("precision: a matrix that is not symmetric; wanted Gamma^-1")
+        if self._least_eigenvalue < 0:
+            raise ValueError(
+                f"precision: least eigenvalue {self._least_eigenvalue:.3g}; wanted Gamma^-1, positive semi-definite"
+            )
         return (precision @ residual.ravel()).reshape(residual.shape)
+
+    @cached_property
+    def _least(self) -> float:
+        """The least number of the precision, 0 where it is not known."""
+        return float(np.asarray(self.precision, np.float64).min(initial=0)) if _is_known(self.precision) else 0.0
+
+    @cached_property
+    def _least_eigenvalue(self) -> float:
+        """The least eigenvalue of a matrix, 0 where it is not known or rounding."""
+        if not _is_known(self.precision):
+            return 0.0
+        values = np.linalg.eigvalsh(np.asarray(self.precision, np.float64))
+        return float(min(0.0, values[0] if values[0] < -1e-6 * values[-1] else 0.0))
 
     def _is_matrix(self, outputs: Array) -> bool:
         """Whether Gamma^-1 is more than a number or a diagonal."""
@@ -233,6 +260,7 @@ def squared_error(precision: Any = None) -> SquaredError:
     >>> jax.grad(squared_error(precision=4.0))(jnp.array([1.0, 3.0]), jnp.array([1.0, 2.0]))
     Array([0., 4.], dtype=float32)
     """
+    arrays("precision", precision)
     if _is_known(precision):
         values = np.asarray(precision, np.float64)
         if not np.all(np.isfinite(values)):
@@ -272,10 +300,41 @@ class MeanSquaredError:
 
 def _residual(outputs: Any, targets: Any) -> Array:
     """Outputs minus targets of the same shape, in float32 or wider."""
+    _one_array("outputs", outputs)
+    _one_array("targets", targets)
     outputs = jnp.asarray(outputs)
     if jnp.shape(targets) != outputs.shape:
         raise ValueError(f"targets: shape {jnp.shape(targets)}; wanted the outputs' shape {outputs.shape}")
     return (outputs - targets).astype(wide_dtype(outputs.dtype))
+
+
+def _one_array(name: str, value: Any) -> None:
+    if not (hasattr(value, "shape") or isinstance(value, bool | int | float | list | tuple)):
+        raise TypeError(f"{name}: {type(value).__name__}; wanted one array, or a loss of your own for a pytree")
+    arrays(name, value)
+
+
+def _probabilities(outputs: Array) -> Array:
+    """The outputs, NaN where they are below 0 or above 1 (beyond rounding): what is no probability has no entropy."""
+    return jnp.where((outputs >= -_ROUNDING) & (outputs <= 1 + _ROUNDING), outputs, jnp.nan)
+
+
+def _are_shares(labels: Array) -> Array:
+    """Whether each row of soft labels is not negative and sums to one, shape (...,)."""
+    return (jnp.min(labels, axis=-1) >= -_ROUNDING) & (jnp.abs(jnp.sum(labels, axis=-1) - 1) <= _ROUNDING)
+
+
+def _check_shares(targets: Any) -> None:
+    """Raise for soft labels that are no shares, where their values are known."""
+    if not _is_known(targets) or jnp.size(targets) == 0:
+        return
+    values = np.asarray(targets, np.float64)
+    sums = values.sum(axis=-1)
+    if values.min() < -_ROUNDING or np.abs(sums - 1).max() > _ROUNDING or np.isnan(sums).any():
+        raise ValueError(
+            f"targets: soft labels from {values.min():.3g} on, with sums from {sums.min():.3g} to {sums.max():.3g}; "
+            "wanted labels >= 0 that sum to one"
+        )
 
 
 def _is_known(value: Any) -> bool:

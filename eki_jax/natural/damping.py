@@ -1,26 +1,25 @@
-"""Schedules of a step's settings, and a damping that adapts itself."""
+"""A damping that adapts itself."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from eki_jax._types import Array, Schedule
+from eki_jax._checks import POSITIVE, is_known, real
+from eki_jax._types import Array
 
 
 class AdaptiveDamping(NamedTuple):
     """See :func:`adaptive_damping`."""
 
-    initial: float
-    decrease: float
-    increase: float
-    low: float
-    high: float
-    least: float
-    most: float
+    initial: Any
+    decrease: Any
+    increase: Any
+    low: Any
+    high: Any
+    least: Any
+    most: Any
 
     def next(self, damping: Array, ratio: Array) -> Array:
         """The damping after a step whose loss fell by ``ratio`` times the prediction."""
@@ -60,6 +59,12 @@ def adaptive_damping(
     >>> rule.next(jnp.array(1.0), jnp.array([0.9, 0.5, -3.0]))
     Array([0.5, 1. , 2. ], dtype=float32)
     """
+    for name, value in (("initial", initial), ("least", least), ("most", most), ("increase", increase)):
+        real(name, value, POSITIVE)
+    for name, value in (("decrease", decrease), ("low", low), ("high", high)):
+        real(name, value)
+    if not all(map(is_known, (initial, decrease, increase, low, high, least, most))):
+        return AdaptiveDamping(initial, decrease, increase, low, high, least, most)
     if not 0 < least <= initial <= most:
         raise ValueError(f"initial, least, most: {initial}, {least}, {most}; wanted 0 < least <= initial <= most")
     if not (0 < decrease < 1 < increase and low < high):
@@ -68,19 +73,3 @@ def adaptive_damping(
             "and low < high"
         )
     return AdaptiveDamping(initial, decrease, increase, low, high, least, most)
-
-
-def as_schedule(value: Schedule, name: str) -> Callable[[Array], Any]:
-    """A positive number or a schedule of the step count, as a schedule; raises for anything else.
-
-    >>> as_schedule(-1.0, "sigma")
-    Traceback (most recent call last):
-        ...
-    ValueError: sigma: -1.0; wanted a finite number > 0, or a schedule of the step count
-    """
-    if callable(value):
-        return value
-    number = float(value)
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{name}: {value}; wanted a finite number > 0, or a schedule of the step count")
-    return lambda count: number

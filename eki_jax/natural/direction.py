@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import POSITIVE
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.natural.draws import Cloud
+from eki_jax.solvers.reasons import Reason, first_reason
 
 
 class Direction(NamedTuple):
@@ -22,7 +24,7 @@ class Direction(NamedTuple):
         bend: second derivative of the loss there.
         healthy: the number of particles that took part.
         fallback: flag, True where Cholesky's factorization failed.
-        usable: flag, True where the direction is finite and the loss convex.
+        reason: code of :class:`eki_jax.Reason`: 0 where the direction can be used, else why not.
         matrix: the particles' ``Z H Z^T / (J - 1)`` where it was formed, shape (J, J), else None.
     """
 
@@ -32,10 +34,10 @@ class Direction(NamedTuple):
     bend: Array
     healthy: Array
     fallback: Array
-    usable: Array
+    reason: Array
     matrix: Array | None = None
 
-    def within(self, norm_constraint: float | None) -> Direction:
+    def within(self, norm_constraint: Any) -> Direction:
         """The step made shorter where ``bend``, its squared norm in the outputs' curvature, is above the constraint."""
         if norm_constraint is None:
             return self
@@ -58,6 +60,8 @@ class Setup(NamedTuple):
         chunk_size: number of particles evaluated at a time.
         precision: precision of the products that form the matrix, or None for the highest.
         norm_constraint: largest squared norm of a step in the outputs' curvature, or None.
+        outlier_cut: largest squared distance of a particle's outputs from the others', as a multiple of the median, or
+            None.
     """
 
     loss: LossFn
@@ -65,7 +69,8 @@ class Setup(NamedTuple):
     batch_axis: Axis = Axis()
     chunk_size: int | None = None
     precision: Any = None
-    norm_constraint: float | None = None
+    norm_constraint: Any = None
+    outlier_cut: Any = None
 
     @property
     def axes(self) -> Axes:
@@ -104,6 +109,25 @@ def mean_loss(loss: LossFn, outputs: Any, targets: Any, axes: Axes) -> Array:
     return axes.batch.mean(loss(outputs, targets))
 
 
-def usable(slope: Array, bend: Array, sigma: Array, damping: Array) -> Array:
-    """Whether a step is finite, and came from settings that schedules may give."""
-    return jnp.isfinite(slope) & jnp.isfinite(bend) & (sigma > 0) & (damping > 0)
+def refusal(
+    slope: Array, bend: Array, sigma: Array, damping: Array, *, is_convex: Array, healthy: Array, setup: Setup
+) -> Array:
+    """The code of :class:`eki_jax.Reason` of a direction: 0 where it can be used.
+
+    Args:
+        slope: first-order decrease of the loss.
+        bend: second derivative along the direction.
+        sigma: scale of the deviations, as a schedule may give it.
+        damping: lambda, as a schedule may give it.
+        is_convex: flag, True where the loss's Hessian was positive semi-definite.
+        healthy: number of particles that took part.
+        setup: settings of the step.
+    """
+    limit = jnp.asarray(1.0 if setup.norm_constraint is None else setup.norm_constraint)
+    in_range = POSITIVE.holds(sigma) & POSITIVE.holds(damping) & POSITIVE.holds(limit)
+    return first_reason(
+        (Reason.SETTING, ~in_range),
+        (Reason.FEW_PARTICLES, healthy < 2),
+        (Reason.NOT_CONVEX, ~is_convex),
+        (Reason.NOT_FINITE, ~(jnp.isfinite(slope) & jnp.isfinite(bend))),
+    )

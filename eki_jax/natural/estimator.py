@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 
+from eki_jax._checks import ABOVE_ONE, POSITIVE, function, real, schedule, whole
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Schedule, Space
 from eki_jax.kernel.axes import Axis
-from eki_jax.natural.damping import as_schedule
+from eki_jax.kernel.health import OUTLIER_CUT
 from eki_jax.natural.deviations import Deviations, low_rank
 from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
@@ -29,6 +30,8 @@ class EstimatorSettings(TypedDict, total=False):
         norm_constraint: largest squared norm ``w^T Z H Z^T w`` of a whole step (before eta); a longer one is made
             shorter, as in K-FAC (Ba, Grosse, Martens, 2017). For :func:`softmax_cross_entropy` half of it is, to second
             order, how far the predictions move: their mean Kullback-Leibler divergence in nats. None for no limit.
+        outlier_cut: largest squared distance of a particle's outputs from all others', as a multiple of the median
+            distance, > 1; those beyond count as failed. By default 10^6; None for no cut.
         localized: flag; True is short for ``estimate=localized(iterations)``.
         iterations: number of conjugate gradients of a localized step; by default 10.
         space: space in which the span's system is solved, short for ``estimate=span(space)``.
@@ -39,7 +42,8 @@ class EstimatorSettings(TypedDict, total=False):
     batch_axis_name: str | None
     chunk_size: int | None
     precision: Any
-    norm_constraint: float | None
+    norm_constraint: Any
+    outlier_cut: Any
     localized: bool
     iterations: int
     space: Space | None
@@ -115,10 +119,10 @@ def value_and_natural_direction(
     True
     """
     estimator = make_estimator(loss, particles, deviations, estimate, **settings)
-    sigma_of, damping_of = as_schedule(sigma, "sigma"), as_schedule(damping, "damping")
+    sigma_of, damping_of = schedule("sigma", sigma, POSITIVE), schedule("damping", damping, POSITIVE)
 
     def f(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
-        scale, lam = (jnp.asarray(schedule(count), jnp.float32) for schedule in (sigma_of, damping_of))
+        scale, lam = (jnp.asarray(of_count(count), jnp.float32) for of_count in (sigma_of, damping_of))
         drawn = estimator.setup.cloud.draw(key, params)
         found = estimator.from_model(forward, params, drawn, scale, lam, batch)
         return found.loss, found.ascent
@@ -137,20 +141,23 @@ def make_estimator(
     batch_axis_name: str | None = None,
     chunk_size: int | None = None,
     precision: Any = None,
-    norm_constraint: float | None = None,
+    norm_constraint: Any = None,
     localized: bool = False,
     iterations: int | None = None,
     space: Space | None = None,
+    outlier_cut: Any = OUTLIER_CUT,
 ) -> Estimator:
     """An estimator of checked settings."""
-    if not callable(loss):
-        raise TypeError(f"loss: {loss!r}; wanted a function of outputs and targets")
-    if particles < 2:
-        raise ValueError(f"particles: J = {particles}; wanted at least 2")
+    function("loss", loss, "a function of outputs and targets")
+    particles = whole("particles", particles, 2)
+    if chunk_size is not None:
+        whole("chunk_size", chunk_size, or_="None for a memory budget")
+    if outlier_cut is not None:
+        real("outlier_cut", outlier_cut, ABOVE_ONE, or_="None for no cut")
     if antithetic and particles % 2:
         raise ValueError(f"particles: {particles} with antithetic=True; wanted an even number, for pairs")
-    if norm_constraint is not None and not norm_constraint > 0:
-        raise ValueError(f"norm_constraint: {norm_constraint}; wanted a number > 0, or None")
+    if norm_constraint is not None:
+        real("norm_constraint", norm_constraint, POSITIVE, or_="None for no constraint")
     short: dict[str, Any] = {"space": space} if localized else {"iterations": iterations}
     if estimate is not None:
         short = {"localized": localized or None, "iterations": iterations, "space": space}
@@ -160,6 +167,6 @@ def make_estimator(
     if estimate is None:
         estimate = localized_estimate(*([] if iterations is None else [iterations])) if localized else span(space)
     cloud = Cloud(deviations, particles, antithetic, Axis(axis_name))
-    setup = Setup(loss, cloud, Axis(batch_axis_name), chunk_size, precision, norm_constraint)
+    setup = Setup(loss, cloud, Axis(batch_axis_name), chunk_size, precision, norm_constraint, outlier_cut)
     estimate.check(setup)
     return Estimator(setup, estimate)

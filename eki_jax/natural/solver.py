@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, pair, random_key, real, schedule, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
 from eki_jax.kernel.axes import Axis
-from eki_jax.natural.damping import AdaptiveDamping, as_schedule
+from eki_jax.kernel.health import finite_particles
+from eki_jax.natural.damping import AdaptiveDamping
 from eki_jax.natural.deviations import Deviations, FullRank, low_rank
 from eki_jax.natural.direction import Direction, Estimate, mean_loss
 from eki_jax.natural.estimates import span
 from eki_jax.natural.estimator import EstimatorSettings, make_estimator
 from eki_jax.natural.linear_algebra import inverse_square_root
-from eki_jax.solvers.protocol import Solver, check_rows, check_settings, given, never_done
+from eki_jax.solvers.protocol import (
+    Solver,
+    bad_targets,
+    check_rows,
+    check_settings,
+    compiled,
+    given,
+    never_done,
+)
+from eki_jax.solvers.reasons import Reason, first_reason
 
 
 class NaturalState(NamedTuple):
@@ -42,18 +54,22 @@ class NaturalState(NamedTuple):
 class NaturalInfo(NamedTuple):
     """Numbers of one step that a person wants to see; all from before it moved anything, but for ``measured``.
 
+    The settings are those that were used.
+
     Attributes:
         loss: loss of the particles' mean output (of the mean particle's, for localized steps).
         predicted: decrease of the loss by its second-order model.
-        measured: decrease of the loss of the mean particle on the same batch; None where lambda does not adapt.
+        measured: decrease of the loss of the mean particle on the same batch that the step makes, or would have made
+            where it is refused; None where nobody asks: ``loss_limit=None`` and a lambda that does not adapt.
         sigma: scale of the deviations.
         damping: lambda.
         fallback: flag, True where Cholesky's factorization failed and eigenvalues were used.
-        is_finite: flag, True where all particles and the step were finite, the loss convex, and what schedules gave for
-            sigma and lambda positive.
-        failed: number of particles whose outputs were not finite; they took no part.
-        moved: flag, True where the step was taken; the mean stays where it was unless all but the particles were
-            finite.
+        is_finite: flag, True where the step was taken and no particle had failed.
+        failed: number of particles that took no part, int32: their outputs were not finite, or beyond the cut
+            (``outlier_cut`` of :class:`EstimatorSettings`).
+        moved: flag, True where the step was taken; False where it was refused, and the state is what it was (but for a
+            lambda that adapts).
+        reason: code of :class:`eki_jax.Reason` that says why the step was refused, int32; 0 where it was taken.
     """
 
     loss: Array
@@ -65,6 +81,7 @@ class NaturalInfo(NamedTuple):
     is_finite: Array
     failed: Array
     moved: Array
+    reason: Array
 
 
 class NaturalSettings(EstimatorSettings, total=False):
@@ -79,12 +96,16 @@ class NaturalSettings(EstimatorSettings, total=False):
             :func:`full_rank` on one device.
         averaging: factor in [0, 1) of an exponential average of the iterates, corrected for its start, or a schedule of
             factors (n -> n / (n + 1) for the plain mean); in ``state.average``. None for none.
+        loss_limit: largest loss of the mean particle after a step on the step's own batch, as a multiple of the loss
+            before it, > 1; a step beyond is refused (and makes an adaptive lambda larger). By default 5: the noise of
+            few particles alone can make it 4. None does not ask, and saves two forward passes of one particle.
     """
 
     learning_rate: Schedule
     redraw_every: int
     square_root: bool
     averaging: Schedule | None
+    loss_limit: Any
 
 
 def natural_gradient(
@@ -162,12 +183,16 @@ def natural_gradient(
     cloud, axes = estimator.setup.cloud, estimator.setup.axes
     if follow.square_root and estimator.estimate != span("ensemble"):
         raise ValueError("square_root: True wants full_rank(...) deviations, localized=False and one device")
-    sigma_of, rate_of = as_schedule(sigma, "sigma"), as_schedule(follow.learning_rate, "learning_rate")
+    sigma_of = schedule("sigma", sigma, POSITIVE)
+    rate_of = schedule("learning_rate", follow.learning_rate, POSITIVE)
     adaptive = damping if isinstance(damping, AdaptiveDamping) else None
-    damping_of = None if isinstance(damping, AdaptiveDamping) else as_schedule(damping, "damping")
+    damping_of = None if isinstance(damping, AdaptiveDamping) else schedule("damping", damping, POSITIVE)
+    factor_of = None if follow.averaging is None else schedule("averaging", follow.averaging, SHARE)
+    particles = cloud.particles
 
     def init(params: Params, key: Array) -> NaturalState:
         params = _floating(params)
+        random_key("key", key)
         jax.eval_shape(lambda: cloud._replace(axis=Axis()).draw(key, params))  # raises where deviations do not fit
         average = None if follow.averaging is None else jax.tree.map(jnp.copy, params)  # a buffer to donate
         initial = None if adaptive is None else jnp.asarray(adaptive.initial, jnp.float32)
@@ -177,53 +202,78 @@ def natural_gradient(
     def drawn(state: NaturalState) -> Any:
         number = 0 if follow.square_root else state.count // follow.redraw_every
         rows = cloud.draw(jax.random.fold_in(jax.random.wrap_key_data(state.key), number), state.position)
-        return rows if state.transform is None else _transformed(state.transform, *rows)
+        return rows if state.transform is None else _transformed(state.transform, *_about_zero(*rows))
 
     def scales(state: NaturalState) -> tuple[Array, Array]:
         lam = state.damping if damping_of is None else damping_of(state.count)
         return jnp.asarray(sigma_of(state.count), jnp.float32), jnp.asarray(lam, jnp.float32)
 
     def step(state: NaturalState, batch: Batch) -> tuple[NaturalState, NaturalInfo]:
-        model = given(forward)
-        found = estimator.from_model(model, state.position, drawn(state), *scales(state), batch)
-        new, info = moved(state, found)
+        model, (x, targets) = given(forward), pair("batch", batch)
+        found = estimator.from_model(model, state.position, drawn(state), *scales(state), (x, targets))
+        if adaptive is None and follow.loss_limit is None:
+            return moved(state, found, targets)
+        ahead = stepped(state, found)
+        before, after = (mean_loss(loss, model(p, x), targets, axes) for p in (state.position, ahead))
+        new, info = moved(state, found, targets, (before, after))
         if adaptive is None:
             return new, info
-        x, targets = batch
-        before, after = (mean_loss(loss, model(s.position, x), targets, axes) for s in (state, new))
         measured = before - after
         ratio = jnp.where(jnp.isfinite(measured), measured / jnp.maximum(info.predicted, 1e-30), -jnp.inf)
-        return new._replace(damping=adaptive.next(info.damping, ratio)), info._replace(measured=measured)
+        return new._replace(damping=adaptive.next(info.damping, ratio)), info
 
     def update(state: NaturalState, outputs: Any, targets: Any) -> tuple[NaturalState, NaturalInfo]:
         if adaptive is not None:
             raise TypeError("damping: adaptive, which evaluates the model; wanted a number or a schedule for update()")
         if not estimator.estimate.needs_model:
             check_rows(outputs, particles // cloud.axis.size)
-        return moved(state, estimator.from_outputs(state.position, drawn(state), *scales(state), outputs, targets))
+        found = estimator.from_outputs(state.position, drawn(state), *scales(state), outputs, targets)
+        return moved(state, found, targets)
 
-    def moved(state: NaturalState, found: Direction) -> tuple[NaturalState, NaturalInfo]:
-        rate = jnp.asarray(rate_of(state.count), jnp.float32)
-        scale, lam = scales(state)
-        position = jax.tree.map(lambda m, d: (m - rate * d).astype(m.dtype), state.position, found.ascent)
+    def rate_at(state: NaturalState) -> Array:
+        return jnp.asarray(rate_of(state.count), jnp.float32)
+
+    def stepped(state: NaturalState, found: Direction) -> Params:
+        rate = rate_at(state)
+        return jax.tree.map(lambda m, d: (m - rate.astype(d.dtype) * d).astype(m.dtype), state.position, found.ascent)
+
+    def moved(
+        state: NaturalState, found: Direction, targets: Any, losses: tuple[Array, Array] | None = None
+    ) -> tuple[NaturalState, NaturalInfo]:
+        """The step, from its direction and the mean particle's losses before and after it, where those are known."""
+        rate, (scale, lam) = rate_at(state), scales(state)
+        position = stepped(state, found)
+        average, factor = _averaged(state, position, follow.averaging, factor_of)
+        in_range = POSITIVE.holds(rate) & (SHARE.holds(factor) if callable(follow.averaging) else True)
+        rose = jnp.zeros((), bool)
+        if losses is not None and follow.loss_limit is not None:
+            rose = _rose(found.loss, *losses, follow.loss_limit)
+        reason = first_reason(
+            (Reason.PARAMETERS, ~finite_particles(jax.tree.map(lambda m: m[None], state.position))[0]),
+            (Reason.TARGETS, axes.batch.largest(jnp.asarray(bad_targets(targets, None), jnp.int32)) > 0),
+            (Reason.SETTING, ~in_range),
+            (found.reason, found.reason > 0),
+            (Reason.LOSS_ROSE, rose),
+        )
+        ok = reason == 0
         failed = jnp.asarray(particles - found.healthy, jnp.int32)
         info = NaturalInfo(
             loss=found.loss,
-            is_finite=found.usable & (failed == 0),
+            is_finite=ok & (failed == 0),
             failed=failed,
-            moved=found.usable,
+            moved=ok,
+            reason=reason,
             predicted=found.predicted(rate),
-            measured=None,
+            measured=None if losses is None else losses[0] - losses[1],
             sigma=scale,
             damping=lam,
             fallback=found.fallback,
         )
-        average = _averaged(state, position, follow.averaging)
-        new = state._replace(position=position, average=average, count=state.count + 1)
+        new = state._replace(position=position, average=average)
         if state.transform is not None and found.matrix is not None:
-            shrink = inverse_square_root(found.matrix, lam) @ state.transform
-            new = new._replace(transform=jnp.where(found.usable, shrink, state.transform))
-        return new, info
+            new = new._replace(transform=inverse_square_root(found.matrix, lam) @ state.transform)
+        new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
+        return new._replace(count=state.count + ok.astype(state.count.dtype)), info
 
     def ensemble(state: NaturalState) -> Ensemble:
         return cloud.ensemble(state.position, drawn(state), scales(state)[0])
@@ -231,8 +281,10 @@ def natural_gradient(
     def estimated(state: NaturalState) -> Params:
         return state.position if state.average is None else state.average
 
-    extra = estimator.estimate.extra_passes + (0 if adaptive is None else 2)
-    return Solver(init, step, update, ensemble, estimated, _no_particles_to_replace, never_done, lambda J: J + extra)
+    extra = estimator.estimate.extra_passes + (0 if adaptive is None and follow.loss_limit is None else 2)
+    return compiled(
+        Solver(init, step, update, ensemble, estimated, _no_particles_to_replace, never_done, lambda J: J + extra)
+    )
 
 
 class _Following(NamedTuple):
@@ -242,15 +294,15 @@ class _Following(NamedTuple):
     redraw_every: int = 1
     square_root: bool = False
     averaging: Schedule | None = None
+    loss_limit: Any = 5.0
 
     @classmethod
     def of(cls, settings: Any) -> _Following:
         """Those among ``settings``, checked."""
         found = cls(**{name: settings[name] for name in cls._fields if name in settings})
-        if found.redraw_every < 1:
-            raise ValueError(f"redraw_every: {found.redraw_every}; wanted a number of steps >= 1")
-        if not (found.averaging is None or callable(found.averaging) or 0 <= found.averaging < 1):
-            raise ValueError(f"averaging: {found.averaging}; wanted a factor in [0, 1), a schedule, or None")
+        whole("redraw_every", found.redraw_every)
+        if found.loss_limit is not None:
+            real("loss_limit", found.loss_limit, ABOVE_ONE, or_="None for no limit")
         return found
 
 
@@ -267,15 +319,35 @@ def _transformed(transform: Array, factors: Any, signs: Array) -> tuple[Any, Arr
     return jax.tree.map(lambda e: jnp.tensordot(t.astype(e.dtype), e, axes=1), factors), jnp.ones_like(signs)
 
 
-def _averaged(state: NaturalState, position: Params, averaging: Schedule | None) -> Params | None:
-    if averaging is None:
-        return None
-    if callable(averaging):
-        factor = jnp.asarray(averaging(state.count), jnp.float32)
-    else:  # as the weights c^n, c^(n-1), ..., 1 over their sum: the start has no weight
+def _about_zero(factors: Any, signs: Array) -> tuple[Any, Array]:
+    """The deviations minus their mean: particles that are kept would carry that mean through all steps."""
+    signed = jax.tree.map(lambda e: e * signs.reshape(-1, *[1] * (e.ndim - 1)).astype(e.dtype), factors)
+    return jax.tree.map(lambda e: e - jnp.mean(e, axis=0, keepdims=True), signed), jnp.ones_like(signs)
+
+
+def _rose(loss: Array, before: Array, after: Array, limit: Any) -> Array:
+    """Whether the mean particle's loss after a step is beyond the limit.
+
+    ``loss`` is that of the particles' mean output; either it or the mean particle's may be small by chance, where the
+    particles' noise is all that is left of both.
+    """
+    largest = jnp.maximum(before, loss)
+    rise = (jnp.asarray(limit, after.dtype) - 1) * jnp.abs(largest) + jnp.finfo(jnp.float32).eps
+    return ~(after - largest <= rise)  # NaN has risen
+
+
+def _averaged(
+    state: NaturalState, position: Params, averaging: Schedule | None, factor_of: Callable[[Array], Any] | None
+) -> tuple[Params | None, Array]:
+    """The average with the next iterate, and the factor of the old one."""
+    if factor_of is None:
+        return None, jnp.zeros(())
+    factor = jnp.asarray(factor_of(state.count), jnp.float32)
+    if not callable(averaging):  # as the weights c^n, c^(n-1), ..., 1 over their sum: the start has no weight
         n = state.count.astype(jnp.float32)
-        factor = averaging * (1 - averaging**n) / (1 - averaging ** (n + 1))
-    return jax.tree.map(lambda a, m: (a + (1 - factor) * (m - a)).astype(m.dtype), state.average, position)
+        factor = factor * (1 - factor**n) / (1 - factor ** (n + 1))
+    average = lambda a, m: (a + (1 - factor).astype(a.dtype) * (m - a)).astype(m.dtype)
+    return jax.tree.map(average, state.average, position), factor
 
 
 def _floating(params: Params) -> Params:

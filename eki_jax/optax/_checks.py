@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import is_known
 from eki_jax.kernel.particles import local_size
 
 
@@ -75,7 +76,3 @@ def check_extra_args(outputs: Any, cotangents: Any, tree: Any, *, name: str = "e
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def is_known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)

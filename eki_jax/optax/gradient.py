@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eki_jax._checks import arrays
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
-from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
-from eki_jax.kernel.particles import finite_particles, wide_dtype
+from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
+from eki_jax.kernel.particles import wide_dtype
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
 from eki_jax.optax._checks import check_extra_args, check_given, check_params, check_stacked, check_zeros
@@ -116,7 +118,7 @@ def ensemble_gradient(
         check_extra_args(outputs, cotangents, params)
         products = healthy_products(params, outputs, cotangents, **options)
         (d,), _ = products.map_blocks(lambda d, u: (d.astype(u.dtype),), params)
-        return d, state
+        return _zero_unless(jnp.isfinite(products.norm()), d), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -177,7 +179,9 @@ def scale_by_drift_norm(
         if not jax.tree.leaves(updates):  # all masked
             return updates, state
         products = healthy_products(updates, outputs, cotangents, **options)
-        return _scaled(step_size(products.norm(), products.size, jnp.zeros((), jnp.int32)), updates), state
+        norm = products.norm()
+        dt = jnp.asarray(step_size(norm, products.size, jnp.zeros((), jnp.int32)), norm.dtype)
+        return _zero_unless(jnp.isfinite(dt * norm), _scaled(dt, updates)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -197,9 +201,16 @@ def kernel_options(
 def healthy_products(
     tree: Ensemble, outputs: Any, cotangents: Any, *, axis_name: str | None, **options: Any
 ) -> Products:
-    """The kernel's products without the particles that are not finite, as the solvers take them."""
-    healthy = finite_particles((outputs, cotangents))
+    """The kernel's products without the particles that are not finite or far beyond all others."""
+    arrays("outputs", outputs)
+    healthy = finite_particles((tree, outputs, cotangents))
+    healthy &= near_particles(outputs, cotangents, healthy, OUTLIER_CUT, Axes(Axis(axis_name)))
     return Products.of(tree, outputs, cotangents, healthy=healthy, axis=Axis(axis_name), **options)
+
+
+def _zero_unless(flag: Array, updates: Any) -> Any:
+    """Updates that are refused, which a chain has no other word for, where ``flag`` is down."""
+    return jax.tree.map(lambda leaf: jnp.where(flag, leaf, jnp.zeros((), leaf.dtype)), updates)
 
 
 def _scaled(factor: Array, tree: Any) -> Any:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_solve
 
+from eki_jax._checks import NOT_NEGATIVE, is_known, random_key, real
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.drawing import perturb
 from eki_jax.ensembles.priors import Gaussian
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.kernel.products import direction
-from eki_jax.optax._checks import check_extra_args, check_given, check_params, is_known
+from eki_jax.optax._checks import check_extra_args, check_given, check_params
 from eki_jax.optax.gradient import healthy_products
 from eki_jax.solvers.step_sizes import frobenius_step_size
 
@@ -65,6 +66,7 @@ def add_prior_noise(
     2.0
     """
     step_size = frobenius_step_size(h0, eps)
+    random_key("key", key)
 
     def init(params: Ensemble) -> AddPriorNoiseState:
         del params
@@ -129,6 +131,7 @@ def add_tikhonov(
            [19. ]], dtype=float32)
     """
     solvers = _precision(prior)
+    real("weight", weight, NOT_NEGATIVE)
 
     def update(
         updates: Ensemble, state: optax.EmptyState, params: Ensemble | None = None, **extra: Any

@@ -16,3 +16,5 @@ from eki_jax.solvers.protocol import Info as Info
 from eki_jax.solvers.protocol import Settings as Settings
 from eki_jax.solvers.protocol import SharedSettings as SharedSettings
 from eki_jax.solvers.protocol import Solver as Solver
+from eki_jax.solvers.reasons import Reason as Reason
+from eki_jax.solvers.reasons import StepRefused as StepRefused

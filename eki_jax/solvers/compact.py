@@ -156,5 +156,12 @@ def compact_euler(
 
 
 def _mean(rows: Array, axis: Axis) -> Array:
-    """The mean over the particles of all devices, shape (1, ...)."""
-    return axis.mean(jnp.mean(rows, axis=0, keepdims=True))
+    """The mean of the finite numbers over the particles of all devices, shape (1, ...).
+
+    What the deviations are measured from may be any point near them: one that a failed particle cannot spoil.
+    """
+    finite = jnp.isfinite(rows)
+    total, number = axis.sum(
+        tuple(jnp.sum(part, axis=0, keepdims=True, dtype=rows.dtype) for part in (jnp.where(finite, rows, 0), finite))
+    )
+    return total / jnp.maximum(number, 1)

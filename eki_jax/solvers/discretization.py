@@ -12,9 +12,11 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import NOT_NEGATIVE, function, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, StepSizeFn
 from eki_jax.kernel.axes import Axis
-from eki_jax.kernel.particles import ensemble_size, finite_particles, local_size, particle_mean
+from eki_jax.kernel.health import particle_mean
+from eki_jax.kernel.particles import ensemble_size, local_size
 from eki_jax.kernel.products import Products
 from eki_jax.losses.shortcut import in_place_by_shortcut
 from eki_jax.losses.support import evaluate_support, supported_outputs, value_and_cotangents
@@ -23,12 +25,16 @@ from eki_jax.solvers.protocol import (
     Options,
     Settings,
     Solver,
+    bad_targets,
     check_rows,
+    compiled,
     given,
+    health,
     never_done,
     one_pass_a_particle,
     take_step,
 )
+from eki_jax.solvers.reasons import Reason
 
 
 def discretization(
@@ -91,9 +97,7 @@ def discretization(
     """
     options = Options.of(settings)
     for name, value in (("loss", loss), ("step_size", step_size), ("start", start), ("move", move)):
-        if not callable(value):
-            hint = "; constant_step_size(dt) makes one" if name == "step_size" else ""
-            raise TypeError(f"{name}: {value!r}; wanted a function{hint}")
+        function(name, value, "a function; constant_step_size(dt) makes one" if name == "step_size" else "a function")
     targets_spread = Axis() if options.targets_axis is None else options.axis
 
     def init(ensemble: Ensemble) -> Any:
@@ -101,7 +105,7 @@ def discretization(
         return start(ensemble)
 
     def step(state: Any, batch: Batch) -> tuple[Any, Info]:
-        x, targets = batch
+        x, targets = pair("batch", batch)
 
         def taken(loss: LossFn, targets: Any, state: Any) -> tuple[Any, Info]:
             model, particle = given(forward), getattr(state, "particle", None)
@@ -125,7 +129,7 @@ def discretization(
     def advance(state: Any, entries: Any, reduced: LossFn, targets: Any) -> tuple[Any, Info]:
         *trees, count = state
         losses, cotangents = value_and_cotangents(reduced, entries, targets, targets_axis=options.targets_axis)
-        healthy = finite_particles((losses, entries, cotangents))
+        healthy = health(entries, cotangents, losses, tuple(trees), options)
         products = Products.of(
             trees[0],
             entries,
@@ -138,9 +142,12 @@ def discretization(
         )
         # From the products that the move uses: the step size costs no pass over the ensemble of its own.
         norm = products.norm()
-        dt = jnp.asarray(step_size(norm, products.size, count), norm.dtype)
-        moved, info = take_step(products, tuple(trees), move(dt, count), losses, dt, norm, healthy, count, options)
-        return _like(state, (*moved, count + 1)), info
+        dt = jnp.asarray(real("step_size", step_size(norm, products.size, count), NOT_NEGATIVE), norm.dtype)
+        refused = (Reason.TARGETS, bad_targets(targets, options.targets_axis))
+        moved, info = take_step(
+            products, tuple(trees), move(dt, count), losses, dt, norm, healthy, count, options, refused
+        )
+        return _like(state, (*moved, count + info.moved.astype(count.dtype))), info
 
     def ensemble(state: Any) -> Ensemble:
         return jax.vmap(state.particle)(state[0]) if hasattr(state, "particle") else state[0]
@@ -154,7 +161,7 @@ def discretization(
         own = getattr(state, "with_ensemble", None)
         return _like(state, (ensemble, *state[1:])) if own is None else own(ensemble)
 
-    return Solver(init, step, update, ensemble, estimate, with_ensemble, never_done, one_pass_a_particle)
+    return compiled(Solver(init, step, update, ensemble, estimate, with_ensemble, never_done, one_pass_a_particle))
 
 
 def _like(state: Any, values: tuple[Any, ...]) -> Any:

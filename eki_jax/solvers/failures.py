@@ -17,7 +17,9 @@ from jax.experimental import checkify
 
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.particles import local_size, wide_dtype
+from eki_jax.solvers.reasons import Reason, StepRefused, refusals_in
 
 
 class FailurePolicy(NamedTuple):
@@ -58,7 +60,7 @@ def redraw_failed(key: Array) -> FailurePolicy:
     """
 
     def apply(ensemble: Ensemble, healthy: Array, count: Array, axis_name: str | None) -> Ensemble:
-        axis = Axis(axis_name)
+        axis, healthy = Axis(axis_name), healthy & finite_particles(ensemble)
         ok, size = axis.sum(jnp.sum(healthy, dtype=jnp.int32)), healthy.shape[0] * axis.size
         redraw = partial(_redraw, jax.random.fold_in(key, count), healthy=healthy, ok=ok, axis=axis)
         return lax.cond((ok < size) & (ok >= 2), redraw, lambda ensemble: ensemble, ensemble)
@@ -92,7 +94,7 @@ def raise_failed() -> FailurePolicy:
 
 
 def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``fn`` compiled, raising :class:`FloatingPointError` where :func:`raise_failed` found a failed particle.
+    """``fn`` compiled, raising where a step of it was refused or :func:`raise_failed` found a failed particle.
 
     Args:
         fn: pure function, such as a solver's ``step``.
@@ -101,7 +103,17 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
         A function of the same arguments; it waits for the result, so it is for debugging and for costly models.
 
     Raises:
-        FloatingPointError: from the returned function.
+        StepRefused: from the returned function, where an ``info`` in its result says that a step was refused; it names
+            the reason and the remedy.
+        FloatingPointError: from the returned function, where :func:`raise_failed` found a failed particle.
+
+    >>> import eki_jax
+    >>> solver = eki_jax.euler(lambda u, x: x * u, eki_jax.squared_error())
+    >>> state = solver.init(jnp.array([[1.0], [3.0]]))
+    >>> checked(solver.step)(state, (2.0, jnp.array([jnp.nan])))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    eki_jax.solvers.reasons.StepRefused: step refused: TARGETS: the targets are not finite; ...
     """
     compiled = jax.jit(checkify.checkify(fn, errors=checkify.user_checks))
 
@@ -110,6 +122,9 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
         message = error.get()
         if message:
             raise FloatingPointError(message.split(" (`check` failed)")[0].split("\n")[0])
+        codes = refusals_in(result)
+        if codes.any():
+            raise StepRefused(Reason(int(codes[codes > 0][0])))
         return result
 
     return call

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Ensemble, ForwardFn, LossFn, StepSizeFn
 from eki_jax.solvers.discretization import discretization
 from eki_jax.solvers.protocol import Settings, Solver
-from eki_jax.solvers.step_sizes import frobenius_step_size, momentum_schedule
+from eki_jax.solvers.step_sizes import frobenius_step_size, momentum_schedule, steps_with_momentum
 
 
 class HeavyBallState(NamedTuple):
@@ -85,4 +85,4 @@ def heavy_ball(
 
         return blocks
 
-    return discretization(forward, loss, step_size, start, move, **settings)
+    return discretization(forward, loss, steps_with_momentum(step_size, schedule), start, move, **settings)

@@ -6,30 +6,36 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
+import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, one_of, real, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
-from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
+from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.particles import local_size
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.solvers.failures import FailurePolicy, keep_failed
+from eki_jax.solvers.reasons import Reason, first_reason
 
 
 class Info(NamedTuple):
     """Numbers of one step that a person wants to see; all of them from before the step moved anything.
 
-    The last four are there for every solver of the library.
+    The last five are there for every solver of the library.
 
     Attributes:
         losses: losses of this device's particles, shape (J,).
         step_size: dt, in units of the vector field's time; the paper's h is dt / J.
         drift_norm: norm of the drift, the paper's ||D||_F.
         spread: root mean square distance of a particle from the mean, sqrt(tr C(u)), in parameter units.
-        is_finite: flag, True where every loss, the drift norm and the step size were finite.
-        failed: number of particles whose outputs or loss were not finite, int32.
+        is_finite: flag, True where no particle had failed and the step was taken, or had nothing left to do.
+        failed: number of particles that took no part, int32: their parameters, outputs or loss were not finite, or
+            they were beyond the cut (``outlier_cut`` of :class:`SharedSettings`).
         loss: mean loss of the particles that did not fail, on all devices, a scalar.
-        moved: flag, True where the step was taken; False where it was refused and the particles stayed.
+        moved: flag, True where the step was taken; False where it was refused, and the state is what it was.
+        reason: code of :class:`eki_jax.Reason` that says why the step was refused, int32; 0 where it was taken.
     """
 
     losses: Array
@@ -40,6 +46,7 @@ class Info(NamedTuple):
     failed: Array
     loss: Array
     moved: Array
+    reason: Array
 
 
 class Solver(NamedTuple):
@@ -78,6 +85,10 @@ class SharedSettings(TypedDict, total=False):
             :func:`eki_jax.keep_failed`.
         targets_axis: axis of the particles in the targets: 0 where every particle has its own (perturbed data), shape
             (J, ...); else None.
+        outlier_cut: largest squared misfit of a particle that takes part, as a multiple of the median, > 1; those
+            beyond count as failed. The misfit is the length of the cotangents (of whitened residuals in a Kalman step);
+            the outputs have to be as far from all others'. By default 10^6, residuals a thousand times as long; None
+            for no cut.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
         precision: precision of the kernel's matrix products, as in :func:`jax.numpy.matmul`, or ``"bf16"``.
     """
@@ -85,6 +96,7 @@ class SharedSettings(TypedDict, total=False):
     axis_name: str | None
     failures: FailurePolicy
     targets_axis: int | None
+    outlier_cut: Any
     chunk_size: int | None
     precision: Any
 
@@ -108,6 +120,7 @@ class Options(NamedTuple):
     axis_name: str | None = None
     failures: FailurePolicy = keep_failed()
     targets_axis: int | None = None
+    outlier_cut: Any = OUTLIER_CUT
     chunk_size: int | None = None
     precision: Any = None
     contraction: Contraction | None = None
@@ -117,7 +130,15 @@ class Options(NamedTuple):
     def of(cls, settings: Any, known: type = Settings) -> Options:
         """``settings`` checked; raises TypeError for a keyword that ``known`` does not have."""
         check_settings(settings, known)
-        return cls(**settings)
+        options = cls(**settings)
+        one_of("targets_axis", options.targets_axis, (0, None))
+        if options.outlier_cut is not None:
+            real("outlier_cut", options.outlier_cut, ABOVE_ONE, or_="None for no cut")
+        if options.chunk_size is not None:
+            whole("chunk_size", options.chunk_size, or_="None for a memory budget")
+        if not isinstance(options.failures, FailurePolicy):
+            raise TypeError(f"failures: {options.failures!r}; wanted a FailurePolicy, such as keep_failed()")
+        return options
 
     @property
     def axis(self) -> Axis:
@@ -135,6 +156,7 @@ def take_step(
     healthy: Array,
     count: Array,
     options: Options,
+    *refusals: tuple[Reason, Any],
 ) -> tuple[tuple[Ensemble, ...], Info]:
     """The last part of every ensemble's step: the walk over the blocks, what failed, and what is reported.
 
@@ -148,6 +170,7 @@ def take_step(
         healthy: flags of the particles that take part, shape (J,).
         count: number of steps taken before.
         options: settings of the solver.
+        *refusals: reasons of the method's own to refuse the step, with their flags; they go before the common ones.
     """
 
     def stored(d: Array, *old: Array) -> tuple[Array, ...]:
@@ -155,7 +178,15 @@ def take_step(
         return tuple(block.astype(before.dtype) for block, before in zip(new, old, strict=False))
 
     axis = options.axis
-    ok = jnp.isfinite(norm) & jnp.isfinite(step_size)
+    failed = axis.sum(jnp.sum(~healthy, dtype=jnp.int32))
+    number = len(healthy) * axis.size - failed
+    reason = first_reason(
+        *refusals,
+        (Reason.FEW_PARTICLES, number < 2),
+        (Reason.SETTING, ~NOT_NEGATIVE.holds(step_size)),
+        (Reason.NOT_FINITE, ~jnp.isfinite(step_size * norm)),
+    )
+    ok = reason == 0
     moved, variance = products.map_blocks(stored, *trees, when=ok)
     moved = tuple(
         options.failures.apply(tree, healthy, count, options.axis_name)
@@ -163,10 +194,44 @@ def take_step(
         else tree
         for tree in moved
     )
-    failed = axis.sum(jnp.sum(~healthy, dtype=jnp.int32))
     total = axis.sum(jnp.sum(jnp.where(healthy, losses, 0)))
-    loss = total / (len(healthy) * axis.size - failed).astype(losses.dtype)  # NaN where every particle failed
-    return moved, Info(losses, step_size, norm, jnp.sqrt(variance), ok & (failed == 0), failed, loss, ok)
+    fine = (ok | (reason == Reason.ENDED)) & (failed == 0)
+    loss = total / number.astype(losses.dtype)  # NaN where every particle failed
+    return moved, Info(losses, step_size, norm, jnp.sqrt(variance), fine, failed, loss, ok, reason)
+
+
+def health(outputs: Any, cotangents: Any, losses: Array, trees: tuple[Ensemble, ...], options: Options) -> Array:
+    """Which of this device's particles take part in a step, shape (J,).
+
+    Args:
+        outputs: outputs of the particles, arrays of shape (J, ...).
+        cotangents: gradients of the loss with respect to them.
+        losses: losses of the particles, shape (J,).
+        trees: ensemble and companions of the state; of one with another leading axis all particles are made.
+        options: settings of the solver.
+    """
+    own = [tree for tree in trees if local_size(tree, name="ensemble") == len(losses)]
+    shared = [jnp.isfinite(leaf).all() for tree in trees for leaf in jax.tree.leaves(tree) if len(leaf) != len(losses)]
+    healthy = finite_particles((outputs, cotangents, losses, own))
+    for flag in shared:
+        healthy &= flag
+    return healthy & near_particles(outputs, cotangents, healthy, options.outlier_cut, Axes(options.axis))
+
+
+def bad_targets(targets: Any, targets_axis: int | None) -> Array:
+    """Whether the targets of all particles are not finite; a particle that alone has such targets has failed."""
+    floating = [leaf for leaf in jax.tree.leaves(targets) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    flags = [jnp.logical_not(jnp.isfinite(leaf).all()) for leaf in floating if targets_axis is None]
+    return jnp.stack(flags).any() if flags else jnp.zeros((), bool)
+
+
+def compiled(solver: Solver) -> Solver:
+    """``solver`` with a ``step`` and an ``update`` that are compiled once for each shape, however they are called.
+
+    A step holds loops and branches, which JAX compiles anew in every call outside of a compiled function, and keeps.
+    Inside of one nothing is left of this: the steps are traced in line.
+    """
+    return solver._replace(step=jax.jit(solver.step, inline=True), update=jax.jit(solver.update, inline=True))
 
 
 def check_settings(settings: Any, known: type) -> None:

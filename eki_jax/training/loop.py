@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eki_jax._types import Array, ForwardFn
+from eki_jax._checks import pair, random_key, whole
+from eki_jax._types import Array
 from eki_jax.training.checkpoints import abstract
 from eki_jax.training.method import Method
 from eki_jax.training.recording import Recorder, progress_bar
+from eki_jax.training.refusals import Refusals
 
 
 def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array], tuple[Any, dict[str, Array]]]:
@@ -96,15 +98,6 @@ def check_data(x: Any, targets: Any, batch_size: int, *, name: str = "train") ->
     return samples
 
 
-def check_labels(forward: ForwardFn, template: Any, x: Any, labels: Any, *, name: str = "train") -> None:
-    """Raise ValueError unless every label is one of the classes that ``forward`` has outputs for."""
-    labels = np.asarray(labels)
-    sample = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
-    classes = jax.eval_shape(forward, template, sample).shape[-1]
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"{name}: labels from {labels.min()} to {labels.max()}; wanted 0 to {classes - 1}")
-
-
 class Result(NamedTuple):
     """What :func:`fit` returns.
 
@@ -132,6 +125,7 @@ def fit(
     resume: bool = False,
     checkpoint_every: int = 1,
     progress: bool = True,
+    most_refusals: int = 3,
 ) -> Result:
     """Train a classifier, and leave behind what a person wants to see of it.
 
@@ -152,19 +146,26 @@ def fit(
         resume: flag; True goes on from the last checkpoint in ``directory``.
         checkpoint_every: number of epochs between checkpoints; 0 for the last epoch's alone.
         progress: flag; True shows a bar with the accuracy and the time left (needs rich).
+        most_refusals: number of steps refused in a row (``info.reason``) after which the run stops.
 
     Returns:
-        A :class:`Result`.
+        A :class:`Result`. Its history says how many steps of an epoch were refused; a warning says so at the end.
 
     Raises:
+        StepRefused: ``most_refusals`` steps in a row were refused; it names the reason and the remedy. What was learned
+            before is in ``directory``.
         ValueError: data or batch size that do not fit; ``epochs`` < 1; ``directory`` holds a run already and ``resume``
             is False; with ``resume``, a checkpoint of other settings.
         FileNotFoundError: ``resume`` without a checkpoint.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs: {epochs}; wanted at least 1")
-    check_data(*train, batch_size)
-    check_data(*test, 1, name="test")
+    whole("epochs", epochs)
+    whole("batch_size", batch_size)
+    random_key("key", key)
+    whole("most_refusals", most_refusals)
+    for name, data, least in (("train", train, batch_size), ("test", test, 1)):
+        check_data(*pair(name, data, "(x, labels)"), least, name=name)
+        if method.check is not None:
+            method.check(*data, name)
     arrays = jax.device_put((*train, *test))
     run = (
         jax.jit(epoch(method, batch_size), donate_argnums=0)
@@ -177,6 +178,7 @@ def fit(
     state, history = recorder.restore(lambda done: abstract(_resized(method, done), key))
     if state is None:
         state = jax.jit(method.init)(jax.random.fold_in(key, 0))
+    refusals = Refusals(most_refusals)
     with _deferred_interrupt() as stop, progress_bar(progress, len(history), epochs) as show:
         for index in range(len(history), epochs):
             started = time.perf_counter()
@@ -197,15 +199,17 @@ def fit(
                     "particles": size,
                     "forward_passes": before + method.passes(size) * steps * batch_size,
                     "seconds": seconds,
-                    **{name: float(np.mean(values)) for name, values in jax.device_get(metrics).items()},
+                    **refusals.counted(values := jax.device_get(metrics)),
+                    **{name: float(np.mean(value)) for name, value in values.items() if name != "reason"},
                 }
             )
-            stopping = stop()
+            stopping = stop() or refusals.too_many
             recorder.save(state, history, last=stopping or index + 1 == epochs)
             show(history[-1])
             if stopping:
                 break
     recorder.close()
+    refusals.tell(directory)
     return Result(state, history, len(history) < epochs)
 
 

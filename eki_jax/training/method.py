@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params, Prior
 from eki_jax.ensembles.drawing import perturb, sample_around, sample_ensemble
@@ -30,6 +31,7 @@ class Method(NamedTuple):
             the batches. The numbers are the same. Gradients of convolutions are ten times slower in a loop on
             processors.
         estimate: function ``estimate(state) -> params``: the one particle to predict with; by default the state itself.
+        check: function ``check(x, labels, name)`` that raises for data that do not fit the model; None for no check.
     """
 
     init: Callable[[Array], Any]
@@ -40,6 +42,7 @@ class Method(NamedTuple):
     passes: Callable[[int], int] = lambda particles: particles
     compiled_loop: bool = True
     estimate: Callable[[Any], Params] = lambda state: state
+    check: Callable[[Any, Any, str], None] | None = None
 
 
 def ensemble_method(
@@ -111,7 +114,14 @@ def ensemble_method(
         return classification_accuracy(forward, positions(solver, state), x, labels, axis_name=axis_name)
 
     return Method(
-        init, step, accuracy, redraw if resample else None, size, passes=solver.passes, estimate=solver.estimate
+        init,
+        step,
+        accuracy,
+        redraw if resample else None,
+        size,
+        passes=solver.passes,
+        estimate=solver.estimate,
+        check=_labels_of(forward, prior),
     )
 
 
@@ -145,9 +155,43 @@ def _around_a_mean(solver: Solver, forward: ForwardFn, prior: Prior, size: Calla
     def accuracy(state: Any, x: Array, labels: Array) -> Accuracy:
         return particle_accuracy(forward, solver.estimate(state), x, labels)
 
-    return Method(init, step, accuracy, None, size, passes=solver.passes, estimate=solver.estimate)
+    return Method(
+        init,
+        step,
+        accuracy,
+        None,
+        size,
+        passes=solver.passes,
+        estimate=solver.estimate,
+        check=_labels_of(forward, prior),
+    )
 
 
 def _continued(fresh: Any, state: Any) -> Any:
     """A fresh state whose scalars, that is counts and times, go on from those of ``state``."""
     return jax.tree.map(lambda new, old: old if jnp.ndim(new) == 0 else new, fresh, state)
+
+
+def _labels_of(forward: ForwardFn, prior: Prior) -> Callable[[Any, Any, str], None]:
+    """A check of the labels against the classes of a model with parameters as the prior draws them."""
+
+    def check(x: Any, labels: Any, name: str) -> None:
+        check_labels(forward, jax.eval_shape(prior.sample, jax.random.key(0)), x, labels, name=name)
+
+    return check
+
+
+def check_labels(forward: ForwardFn, template: Any, x: Any, labels: Any, *, name: str = "train") -> None:
+    """Raise unless every label is one of the classes that ``forward`` has outputs for.
+
+    Raises:
+        TypeError: labels that are not integers.
+        ValueError: labels out of range.
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"{name}: labels of dtype {labels.dtype}; wanted integers")
+    sample = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
+    classes = jax.eval_shape(forward, template, sample).shape[-1]
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"{name}: labels from {labels.min()} to {labels.max()}; wanted 0 to {classes - 1}")

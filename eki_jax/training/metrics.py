@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from eki_jax._checks import is_known
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.prediction import mean_particle
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
-from eki_jax.kernel.particles import wide_dtype
+from eki_jax.kernel.health import finite_particles, masked_mean
 
 # Outputs of all particles on one piece of the data are kept below this many bytes.
 _OUTPUT_BYTES = 64 * 2**20
@@ -52,7 +54,8 @@ def classification_accuracy(
         An :class:`Accuracy`; ``particles`` holds this device's particles.
 
     Raises:
-        ValueError: no samples, or labels of another length.
+        TypeError: labels that are not integers.
+        ValueError: no samples, labels of another length, or negative ones (where they are known).
 
     >>> import jax.numpy as jnp
     >>> forward = lambda u, x: jnp.stack([x * 0, x * u], axis=-1)  # says class 1 where u x > 0
@@ -62,20 +65,16 @@ def classification_accuracy(
     (0.75, Array([0.75, 0.25, 0.75], dtype=float32))
     """
     samples = jnp.shape(x)[0]
-    if samples == 0 or jnp.shape(labels) != (samples,):
-        raise ValueError(
-            f"labels: shape {jnp.shape(labels)} for {samples} samples; wanted one label a sample, and some"
-        )
+    _check(labels, samples)
     axis = Axis(axis_name)
     mean = mean_particle(ensemble, axis_name=axis_name)
 
     def counts(x: Array, labels: Array) -> tuple[Array, Array, Array]:
         def right(outputs: Array) -> Array:
-            return jnp.sum(jnp.argmax(outputs, axis=-1) == labels, axis=-1)
+            return jnp.sum(_is_right(outputs, labels), axis=-1)
 
         outputs = evaluate(forward, ensemble, x)
-        average = jnp.mean(outputs, axis=0, dtype=wide_dtype(outputs.dtype))
-        average = axis.mean(average)
+        average = masked_mean(outputs, finite_particles((ensemble, outputs)), axis)
         return right(forward(mean, x)), right(average), right(outputs)
 
     one = jax.eval_shape(lambda e, x: evaluate(forward, e, x), ensemble, x)
@@ -104,8 +103,25 @@ def particle_accuracy(forward: ForwardFn, params: Params, x: Array, labels: Arra
     >>> float(particle_accuracy(forward, 1.0, jnp.array([1.0, -1.0]), jnp.array([1, 1])).mean)
     0.5
     """
-    share = jnp.mean(jnp.argmax(forward(params, x), axis=-1) == labels)
+    _check(labels, jnp.shape(x)[0])
+    share = jnp.mean(_is_right(forward(params, x), labels))
     return Accuracy(share, share, share, share[None])
+
+
+def _is_right(outputs: Array, labels: Array) -> Array:
+    """Where the largest output is the labelled class's; outputs that are not numbers are never right."""
+    return (jnp.argmax(outputs, axis=-1) == labels) & ~jnp.isnan(outputs).any(axis=-1)
+
+
+def _check(labels: Any, samples: int) -> None:
+    if samples == 0 or jnp.shape(labels) != (samples,):
+        raise ValueError(
+            f"labels: shape {jnp.shape(labels)} for {samples} samples; wanted one label a sample, and some"
+        )
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise TypeError(f"labels: dtype {jnp.result_type(labels)}; wanted integers")
+    if is_known(labels) and np.asarray(labels).min() < 0:
+        raise ValueError(f"labels: least {np.asarray(labels).min()}; wanted classes from 0 on")
 
 
 def _sum_over_pieces(fn: Any, x: Array, labels: Array, size: int) -> Any:

@@ -67,7 +67,7 @@ def test_resume_goes_on_with_what_the_run_was(tmp_path: Path, capsys: Any) -> No
         ("name: 'nonsense'", ["--problem", "nonsense"]),
         ("method: 'adam'", ["--method", "adam"]),
         ("batch_size: 5000 for 1437 samples", ["--batch", "5000"]),
-        ("particles: 1; wanted at least 2", ["--particles", "1"]),
+        ("particles: 1; wanted a whole number, at least 2", ["--particles", "1"]),
         ("no settings.json there", ["--resume", "no-such-folder"]),
         ("missing", ["--problem", "mnist-dnn1", "--data", "no-such-folder"]),
     ],

@@ -154,7 +154,11 @@ def test_predictions_on_devices() -> None:
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
-        (ValueError, "particles: 1; wanted at least 2", lambda: sample_ensemble(KEY, gaussian(jnp.zeros(2), 1.0), 1)),
+        (
+            ValueError,
+            "particles: 1; wanted a whole number, at least 2",
+            lambda: sample_ensemble(KEY, gaussian(jnp.zeros(2), 1.0), 1),
+        ),
         (
             ValueError,
             "particles: 0",

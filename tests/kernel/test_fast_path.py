@@ -138,8 +138,8 @@ def test_label_and_one_hot_take_the_same_step() -> None:
 def test_a_non_finite_norm_moves_nothing() -> None:
     """A step whose norm is not finite leaves the ensemble."""
     for solver in (
-        euler(None, losses.squared_error(), lambda *_: jnp.nan),
-        nesterov(None, losses.squared_error(), lambda *_: jnp.nan),
+        euler(None, losses.squared_error(), lambda norm, *_: norm * jnp.nan),
+        nesterov(None, losses.squared_error(), lambda norm, *_: norm * jnp.nan),
     ):
         state = solver.init(jnp.arange(6.0).reshape(3, 2))
         after, info = solver.update(state, state.ensemble, jnp.zeros(2))

@@ -203,9 +203,16 @@ def test_the_cheaper_contraction() -> None:
         assert cheaper_contraction(size, outputs, parameters) == min(through, key=through.__getitem__)
 
 
-def test_nan_in_one_particle_is_seen() -> None:
-    ensemble, outputs, cotangents = problem(0, 9, np.float32)
-    assert not np.isfinite(oracle.rows(direction(ensemble, outputs.at[3].set(jnp.nan), cotangents))).any()
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["parameters", "outputs", "cotangents"])
+def test_a_nan_particle_takes_no_part(part: int) -> None:
+    """Its direction is zero, those of the others are as if it were not there."""
+    arguments = list(problem(0, 9, np.float32))
+    rest = jnp.array([j for j in range(len(arguments[1])) if j != 3])
+    wanted = oracle.rows(direction(*(jax.tree.map(lambda leaf: leaf[rest], tree) for tree in arguments)))
+    arguments[part] = jax.tree.map(lambda leaf: leaf.at[3].set(jnp.nan), arguments[part])
+    found = oracle.rows(direction(*arguments))
+    np.testing.assert_allclose(found[rest], wanted, rtol=1e-3, atol=1e-5)
+    assert (found[3] == 0).all()
 
 
 ONE = jnp.ones((4, 2))

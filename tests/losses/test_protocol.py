@@ -234,8 +234,11 @@ def test_outputs_may_be_a_tree(x64: None) -> None:
 
 
 def test_a_negative_label_is_not_convex() -> None:
-    model = curvature(losses.cross_entropy(), jnp.full((2, 2), 0.5), jnp.array([[1.5, -0.5], [0.5, 0.5]]))
-    assert not bool(model.is_convex)
+    labels = jnp.array([[1.5, -0.5], [0.5, 0.5]])
+    model = jax.jit(lambda y: curvature(losses.cross_entropy(), jnp.full((2, 2), 0.5), y).is_convex)
+    assert not bool(model(labels))
+    with pytest.raises(ValueError, match=r"soft labels from -0\.5 on"):
+        curvature(losses.cross_entropy(), jnp.full((2, 2), 0.5), labels)
 
 
 class Half:

@@ -66,7 +66,7 @@ PLAINLY = {
     "while": (lambda p, x: lax.while_loop(lambda h: h.sum() < 3, lambda h: hidden(p, h), x), r"loop \(while\)"),
     "twice": (lambda p, x: hidden(p, hidden(p, x)), "used 2 times"),
     "rows": (lambda p, x: p["w"][jnp.arange(len(x)) % 3], "by rows"),
-    "added up": (lambda p, x: x @ p["w"].dense(), "added up by the model"),
+    "added up": (lambda p, x: x @ getattr(p["w"], "dense", lambda: p["w"])(), "added up by the model"),
     "derivative": (lambda p, x: jax.grad(lambda x: hidden(p, x).sum())(x), "differentiates"),
     "unused": (lambda p, x: x, "not multiplied"),
 }

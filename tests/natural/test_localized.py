@@ -342,7 +342,8 @@ def test_failed_particles_are_dropped() -> None:
     params = {"w": jax.random.normal(keys[0], (9, 5)) / 3, "v": jax.random.normal(keys[1], (5, 3)), "b": jnp.zeros(5)}
     x = jax.random.normal(keys[2], (6, 9))
     rough = lambda p, x: (jnp.tanh(x @ p["w"] + p["b"]) + 0 * jnp.sqrt(p["b"][0] + 0.02)) @ p["v"]
-    solver = natural.natural_gradient(rough, LOSS, 40, localized=True, averaging=0.5)
+    settings = {"localized": True, "averaging": 0.5, "loss_limit": None}  # the mean may fail where it goes
+    solver = natural.natural_gradient(rough, LOSS, 40, **settings)
     state, info = jax.jit(solver.step)(solver.init(params, jax.random.key(0)), (x, jnp.arange(6) % 3))
     assert 0 < int(info.failed) < 40
     assert float(info.predicted) > 0
@@ -385,7 +386,7 @@ def test_bad_settings_are_named() -> None:
     solver = make()
     with pytest.raises(TypeError, match="sees inside of the model"):
         solver.update(solver.init(jnp.ones((3, 2)), jax.random.key(0)), jnp.zeros((4, 5, 2)), jnp.zeros(5, jnp.int32))
-    assert solver.passes(4) == 5
+    assert solver.passes(4) == 7
 
 
 @pytest.mark.parametrize(("x64", "dtype"), [(False, jnp.bfloat16), (True, jnp.float32)])

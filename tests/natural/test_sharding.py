@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import Any
@@ -132,7 +133,8 @@ def test_the_matrix_and_the_step_are_summed() -> None:
     largest = PARTICLES * (PARTICLES + 1)
     leaves = [leaf.size for leaf in jax.tree.leaves(params)]
     assert largest in sizes
-    assert sum(sizes) <= largest + sum(leaves) + 2 * PARTICLES + 8  # and flags, and the loss
+    outputs = math.prod(batch[1].shape) * 3
+    assert sum(sizes) <= largest + sum(leaves) + 4 * PARTICLES + outputs + 16  # and flags, distances, the loss
 
 
 def shapes_of(line: str) -> list[str]:

@@ -355,7 +355,9 @@ def test_bad_input_is_named_and_the_way_out_said(changes: Any, error: type[Excep
         update_with(ensemble_gradient(), **changes)
 
 
-@pytest.mark.parametrize("make", [scale_by_drift_norm, partial(add_prior_noise, gaussian(jnp.zeros(3), 1.0), None)])
+@pytest.mark.parametrize(
+    "make", [scale_by_drift_norm, partial(add_prior_noise, gaussian(jnp.zeros(3), 1.0), jax.random.key(0))]
+)
 def test_others_name_what_is_missing_too(make: Any) -> None:
     """The other transformations name what is missing too."""
     with pytest.raises(TypeError, match="no outputs"):

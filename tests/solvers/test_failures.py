@@ -106,7 +106,7 @@ def test_devices_agree_with_one(policy: Any) -> None:
     solver = euler(None, squared_error(), failures=policy, axis_name="p")
     mesh = jax.make_mesh((4,), ("p",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     p, everywhere = PartitionSpec("p"), PartitionSpec()
-    specs = eki_jax.EulerState(p, everywhere), eki_jax.Info(p, *([everywhere] * 7))
+    specs = eki_jax.EulerState(p, everywhere), eki_jax.Info(p, *([everywhere] * 8))
     sharded = jax.jit(jax.shard_map(solver.update, mesh=mesh, in_specs=(specs[0], p, everywhere), out_specs=specs))
     state, info = sharded(eki_jax.EulerState(jnp.asarray(START), jnp.zeros((), jnp.int32)), BROKEN, TARGETS)
     np.testing.assert_allclose(state.ensemble, one.ensemble, rtol=1e-4, atol=1e-5)

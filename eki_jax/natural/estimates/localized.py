@@ -26,11 +26,12 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
+from eki_jax._checks import whole
 from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.natural.deviations import LowRankDeviations
-from eki_jax.natural.direction import Direction, Setup, usable
+from eki_jax.natural.direction import Direction, Setup, refusal
 from eki_jax.natural.draws import Seen, low_rank_of
 from eki_jax.natural.estimates.regressions import Participants, Reach, conjugate_gradients, regressions
 from eki_jax.natural.estimates.span import centred, share_of_loss
@@ -282,7 +283,7 @@ class Localized(NamedTuple):
         deviations, axes = low_rank_of(setup.cloud.deviations), setup.axes
         seen = setup.cloud.see(forward, mean, x)
         outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size, seen=True)
-        rows, healthy, number = centred(outputs, axes)
+        rows, healthy, number = centred(outputs, axes, setup.outlier_cut)
         model = curvature(setup.loss, seen.outputs, targets)
         check_convex(model)
         share = share_of_loss(setup.loss, axes)
@@ -297,10 +298,12 @@ class Localized(NamedTuple):
         value, slope, bend = over_samples.sum(
             (share * model.value, jnp.vdot(residual, along), jnp.vdot(along, curve(along)))
         )
-        ok = usable(slope, bend, sigma, damping) & over_samples.all(model.is_convex)
+        is_convex = over_samples.all(model.is_convex)
+        reason = refusal(slope, bend, sigma, damping, is_convex=is_convex, healthy=number, setup=setup)
+        ok = reason == 0
         scales = deviations.scales(mean)
         ascent = jax.tree.map(lambda m, v, s: jnp.where(ok, (s * v).astype(m.dtype), 0), mean, d, scales)
-        direction = Direction(ascent, value, slope, bend, number, jnp.asarray(False), ok)
+        direction = Direction(ascent, value, slope, bend, number, jnp.asarray(False), reason)
         return direction.within(setup.norm_constraint)
 
     def from_outputs(
@@ -324,6 +327,4 @@ def localized(iterations: int = 10) -> Localized:
     >>> localized(5).iterations
     5
     """
-    if iterations < 1:
-        raise ValueError(f"iterations: {iterations}; wanted at least 1")
-    return Localized(iterations)
+    return Localized(whole("iterations", iterations))

@@ -10,12 +10,14 @@ from jax import lax
 
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Space
 from eki_jax.kernel.axes import Axes, Axis
-from eki_jax.kernel.particles import finite_particles, flatten_outputs, wide_dtype
+from eki_jax.kernel.health import finite_particles, near_particles
+from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve
+from eki_jax.kernel.particles import flatten_outputs, wide_dtype
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.losses.protocol import reduction_of
 from eki_jax.losses.shortcut import by_shortcut
-from eki_jax.natural.direction import Direction, Setup, usable
-from eki_jax.natural.linear_algebra import HIGHEST, cheaper_space, damped_solve
+from eki_jax.natural.direction import Direction, Setup, refusal
+from eki_jax.natural.linear_algebra import cheaper_space
 
 
 class SpanStep(NamedTuple):
@@ -52,6 +54,7 @@ def span_step(
     space: Space | None = None,
     axes: Axes = Axes(),  # noqa: B008
     precision: Any = HIGHEST,
+    outlier_cut: Any = None,
 ) -> SpanStep:
     """The weights of one damped Gauss-Newton step.
 
@@ -63,6 +66,7 @@ def span_step(
         space: space in which to solve; by default that of the smaller matrix.
         axes: devices over which particles and samples are spread.
         precision: precision of the products that form the matrix.
+        outlier_cut: largest squared distance of a particle's outputs from the others', as a multiple of the median.
 
     Raises:
         ValueError: a loss that cannot be spread over samples in that space, or samples that the devices do not divide.
@@ -76,19 +80,19 @@ def span_step(
         if axes.both.is_mapped and kind is None:  # all outputs at once: nothing can be spread over samples
             space = "output"
     if space == "output":
-        return _in_output_space(loss, outputs, targets, damping, axes, precision)
+        return _in_output_space(loss, outputs, targets, damping, axes, precision, outlier_cut)
     if axes.both.is_mapped and kind is None:
         raise ValueError(
             "space: 'ensemble' on several devices, for a loss that is no sum of samples; wanted 'output', or a loss "
             "with reduction = 'mean' or 'sum'"
         )
-    return _in_ensemble_space(loss, outputs, targets, damping, axes, precision, kind)
+    return _in_ensemble_space(loss, outputs, targets, damping, axes, precision, outlier_cut, kind)
 
 
 def _in_ensemble_space(
-    loss: LossFn, outputs: Any, targets: Any, damping: Array, axes: Axes, precision: Any, kind: str | None
+    loss: LossFn, outputs: Any, targets: Any, damping: Array, axes: Axes, precision: Any, cut: Any, kind: str | None
 ) -> SpanStep:
-    healthy = _healthy(outputs, axes)
+    healthy = healthy_outputs(outputs, axes, cut)
     outputs, targets = _all_particles(outputs, targets, axes)
     every = _of_all(healthy, axes.particles)
     rows, mean, number = _centred(outputs, every, Axis())
@@ -110,8 +114,10 @@ def _in_ensemble_space(
     return SpanStep(own, value, slope, bend, number, fallback, convex, matrix)
 
 
-def _in_output_space(loss: LossFn, outputs: Any, targets: Any, damping: Array, axes: Axes, precision: Any) -> SpanStep:
-    healthy = _healthy(outputs, axes)
+def _in_output_space(
+    loss: LossFn, outputs: Any, targets: Any, damping: Array, axes: Axes, precision: Any, cut: Any
+) -> SpanStep:
+    healthy = healthy_outputs(outputs, axes, cut)
     outputs, targets = axes.batch.gathered(outputs, axis=1), axes.batch.gathered(targets)
     rows, mean, number = _centred(outputs, healthy, axes.particles)
     model = curvature(loss, mean, targets)
@@ -132,9 +138,9 @@ def _in_output_space(loss: LossFn, outputs: Any, targets: Any, damping: Array, a
     return SpanStep(weights, value, slope, jnp.vdot(moved, moved), number, fallback, convex, None)
 
 
-def centred(outputs: Any, axes: Axes) -> tuple[Array, Array, Array]:
+def centred(outputs: Any, axes: Axes, cut: Any = None) -> tuple[Array, Array, Array]:
     """Rows ``(z_j - mean z) / sqrt(J - 1)``, zero for particles that failed; which did not; how many on all devices."""
-    healthy = _healthy(outputs, axes)
+    healthy = healthy_outputs(outputs, axes, cut)
     rows, _, number = _centred(outputs, healthy, axes.particles)
     return rows, healthy, number
 
@@ -164,9 +170,10 @@ def _centred(outputs: Any, healthy: Array, axis: Axis) -> tuple[Array, Any, Arra
     return rows, _like_one(mean, outputs), count
 
 
-def _healthy(outputs: Any, axes: Axes) -> Array:
-    """Which of this device's particles have finite outputs on all samples."""
-    return axes.batch.all(finite_particles(outputs))
+def healthy_outputs(outputs: Any, axes: Axes, cut: Any) -> Array:
+    """Which of this device's particles have outputs that are finite, on all samples, and not far from all others."""
+    finite = axes.batch.all(finite_particles(outputs))
+    return finite & near_particles(outputs, None, finite, cut, axes)
 
 
 def _of_all(healthy: Array, axis: Axis) -> Array:
@@ -235,14 +242,25 @@ class Span(NamedTuple):
         def solved(loss: LossFn, targets: Any) -> SpanStep:
             space, axes = self.space, setup.axes
             precision = HIGHEST if setup.precision is None else setup.precision
-            return span_step(loss, outputs, targets, damping, space=space, axes=axes, precision=precision)
+            cut = setup.outlier_cut
+            return span_step(
+                loss, outputs, targets, damping, space=space, axes=axes, precision=precision, outlier_cut=cut
+            )
 
         found = by_shortcut(solved, setup.loss, targets, axis=setup.axes.batch)
-        ok = usable(found.slope, found.bend, sigma, damping) & found.is_convex
+        reason = refusal(
+            found.slope,
+            found.bend,
+            sigma,
+            damping,
+            is_convex=found.is_convex,
+            healthy=found.healthy,
+            setup=setup,
+        )
         weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
-        ascent = setup.cloud.combine(mean, drawn, jnp.where(ok, weights, 0))
+        ascent = setup.cloud.combine(mean, drawn, jnp.where(reason == 0, weights, 0))
         direction = Direction(
-            ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, ok, found.matrix
+            ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, reason, found.matrix
         )
         return direction.within(setup.norm_constraint)
 

@@ -8,34 +8,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import NOT_NEGATIVE, arrays, pair, random_key, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
-from eki_jax.kernel.particles import (
-    ensemble_size,
-    finite_particles,
-    flatten_outputs,
-    local_size,
-    particle_mean,
-    wide_dtype,
-)
+from eki_jax.kernel.health import particle_mean
+from eki_jax.kernel.particles import ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
-from eki_jax.solvers.kalman.noise_covariance import NoiseCovariance, check_size
+from eki_jax.solvers.kalman.noise_covariance import NoiseCovariance, check_size, is_usable
 from eki_jax.solvers.kalman.tempering import TemperingFn
 from eki_jax.solvers.protocol import (
     Info,
     Options,
     Solver,
+    bad_targets,
     check_rows,
+    compiled,
     given,
+    health,
     never_done,
     one_pass_a_particle,
     take_step,
 )
-
-# Rounding that a sum of step sizes may leave between the end of tempering and 1.
-_END = 1 - 1e-5
+from eki_jax.solvers.reasons import Reason
 
 
 class KalmanState(NamedTuple):
@@ -58,13 +54,12 @@ class KalmanState(NamedTuple):
 
 
 class System(NamedTuple):
-    """The linear-Gaussian problem of one step.
+    """The linear-Gaussian problem of one step, whitened: noise of covariance I. Rows of failed particles are zero.
 
     Attributes:
         ensemble: particles, shape (J, ...).
         residuals: differences ``G_j - y``, shape (J, M).
         perturbed: differences from each particle's own data, ``G_j - y - xi_j``, shape (J, M).
-        covariance: covariance Gamma of the noise.
         step_size: step size h.
         healthy: flags of the particles that take part, shape (J,).
         axis: devices over which the particles are spread.
@@ -74,7 +69,6 @@ class System(NamedTuple):
     ensemble: Ensemble
     residuals: Array
     perturbed: Array
-    covariance: NoiseCovariance
     step_size: Array
     healthy: Array
     axis: Axis
@@ -106,6 +100,8 @@ def analysis(
         key: JAX random key of the data's perturbations, or None for none.
     """
     axis = options.axis
+    if key is not None:
+        random_key("key", key)
 
     def init(ensemble: Ensemble) -> KalmanState:
         ensemble_size(ensemble, axis_name=options.axis_name)
@@ -114,48 +110,62 @@ def analysis(
 
     def update(state: KalmanState, outputs: Any, targets: Any) -> tuple[KalmanState, Info]:
         check_rows(outputs, local_size(state.ensemble, name="ensemble"))
-        residuals = _residuals(outputs, targets, options.targets_axis)
+        residuals = _residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
         check_size(covariance, residuals.shape[1])
-        healthy = finite_particles(residuals)
+        # Whitened before anything is multiplied: data of many magnitudes, and the noise's own, keep their digits.
+        residuals = covariance.whiten(residuals)
+        misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
+        healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
         residuals = jnp.where(healthy[:, None], residuals, 0)
-        misfits = 0.5 * jnp.sum(residuals * covariance.solve(residuals), axis=1)
         misfits = jnp.where(healthy, misfits, jnp.nan)
         h: Any = step_size
         if callable(step_size):
             h = step_size(axis.gathered(misfits), residuals.shape[1], state.time, state.count)
             h = axis.mean(h)  # the same number everywhere, which shard_map cannot know of gathered misfits
-        h = jnp.asarray(h, residuals.dtype)
+        h = jnp.asarray(real("step_size", h, NOT_NEGATIVE), residuals.dtype)
         perturbed = residuals
         if key is not None:
-            noise = _noise(jax.random.fold_in(key, state.count), covariance, residuals, options.axis_name)
+            noise = _noise(jax.random.fold_in(key, state.count), residuals, options.axis_name)
             perturbed = residuals - jnp.where(h > 0, jax.lax.rsqrt(jnp.where(h > 0, h, 1)), 0) * noise
-        products = solve(System(state.ensemble, residuals, perturbed, covariance, h, healthy, axis, options.precision))
+            perturbed = jnp.where(healthy[:, None], perturbed, 0)
+        products = solve(System(state.ensemble, residuals, perturbed, h, healthy, axis, options.precision))
         blocks = lambda d, u: (u - h.astype(d.dtype) * d,)
-        (ensemble,), info = take_step(
-            products, (state.ensemble,), blocks, misfits, h, products.norm(), healthy, state.count, options
+        refusals = (
+            (Reason.ENDED, done(state)),
+            (Reason.TARGETS, bad_targets(targets, options.targets_axis)),
+            (Reason.SETTING, ~is_usable(covariance)),
         )
-        time = state.time + jnp.where(info.moved, h, 0).astype(state.time.dtype)
-        return KalmanState(ensemble, time, state.count + 1), info
+        (ensemble,), info = take_step(
+            products, (state.ensemble,), blocks, misfits, h, products.norm(), healthy, state.count, options, *refusals
+        )
+        taken = h.astype(state.time.dtype)
+        later = state.time + taken
+        if callable(step_size):  # tempering ends at exactly 1, whatever the rounding of its sum
+            later = jnp.where(taken >= 1 - state.time, 1, later).astype(later.dtype)
+        time = jnp.where(info.moved, later, state.time)
+        return KalmanState(ensemble, time, state.count + info.moved.astype(state.count.dtype)), info
 
     def step(state: KalmanState, batch: Batch) -> tuple[KalmanState, Info]:
-        x, targets = batch
+        x, targets = pair("batch", batch)
         return update(state, evaluate(given(forward), state.ensemble, x, chunk_size=options.chunk_size), targets)
 
     def estimate(state: KalmanState) -> Params:
         return particle_mean(state.ensemble, axis_name=options.axis_name)
 
     def done(state: KalmanState) -> Array:
-        return state.time >= _END if callable(step_size) else never_done(state)
+        return state.time >= 1 if callable(step_size) else never_done(state)
 
-    return Solver(
-        init,
-        step,
-        update,
-        lambda state: state.ensemble,
-        estimate,
-        lambda state, ensemble: state._replace(ensemble=ensemble),
-        done,
-        one_pass_a_particle,
+    return compiled(
+        Solver(
+            init,
+            step,
+            update,
+            lambda state: state.ensemble,
+            estimate,
+            lambda state, ensemble: state._replace(ensemble=ensemble),
+            done,
+            one_pass_a_particle,
+        )
     )
 
 
@@ -173,7 +183,7 @@ def _residuals(outputs: Any, targets: Any, targets_axis: int | None) -> Array:
     return flat.astype(wide_dtype(flat.dtype)) - flatten_outputs(rows, size if own else 1, name="targets")
 
 
-def _noise(key: Array, covariance: NoiseCovariance, residuals: Array, axis_name: str | None) -> Array:
-    """Draws of N(0, Gamma), shape (J, M), that do not depend on how the particles are spread."""
+def _noise(key: Array, residuals: Array, axis_name: str | None) -> Array:
+    """Draws of N(0, I), shape (J, M), that do not depend on how the particles are spread."""
     keys = particle_keys(key, residuals.shape[0], axis_name)
-    return jax.vmap(lambda k: covariance.noise(k, residuals.shape[1], residuals.dtype))(keys)
+    return jax.vmap(lambda k: jax.random.normal(k, residuals.shape[1:], residuals.dtype))(keys)

@@ -12,9 +12,12 @@ from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
+from jax import lax
 
+from eki_jax._checks import POSITIVE, one_of, real
 from eki_jax._types import Array, ForwardFn, Space
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.linear_algebra import damped_solve
 from eki_jax.kernel.products import Products
 from eki_jax.solvers.kalman.analysis import System, analysis
 from eki_jax.solvers.kalman.noise_covariance import HIGHEST, as_noise_covariance
@@ -65,7 +68,9 @@ def enkf(
            [3.5]], dtype=float32)
     """
     covariance = as_noise_covariance(noise_covariance)
-    _check(step_size, space)
+    one_of("space", space, ("output", "ensemble", "data", None))
+    if not callable(step_size):
+        real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")
 
     def solve(system: System) -> Products:
         among_outputs = (space or _choose(system)) != "ensemble"
@@ -74,37 +79,46 @@ def enkf(
     return analysis(forward, covariance, step_size, solve, Options.of(settings, SharedSettings), key)
 
 
-def cheaper_space(ensemble_size: int, outputs: int, parameters: int, solve_cost: float | None = None) -> Space:
+def cheaper_space(ensemble_size: int, outputs: int, parameters: int) -> Space:
     """Where the Kalman step's linear system takes fewer operations to solve.
 
     In the space of the outputs: ``C_ww`` and the right-hand sides, 4 J M^2, a factorization, M^3 / 3, and the cheaper
     product with the ensemble. In that of the ensemble: two matrices of inner products, 4 J^2 M, a factorization and J
-    right-hand sides, 7 J^3 / 3, a solution with Gamma for every particle, and 2 J^2 P.
+    right-hand sides, 7 J^3 / 3, and 2 J^2 P.
 
     Args:
         ensemble_size: number of particles J.
         outputs: number of outputs M.
         parameters: number of parameters P.
-        solve_cost: operations of J solutions with Gamma; J M, that of a diagonal one, by default.
 
     >>> cheaper_space(50, 2000, 100), cheaper_space(2000, 50, 100)
     ('ensemble', 'output')
     """
     J, M, P = float(ensemble_size), float(outputs), float(parameters)
     output = 4 * J * M**2 + M**3 / 3 + min(4 * J * M * P, 2 * J**2 * (M + P))
-    ensemble = 4 * J**2 * M + 7 * J**3 / 3 + (J * M if solve_cost is None else solve_cost) + 2 * J**2 * P
+    ensemble = 4 * J**2 * M + 7 * J**3 / 3 + 2 * J**2 * P
     return "ensemble" if ensemble < output else "output"
 
 
 def _solve_among_outputs(system: System) -> Products:
-    """The kernel's products with the cotangents ``(h C_ww + Gamma)^-1 (G_j - y - xi_j)``, by an M x M system."""
+    """The kernel's products with the cotangents ``(I + h C_ww)^-1 (G_j - y - xi_j)``, whitened, by an M x M system."""
     z, size = system.anomalies()
-    gram = system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
-    matrix = system.covariance.add_to(system.step_size / size * gram)
-    cotangents = cho_solve(cho_factor(matrix, lower=True), system.perturbed.T).T
+    scale = system.step_size / size
+
+    def by_matrix() -> tuple[Array, Array]:
+        gram = system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
+        return z, damped_solve(scale * gram, system.perturbed.T, jnp.ones((), z.dtype))[0].T
+
+    def by_singular_values() -> tuple[Array, Array]:
+        left, shrunk, right = _shrunk(system.axis.gathered(z), scale)
+        left, right = system.axis.own_part(left * shrunk), jnp.matmul(system.perturbed, right.T, precision=HIGHEST)
+        missing = z.shape[1] - left.shape[1]
+        return jnp.pad(left, ((0, 0), (0, missing))), jnp.pad(right, ((0, 0), (0, missing)))
+
+    outputs, cotangents = lax.cond(_is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
     return Products.of(
         system.ensemble,
-        system.residuals,
+        outputs,
         cotangents,
         healthy=system.healthy,
         axis=system.axis,
@@ -115,28 +129,44 @@ def _solve_among_outputs(system: System) -> Products:
 def _solve_among_particles(system: System) -> Products:
     """The same products by a J x J system.
 
-    ``Z (Gamma + (h/J) Z^T Z)^-1 = (I + (h/J) Z Gamma^-1 Z^T)^-1 Z Gamma^-1``: no difference of large numbers, and the
-    weights with which the particles are combined are there at once.
+    ``Z (I + (h/J) Z^T Z)^-1 = (I + (h/J) Z Z^T)^-1 Z``: no difference of large numbers, and the weights with which the
+    particles are combined are there at once.
     """
     z, size = system.anomalies()
-    everyone = system.axis.gathered(z)
-    whitened = system.covariance.solve(everyone)
-    gram = jnp.matmul(whitened, everyone.T, precision=HIGHEST)
-    matrix = jnp.eye(len(everyone), dtype=z.dtype) + system.step_size / size * gram
-    perturbed = jnp.where(system.healthy[:, None], system.perturbed, 0)
-    weights = cho_solve(cho_factor(matrix, lower=True), jnp.matmul(whitened, perturbed.T, precision=HIGHEST)).T
-    return Products(z, perturbed, size, system.healthy, system.axis, weights, system.precision)
+    scale, everyone = system.step_size / size, system.axis.gathered(z)
+
+    def by_matrix() -> Array:
+        gram = jnp.matmul(everyone, everyone.T, precision=HIGHEST)
+        right = jnp.matmul(everyone, system.perturbed.T, precision=HIGHEST)
+        return damped_solve(scale * gram, right, jnp.ones((), z.dtype))[0].T
+
+    def by_singular_values() -> Array:
+        left, shrunk, right = _shrunk(everyone, scale)
+        inner = jnp.matmul(right, system.perturbed.T, precision=HIGHEST)
+        return jnp.matmul(left * shrunk, inner, precision=HIGHEST).T
+
+    weights = lax.cond(_is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    return Products(z, system.perturbed, size, system.healthy, system.axis, weights, system.precision)
+
+
+def _is_resolved(z: Array, scale: Array, axis: Axis) -> Array:
+    """Whether the 1 in ``I + scale Z^T Z`` is left of its rounding, so that a matrix of inner products may be formed.
+
+    Where the noise is small beside the outputs it is not: a square has half of the digits.
+    """
+    largest = scale * axis.sum(jnp.sum(z * z))
+    return ~(largest * jnp.finfo(z.dtype).eps > 1e-3)
+
+
+def _shrunk(z: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """P, ``s / (1 + scale s^2)`` and Q^T, from the singular values of ``Z = P diag(s) Q^T``."""
+    finite = jnp.isfinite(z).all()
+    left, values, right = jnp.linalg.svd(jnp.where(finite, z, 0), full_matrices=False)
+    return left, jnp.where(finite, values / (1 + scale * values**2), jnp.nan), right
 
 
 def _choose(system: System) -> Space:
-    size, outputs = len(system.residuals) * system.axis.size, system.residuals.shape[1]
+    size, outputs = len(system.perturbed) * system.axis.size, system.perturbed.shape[1]
     leaves = jax.tree.leaves(system.ensemble)
     parameters = sum(leaf.size for leaf in leaves) // leaves[0].shape[0]
-    return cheaper_space(size, outputs, parameters, system.covariance.solve_cost(size, outputs))
-
-
-def _check(step_size: Any, space: Any) -> None:
-    if space not in ("output", "ensemble", "data", None):
-        raise ValueError(f"space: {space!r}; wanted 'output', 'ensemble' or None")
-    if not callable(step_size) and not isinstance(step_size, jax.core.Tracer) and not 0 < step_size < float("inf"):
-        raise ValueError(f"step_size: {step_size}; wanted a finite number > 0, or a function such as tempered(10)")
+    return cheaper_space(size, outputs, parameters)

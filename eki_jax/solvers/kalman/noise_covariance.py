@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 
+from eki_jax._checks import arrays, is_known
 from eki_jax._types import Array
-
-HIGHEST = lax.Precision.HIGHEST
+from eki_jax.kernel.linear_algebra import HIGHEST
 
 
 class LowRankNoise(NamedTuple):
@@ -28,88 +26,53 @@ class LowRankNoise(NamedTuple):
 
 
 class Diagonal(NamedTuple):
-    """Independent noise: variances, a number or shape (M,)."""
+    """Independent noise: standard deviations, a number or shape (M,)."""
 
-    variances: Any
+    scale: Any
 
-    def solve(self, rows: Array) -> Array:
-        """``rows Gamma^-1``, shape (J, M)."""
-        return rows / jnp.asarray(self.variances, rows.dtype)
-
-    def add_to(self, matrix: Array) -> Array:
-        """``matrix + Gamma``, shape (M, M)."""
-        return matrix + jnp.diag(jnp.broadcast_to(jnp.asarray(self.variances, matrix.dtype), matrix.shape[:1]))
-
-    def noise(self, key: Array, outputs: int, dtype: Any) -> Array:
-        """One draw of N(0, Gamma), shape (M,)."""
-        return jnp.sqrt(jnp.asarray(self.variances, dtype)) * jax.random.normal(key, (outputs,), dtype)
-
-    def solve_cost(self, ensemble_size: int, outputs: int) -> float:
-        """Operations of `solve`."""
-        return ensemble_size * outputs
+    def whiten(self, rows: Array) -> Array:
+        """``rows W^T`` with ``W Gamma W^T = I``, shape (J, M)."""
+        return rows / jnp.asarray(self.scale, rows.dtype)
 
 
 class Dense(NamedTuple):
-    """Correlated noise: the matrix, shape (M, M), and its lower Cholesky factor."""
+    """Correlated noise: the lower Cholesky factor of Gamma, shape (M, M)."""
 
-    matrix: Any
     cholesky: Any
 
-    def solve(self, rows: Array) -> Array:
-        """``rows Gamma^-1``, shape (J, M)."""
-        return cho_solve((jnp.asarray(self.cholesky, rows.dtype), True), rows.T).T
-
-    def add_to(self, matrix: Array) -> Array:
-        """``matrix + Gamma``, shape (M, M)."""
-        return matrix + jnp.asarray(self.matrix, matrix.dtype)
-
-    def noise(self, key: Array, outputs: int, dtype: Any) -> Array:
-        """One draw of N(0, Gamma), shape (M,)."""
-        return jnp.matmul(
-            jnp.asarray(self.cholesky, dtype), jax.random.normal(key, (outputs,), dtype), precision=HIGHEST
-        )
-
-    def solve_cost(self, ensemble_size: int, outputs: int) -> float:
-        """Operations of `solve`: two triangular systems."""
-        return 2.0 * ensemble_size * outputs**2
+    def whiten(self, rows: Array) -> Array:
+        """``rows W^T`` with ``W Gamma W^T = I``, shape (J, M)."""
+        return solve_triangular(jnp.asarray(self.cholesky, rows.dtype), rows.T, lower=True).T
 
 
 class DiagonalPlusLowRank(NamedTuple):
-    """See `LowRankNoise`; ``core`` is the Cholesky factor of ``I + L^T D^-1 L``, shape (K, K)."""
+    """Noise of a `LowRankNoise`.
 
-    diagonal: Any
+    With ``A`` the factor over the diagonal's root, ``(I + A A^T)^(-1/2) = I + A B A^T``.
+
+    Attributes:
+        scale: root of the diagonal, a number or shape (M,).
+        factor: matrix A, shape (M, K).
+        core: matrix B, shape (K, K).
+    """
+
+    scale: Any
     factor: Any
     core: Any
 
-    def solve(self, rows: Array) -> Array:
-        """``rows Gamma^-1``, shape (J, M), by the Woodbury identity."""
-        scaled = rows / jnp.asarray(self.diagonal, rows.dtype)
-        factor = jnp.asarray(self.factor, rows.dtype)
-        inner = solve_triangular(
-            jnp.asarray(self.core, rows.dtype), jnp.matmul(scaled, factor, precision=HIGHEST).T, lower=True
-        )
-        reduced = solve_triangular(
-            jnp.asarray(self.core, rows.dtype),
-            (factor / jnp.asarray(self.diagonal, rows.dtype).reshape(-1, 1)).T,
-            lower=True,
-        )
-        return scaled - jnp.matmul(inner.T, reduced, precision=HIGHEST)
+    def whiten(self, rows: Array) -> Array:
+        """``rows W^T`` with ``W Gamma W^T = I``, shape (J, M)."""
+        scaled, factor = rows / jnp.asarray(self.scale, rows.dtype), jnp.asarray(self.factor, rows.dtype)
+        inner = jnp.matmul(scaled, factor, precision=HIGHEST)
+        inner = jnp.matmul(inner, jnp.asarray(self.core, rows.dtype), precision=HIGHEST)
+        return scaled + jnp.matmul(inner, factor.T, precision=HIGHEST)
 
-    def add_to(self, matrix: Array) -> Array:
-        """``matrix + Gamma``, shape (M, M)."""
-        factor = jnp.asarray(self.factor, matrix.dtype)
-        return Diagonal(self.diagonal).add_to(matrix) + jnp.matmul(factor, factor.T, precision=HIGHEST)
 
-    def noise(self, key: Array, outputs: int, dtype: Any) -> Array:
-        """One draw of N(0, Gamma), shape (M,)."""
-        own, shared = jax.random.split(key)
-        factor = jnp.asarray(self.factor, dtype)
-        common = jnp.matmul(factor, jax.random.normal(shared, factor.shape[1:], dtype), precision=HIGHEST)
-        return Diagonal(self.diagonal).noise(own, outputs, dtype) + common
-
-    def solve_cost(self, ensemble_size: int, outputs: int) -> float:
-        """Operations of `solve`."""
-        return 4.0 * ensemble_size * outputs * np.shape(self.factor)[1]
+def is_usable(covariance: NoiseCovariance) -> Array:
+    """Whether all numbers that whiten are finite and none of the scales is zero, which is known where they are."""
+    parts = [jnp.asarray(part) for part in covariance]
+    finite = jnp.stack([jnp.isfinite(part).all() for part in parts]).all()
+    return finite & (isinstance(covariance, Dense) | (parts[0] > 0).all())
 
 
 NoiseCovariance: TypeAlias = Diagonal | Dense | DiagonalPlusLowRank
@@ -123,18 +86,20 @@ def as_noise_covariance(value: Any) -> NoiseCovariance:
             `LowRankNoise`.
 
     Returns:
-        The covariance with what is needed to solve with it.
+        The covariance with what is needed to whiten with it. What is not known while tracing and is no covariance
+        whitens to NaN.
 
     Raises:
         ValueError: a covariance of another shape, not finite, not symmetric, or singular (where values are known).
 
     >>> import jax.numpy as jnp
-    >>> as_noise_covariance([1.0, 4.0]).solve(jnp.array([[2.0, 2.0]]))
-    Array([[2. , 0.5]], dtype=float32)
+    >>> as_noise_covariance([1.0, 4.0]).whiten(jnp.array([[2.0, 2.0]]))
+    Array([[2., 1.]], dtype=float32)
     """
     if isinstance(value, LowRankNoise):
         return _low_rank(value)
-    known = not isinstance(value, jax.core.Tracer)
+    arrays("noise_covariance", value)
+    known = is_known(value)
     matrix = np.asarray(value, np.float64) if known else value
     if matrix.ndim > 2 or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
         raise ValueError(f"noise_covariance: shape {matrix.shape}; wanted a number, (M,), (M, M) or a LowRankNoise")
@@ -143,8 +108,8 @@ def as_noise_covariance(value: Any) -> NoiseCovariance:
     if matrix.ndim < 2:
         if known and not np.all(matrix > 0):
             raise ValueError(f"noise_covariance: singular, least variance {matrix.min()}; wanted variances > 0")
-        return Diagonal(matrix)
-    return Dense(matrix, _cholesky(matrix) if known else jnp.linalg.cholesky(matrix))
+        return Diagonal(np.sqrt(matrix) if known else jnp.sqrt(matrix))
+    return Dense(_cholesky(matrix) if known else jnp.linalg.cholesky(matrix))
 
 
 def check_size(covariance: NoiseCovariance, outputs: int) -> None:
@@ -155,7 +120,8 @@ def check_size(covariance: NoiseCovariance, outputs: int) -> None:
 
 
 def _low_rank(value: LowRankNoise) -> DiagonalPlusLowRank:
-    known = not any(isinstance(part, jax.core.Tracer) for part in value)
+    arrays("noise_covariance", value)
+    known = all(map(is_known, value))
     diagonal, factor = (np.asarray(part, np.float64) for part in value) if known else map(jnp.asarray, value)
     if factor.ndim != 2 or diagonal.shape not in ((), (1,), factor.shape[:1]):
         raise ValueError(
@@ -166,9 +132,14 @@ def _low_rank(value: LowRankNoise) -> DiagonalPlusLowRank:
         raise ValueError("noise_covariance: has values that are not finite; wanted a covariance")
     if known and not np.all(diagonal > 0):
         raise ValueError(f"noise_covariance: singular, least diagonal {diagonal.min()}; wanted a diagonal > 0")
-    xp = np if known else jnp
-    core = xp.eye(factor.shape[1]) + factor.T @ (factor / diagonal.reshape(-1, 1))
-    return DiagonalPlusLowRank(diagonal, factor, xp.linalg.cholesky(core))
+    xp: Any = np if known else jnp
+    scale = xp.sqrt(diagonal)
+    factor = factor / scale.reshape(-1, 1)
+    squares, vectors = xp.linalg.eigh(factor.T @ factor)
+    squares = xp.maximum(squares, 0)
+    # ((1 + s)^(-1/2) - 1) / s, without a difference of numbers that are nearly equal
+    root = xp.sqrt(1 + squares)
+    return DiagonalPlusLowRank(scale, factor, (vectors / (-root * (1 + root))) @ vectors.T)
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:

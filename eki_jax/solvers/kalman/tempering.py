@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import SHARE, arrays, real, whole
 from eki_jax._types import Array
 
 
@@ -21,6 +21,8 @@ class TemperingFn(Protocol):
 
 def tempered(steps: int | Sequence[float]) -> TemperingFn:
     """Fixed step sizes that sum to one; after the last of them the step size is zero.
+
+    The time so far says which step is next, so that a step that was refused is taken again.
 
     Step n turns the likelihood's power from h_0 + ... + h_{n-1} to h_0 + ... + h_n, the tempering of sequential Monte
     Carlo (slides; Iglesias, Law and Stuart, Inverse Problems 29, 2013).
@@ -36,23 +38,25 @@ def tempered(steps: int | Sequence[float]) -> TemperingFn:
             from 1 by more than 1e-6.
 
     >>> schedule = tempered([0.1, 0.2, 0.7])
-    >>> [round(float(schedule(None, 1, 0.0, n)), 2) for n in range(4)]
+    >>> [round(float(schedule(None, 1, time, 0)), 2) for time in (0.0, 0.1, 0.3, 1.0)]
     [0.1, 0.2, 0.7, 0.0]
     """
-    if isinstance(steps, int):
-        if steps < 1:
-            raise ValueError(f"steps: {steps}; wanted at least 1")
-        sizes = np.full(steps, 1 / steps)
+    if not isinstance(steps, Sequence | np.ndarray):
+        sizes = np.full(whole("steps", steps), 1 / whole("steps", steps))
     else:
-        sizes = np.asarray(steps, np.float64)
+        sizes = np.asarray(arrays("steps", list(steps)), np.float64)
     if sizes.ndim != 1 or not np.all(sizes > 0):
         raise ValueError(f"steps: {steps}; wanted a number of steps or a sequence of positive step sizes")
     if abs(sizes.sum() - 1) > 1e-6:
         raise ValueError(f"steps: they sum to {sizes.sum()}; wanted 1")
+    ends = np.append(np.cumsum(sizes)[:-1], 1.0)
 
     def schedule(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
-        del misfits, outputs, time
-        return jnp.asarray(sizes).at[count].get(mode="fill", fill_value=0)
+        del misfits, outputs, count
+        time = jnp.asarray(time, float)
+        # The rounding of a time is far below a step; one that is there is the end of its step, not before it.
+        later = jnp.asarray(ends, time.dtype) > time + 4 * jnp.finfo(time.dtype).eps
+        return jnp.where(later.any(), jnp.asarray(ends, time.dtype)[jnp.argmax(later)] - time, 0)
 
     return schedule
 
@@ -85,8 +89,7 @@ def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> Temperi
     """
     if ddof not in (0, 1):
         raise ValueError(f"ddof: {ddof}; wanted 0 or 1")
-    if not isinstance(tolerance, jax.core.Tracer) and not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance: {tolerance}; wanted a number in [0, 1)")
+    real("tolerance", tolerance, SHARE)
 
     def controller(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
         del count

@@ -1,0 +1,236 @@
+"""One checker for each kind of argument; each names the argument, what it was and what was wanted.
+
+What is known is checked while tracing. A traced number passes here, and its range is asked again in the compiled
+program, by :meth:`Within.holds`, where a step that it spoils is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eki_jax._types import Array, Schedule
+
+
+class Within(NamedTuple):
+    """A range of numbers.
+
+    Attributes:
+        words: words for it in an error.
+        low: least number.
+        high: largest number.
+        low_counts: flag, True where ``low`` itself is in the range.
+        high_counts: flag, True where ``high`` itself is in the range.
+
+    >>> bool(SHARE.holds(0.0)), bool(SHARE.holds(1.0)), bool(POSITIVE.holds(float("nan")))
+    (True, False, False)
+    """
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    low_counts: bool = False
+    high_counts: bool = False
+
+    def holds(self, value: Any) -> Any:
+        """Whether a number, known or traced, is in the range; NaN never is."""
+        above = value >= self.low if self.low_counts else value > self.low
+        return above & (value <= self.high if self.high_counts else value < self.high)
+
+
+FINITE = Within("a finite number")
+POSITIVE = Within("a finite number > 0", low=0)
+NOT_NEGATIVE = Within("a finite number >= 0", low=0, low_counts=True)
+ABOVE_ONE = Within("a finite number > 1", low=1)
+SHARE = Within("a number in [0, 1)", low=0, high=1, low_counts=True)
+
+
+def is_known(value: Any) -> bool:
+    """Whether the numbers of an array are known, which they are not while a function is traced."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def real(name: str, value: Any, within: Within = FINITE, *, or_: str = "") -> Any:
+    """``value``, a real number of Python, NumPy or JAX; traced ones are not asked for their range.
+
+    Args:
+        name: name of the argument.
+        value: number.
+        within: range of it.
+        or_: words for what else is wanted, at the end of an error.
+
+    Raises:
+        TypeError: no real number.
+        ValueError: an array, or a number out of the range.
+
+    >>> real("damping", np.float32(-1), POSITIVE, or_="a schedule of the step count")
+    Traceback (most recent call last):
+        ...
+    ValueError: damping: -1.0; wanted a finite number > 0, or a schedule of the step count
+    """
+    wanted = f"wanted {within.words}{', or ' if or_ else ''}{or_}"
+    if isinstance(value, bool | str | bytes) or not _is_real(value):
+        raise TypeError(f"{name}: {_shown(value)}; {wanted}")
+    if np.ndim(value):
+        raise ValueError(f"{name}: of shape {np.shape(value)}; {wanted}")
+    if is_known(value) and not bool(within.holds(np.asarray(value, np.float64))):
+        raise ValueError(f"{name}: {value}; {wanted}")
+    return value
+
+
+def schedule(name: str, value: Schedule, within: Within) -> Callable[[Any], Any]:
+    """A number, or a function of the step count, as a function whose results are checked.
+
+    >>> schedule("sigma", 0.1, POSITIVE)(jnp.array(7))
+    0.1
+    >>> schedule("sigma", lambda count: -1.0, POSITIVE)(jnp.array(7))
+    Traceback (most recent call last):
+        ...
+    ValueError: sigma: -1.0; wanted a finite number > 0, or a schedule of the step count
+    """
+    kind = "a schedule of the step count"
+    if callable(value):
+        return lambda count: real(name, value(count), within, or_=kind)
+    number = real(name, value, within, or_=kind)
+    return lambda count: number
+
+
+def whole(name: str, value: Any, least: int = 1, *, or_: str = "") -> int:
+    """``value``, a known whole number of at least ``least``, as an int.
+
+    Raises:
+        TypeError: no whole number, or a traced one.
+        ValueError: one that is too small.
+
+    >>> whole("particles", np.int64(3)), whole("chunk_size", 2.5)
+    Traceback (most recent call last):
+        ...
+    TypeError: chunk_size: 2.5; wanted a whole number, at least 1
+    """
+    wanted = f"wanted a whole number, at least {least}{', or ' if or_ else ''}{or_}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {_shown(value)}; {wanted}") from None
+    if number < least:
+        raise ValueError(f"{name}: {number}; {wanted}")
+    return number
+
+
+def random_key(name: str, value: Any) -> Array:
+    """``value``, one JAX random key: of :func:`jax.random.key`, or the raw numbers of one.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> random_key("key", 0)
+    Traceback (most recent call last):
+        ...
+    TypeError: key: 0; wanted one JAX random key, such as jax.random.key(0)
+    """
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and np.ndim(value) == 0
+    raw = dtype == jnp.uint32 and np.ndim(value) == 1
+    if not (typed or raw):
+        raise TypeError(f"{name}: {_shown(value)}; wanted one JAX random key, such as jax.random.key(0)")
+    return value
+
+
+def function(name: str, value: Any, kind: str = "a function") -> Any:
+    """``value``, which can be called.
+
+    Raises:
+        TypeError: it cannot.
+
+    >>> function("loss", 3)
+    Traceback (most recent call last):
+        ...
+    TypeError: loss: 3; wanted a function
+    """
+    if not callable(value):
+        raise TypeError(f"{name}: {_shown(value)}; wanted {kind}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """``value``, one of some strings or None.
+
+    Raises:
+        ValueError: another.
+
+    >>> one_of("space", "both", ("output", "ensemble", None))
+    Traceback (most recent call last):
+        ...
+    ValueError: space: 'both'; wanted 'output', 'ensemble' or None
+    """
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        *some, last = map(repr, choices)
+        raise ValueError(f"{name}: {_shown(value)}; wanted {', '.join(some)} or {last}")
+    return value
+
+
+def pair(name: str, value: Any, parts: str = "(x, targets)") -> tuple[Any, Any]:
+    """``value``, a tuple or list of two.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> pair("batch", 3)
+    Traceback (most recent call last):
+        ...
+    TypeError: batch: 3; wanted a pair (x, targets)
+    """
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"{name}: {_shown(value)}; wanted a pair {parts}")
+    return value[0], value[1]
+
+
+def arrays(name: str, tree: Any, *, floating: bool = False) -> Any:
+    """``tree``, whose leaves are real numbers or arrays of them; ``floating`` wants floating-point ones.
+
+    Raises:
+        TypeError: a leaf of another kind or dtype.
+
+    >>> arrays("outputs", {"a": np.zeros(2, complex)})
+    Traceback (most recent call last):
+        ...
+    TypeError: outputs['a']: dtype complex128; wanted an array of real numbers
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where, wanted = name + jax.tree_util.keystr(path), "an array of real numbers"
+        if isinstance(leaf, str | bytes) or (dtype := _dtype(leaf)) is None:
+            raise TypeError(f"{where}: {_shown(leaf)}; wanted {wanted}")
+        if jnp.issubdtype(dtype, jnp.complexfloating) or not (
+            jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+        ):
+            raise TypeError(f"{where}: dtype {dtype}; wanted {wanted}")
+        if floating and not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{where}: dtype {dtype}; wanted a floating-point dtype")
+    return tree
+
+
+def _is_real(value: Any) -> bool:
+    dtype = _dtype(value)
+    return dtype is not None and (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+
+
+def _dtype(value: Any) -> Any:
+    if isinstance(value, bool | int | float | complex):
+        return np.result_type(value)
+    return getattr(value, "dtype", None)
+
+
+def _shown(value: Any) -> str:
+    """A short word for a value in an error."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and np.ndim(value):
+        return f"an array of shape {np.shape(value)} and dtype {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
