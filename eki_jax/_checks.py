@@ -217,6 +217,24 @@ def arrays(name: str, tree: Any, *, floating: bool = False) -> Any:
     return tree
 
 
+def traceable(name: str, tree: Any) -> Any:
+    """``tree``, whose leaves are numbers, arrays or keys: what a compiled function can take.
+
+    Raises:
+        TypeError: a leaf of another kind, such as a string.
+
+    >>> traceable("x", {"a": "text"})
+    Traceback (most recent call last):
+        ...
+    TypeError: x['a']: 'text'; wanted arrays
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = _dtype(leaf)
+        if dtype is None or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSM"):
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)}: {_shown(leaf)}; wanted arrays")
+    return tree
+
+
 def _is_real(value: Any) -> bool:
     dtype = _dtype(value)
     return dtype is not None and (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, random_key, real, whole
+from eki_jax._checks import NOT_NEGATIVE, real, whole
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.priors import gaussian
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import particle_mean
+from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.particles import check_like, ensemble_size, local_size
 
 # Random bits are made for a few particles at a time: they would otherwise take several times the ensemble's memory.
@@ -190,7 +191,7 @@ def _mapped(fn: Callable[[Any], Any], rows: Any, count: int) -> Any:
 
 def particle_keys(key: Array, count: int, axis_name: str | None) -> Array:
     """A key for each of this device's ``count`` particles, from its index among the particles of all devices."""
-    random_key("key", key)
+    key = particle_key("key", key)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(Axis(axis_name).own_indices(count))
 
 

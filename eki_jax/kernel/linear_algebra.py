@@ -36,7 +36,9 @@ def damped_solve(matrix: Array, right: Array, damping: Array) -> tuple[Array, Ar
         safe = jnp.where(jnp.isfinite(matrix).all(), matrix, 0)
         values, vectors = jnp.linalg.eigh(safe)
         inverse = 1 / (jnp.maximum(values, 0) + damping)
-        solution = jnp.einsum("ij,j...->i...", vectors, (inverse * (vectors.T @ right).T).T, precision=HIGHEST)
+        inner = jnp.matmul(vectors.T, right, precision=HIGHEST)
+        scaled = inverse.reshape(-1, *[1] * (inner.ndim - 1)) * inner
+        solution = jnp.matmul(vectors, scaled, precision=HIGHEST)
         return jnp.where(jnp.isfinite(matrix).all(), solution, jnp.nan)
 
     solution = lax.cond(failed, by_eigenvalues, lambda _: cho_solve((factor, True), right), None)

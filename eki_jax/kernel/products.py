@@ -222,7 +222,7 @@ class Products(NamedTuple):
         trees = (ensemble, *companions)
         width = block_width(self.anomalies, ensemble)
         moved, squares = map_blocks(fn, lambda block: self._block_direction(block, transposed), trees, width, when)
-        return moved, squares / self.size
+        return moved, squares / jnp.asarray(self.size, squares.dtype)
 
     def _block_direction(self, block: Array, transposed: Array) -> tuple[Array, Array]:
         """``C_uG r`` for a block of columns, shape (J, w), in the wide dtype; and the block's share of J tr C(u)."""
@@ -294,5 +294,5 @@ def centred(rows: Array, healthy: Array | None, size: int | Array, axis: Axis) -
     rows = rows.astype(wide_dtype(rows.dtype))
     if healthy is not None:
         rows = jnp.where(healthy[:, None], rows, 0)
-    rows = rows - axis.sum(jnp.sum(rows, axis=0)) / jnp.asarray(size, rows.dtype)
+    rows = rows - axis.sum(jnp.sum(rows, axis=0, keepdims=True)) / jnp.asarray(size, rows.dtype)
     return rows if healthy is None else jnp.where(healthy[:, None], rows, 0)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, pair, random_key, real, schedule, whole
+from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, pair, real, schedule, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.keys import particle_key
 from eki_jax.natural.damping import AdaptiveDamping
 from eki_jax.natural.deviations import Deviations, FullRank, low_rank
 from eki_jax.natural.direction import Direction, Estimate, mean_loss
@@ -23,6 +24,7 @@ from eki_jax.solvers.protocol import (
     bad_targets,
     check_rows,
     check_settings,
+    check_state,
     compiled,
     given,
     never_done,
@@ -192,9 +194,12 @@ def natural_gradient(
 
     def init(params: Params, key: Array) -> NaturalState:
         params = _floating(params)
-        random_key("key", key)
+        key = particle_key("key", key)
         jax.eval_shape(lambda: cloud._replace(axis=Axis()).draw(key, params))  # raises where deviations do not fit
-        average = None if follow.averaging is None else jax.tree.map(jnp.copy, params)  # a buffer to donate
+        # Buffers of their own: a state that is donated must not take the caller's parameters with it.
+        params, average = jax.tree.map(jnp.copy, params), None
+        if follow.averaging is not None:
+            average = jax.tree.map(jnp.copy, params)
         initial = None if adaptive is None else jnp.asarray(adaptive.initial, jnp.float32)
         transform = jnp.eye(particles) if follow.square_root else None
         return NaturalState(params, average, jax.random.key_data(key), initial, transform, jnp.zeros((), jnp.int32))
@@ -209,6 +214,7 @@ def natural_gradient(
         return jnp.asarray(sigma_of(state.count), jnp.float32), jnp.asarray(lam, jnp.float32)
 
     def step(state: NaturalState, batch: Batch) -> tuple[NaturalState, NaturalInfo]:
+        check_state(state, NaturalState, "natural_gradient")
         model, (x, targets) = given(forward), pair("batch", batch)
         found = estimator.from_model(model, state.position, drawn(state), *scales(state), (x, targets))
         if adaptive is None and follow.loss_limit is None:
@@ -223,6 +229,7 @@ def natural_gradient(
         return new._replace(damping=adaptive.next(info.damping, ratio)), info
 
     def update(state: NaturalState, outputs: Any, targets: Any) -> tuple[NaturalState, NaturalInfo]:
+        check_state(state, NaturalState, "natural_gradient")
         if adaptive is not None:
             raise TypeError("damping: adaptive, which evaluates the model; wanted a number or a schedule for update()")
         if not estimator.estimate.needs_model:

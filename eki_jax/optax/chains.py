@@ -16,8 +16,8 @@ from eki_jax.optax.prior import add_prior_noise
 
 
 def eki(
-    h0: float = 2.0,
-    eps: float = 0.5,
+    h0: Any = 1.0,
+    eps: Any = 0.5,
     *,
     prior: Prior | None = None,
     key: Array | None = None,
@@ -73,8 +73,8 @@ def eki(
 
 
 def meki(
-    h0: float = 2.0,
-    eps: float = 0.5,
+    h0: Any = 1.0,
+    eps: Any = 0.5,
     momentum: float | Callable[[Array], Any] = 0.9,
     *,
     prior: Prior | None = None,

@@ -124,8 +124,8 @@ def ensemble_gradient(
 
 
 def scale_by_drift_norm(
-    h0: float = 2.0,
-    eps: float = 0.5,
+    h0: Any = 1.0,
+    eps: Any = 0.5,
     *,
     axis_name: str | None = None,
     contraction: Contraction | None = None,

@@ -32,7 +32,7 @@ class AddPriorNoiseState(NamedTuple):
 
 
 def add_prior_noise(
-    prior: Prior, key: Array, h0: float = 2.0, eps: float = 0.5, *, axis_name: str | None = None
+    prior: Prior, key: Array, h0: Any = 1.0, eps: Any = 0.5, *, axis_name: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Noise of covariance ``sqrt(h_n) C_0`` at every step, with ``h_n = h0 / (||D||_F + eps)``.
 

@@ -17,7 +17,7 @@ from eki_jax._types import Array, Ensemble, ForwardFn, LossFn, Params, StepSizeF
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.particles import ensemble_size, wide_dtype
 from eki_jax.solvers.discretization import discretization
-from eki_jax.solvers.protocol import Settings, Solver
+from eki_jax.solvers.protocol import Settings, Solver, compiled_once
 from eki_jax.solvers.step_sizes import frobenius_step_size
 
 
@@ -83,7 +83,7 @@ def compact(ensemble: Ensemble, dtype: Any = jnp.bfloat16, *, axis_name: str | N
     """
     ensemble_size(ensemble, axis_name=axis_name)
     mean = jax.tree.map(lambda u: _mean(u.astype(wide_dtype(u.dtype)), Axis(axis_name)), ensemble)
-    return CompactEnsemble(mean, jax.tree.map(lambda u, m: (u - m).astype(dtype), ensemble, mean))
+    return CompactEnsemble(mean, jax.tree.map(lambda u, m: (u.astype(m.dtype) - m).astype(dtype), ensemble, mean))
 
 
 def expand(stored: CompactEnsemble) -> Ensemble:
@@ -100,7 +100,7 @@ def expand(stored: CompactEnsemble) -> Ensemble:
 def compact_euler(
     forward: ForwardFn | None,
     loss: LossFn,
-    step_size: StepSizeFn = frobenius_step_size(h0=2.0, eps=0.5),  # noqa: B008
+    step_size: StepSizeFn = frobenius_step_size(h0=1.0, eps=0.5),  # noqa: B008
     **settings: Unpack[Settings],
 ) -> Solver:
     r"""The steps of :func:`eki_jax.euler` on a compact ensemble; particles are expanded a chunk at a time.
@@ -152,7 +152,7 @@ def compact_euler(
         return start(ensemble)._replace(count=state.count)
 
     solver = discretization(forward, loss, step_size, start, move, **settings)
-    return solver._replace(with_ensemble=with_ensemble)
+    return solver._replace(with_ensemble=compiled_once(with_ensemble))
 
 
 def _mean(rows: Array, axis: Axis) -> Array:

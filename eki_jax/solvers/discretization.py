@@ -27,6 +27,7 @@ from eki_jax.solvers.protocol import (
     Solver,
     bad_targets,
     check_rows,
+    check_state,
     compiled,
     given,
     health,
@@ -100,11 +101,17 @@ def discretization(
         function(name, value, "a function; constant_step_size(dt) makes one" if name == "step_size" else "a function")
     targets_spread = Axis() if options.targets_axis is None else options.axis
 
+    def check_kind(state: Any) -> None:
+        if not isinstance(state, tuple) or not state:
+            raise TypeError(f"state: a {type(state).__name__}; wanted what init makes")
+        check_state(state, jax.eval_shape(start, state[0]), getattr(start, "__qualname__", "this").split(".")[0])
+
     def init(ensemble: Ensemble) -> Any:
         ensemble_size(ensemble, axis_name=options.axis_name)
         return start(ensemble)
 
     def step(state: Any, batch: Batch) -> tuple[Any, Info]:
+        check_kind(state)
         x, targets = pair("batch", batch)
 
         def taken(loss: LossFn, targets: Any, state: Any) -> tuple[Any, Info]:
@@ -118,6 +125,7 @@ def discretization(
         return in_place_by_shortcut(taken, loss, targets, state, axis=targets_spread)
 
     def update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Info]:
+        check_kind(state)
         check_rows(outputs, local_size(state[0], name="ensemble"))
 
         def taken(loss: LossFn, targets: Any, state: Any) -> tuple[Any, Info]:
@@ -142,7 +150,9 @@ def discretization(
         )
         # From the products that the move uses: the step size costs no pass over the ensemble of its own.
         norm = products.norm()
-        dt = jnp.asarray(real("step_size", step_size(norm, products.size, count), NOT_NEGATIVE), norm.dtype)
+        dt = jnp.asarray(
+            real("step_size", step_size(norm, jnp.asarray(products.size, norm.dtype), count), NOT_NEGATIVE), norm.dtype
+        )
         refused = (Reason.TARGETS, bad_targets(targets, options.targets_axis))
         moved, info = take_step(
             products, tuple(trees), move(dt, count), losses, dt, norm, healthy, count, options, refused

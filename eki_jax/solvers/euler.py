@@ -37,7 +37,7 @@ class EulerState(NamedTuple):
 def euler(
     forward: ForwardFn | None,
     loss: LossFn,
-    step_size: StepSizeFn = frobenius_step_size(h0=2.0, eps=0.5),  # noqa: B008
+    step_size: StepSizeFn = frobenius_step_size(h0=1.0, eps=0.5),  # noqa: B008
     **settings: Unpack[Settings],
 ) -> Solver:
     r"""Forward Euler, ``u <- u - dt C_uG grad L(G(u), y)``: the paper's EKI (arXiv:1808.03620, section 4.3.3).

@@ -18,6 +18,7 @@ from jax.experimental import checkify
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.particles import local_size, wide_dtype
 from eki_jax.solvers.reasons import Reason, StepRefused, refusals_in
 
@@ -58,11 +59,12 @@ def redraw_failed(key: Array) -> FailurePolicy:
     >>> bool(jnp.isfinite(new).all()), new[:2, 0]
     (True, Array([1., 3.], dtype=float32))
     """
+    own = particle_key("key", key)
 
     def apply(ensemble: Ensemble, healthy: Array, count: Array, axis_name: str | None) -> Ensemble:
         axis, healthy = Axis(axis_name), healthy & finite_particles(ensemble)
         ok, size = axis.sum(jnp.sum(healthy, dtype=jnp.int32)), healthy.shape[0] * axis.size
-        redraw = partial(_redraw, jax.random.fold_in(key, count), healthy=healthy, ok=ok, axis=axis)
+        redraw = partial(_redraw, jax.random.fold_in(own, count), healthy=healthy, ok=ok, axis=axis)
         return lax.cond((ok < size) & (ok >= 2), redraw, lambda ensemble: ensemble, ensemble)
 
     return FailurePolicy(apply)

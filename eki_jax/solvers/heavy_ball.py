@@ -36,7 +36,7 @@ class HeavyBallState(NamedTuple):
 def heavy_ball(
     forward: ForwardFn | None,
     loss: LossFn,
-    step_size: StepSizeFn = frobenius_step_size(h0=0.2, eps=0.5),  # noqa: B008
+    step_size: StepSizeFn = frobenius_step_size(h0=0.1, eps=0.5),  # noqa: B008
     momentum: float | Callable[[Array], Any] = 0.9,
     **settings: Unpack[Settings],
 ) -> Solver:

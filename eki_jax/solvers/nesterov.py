@@ -43,7 +43,7 @@ class NesterovState(NamedTuple):
 def nesterov(
     forward: ForwardFn | None,
     loss: LossFn,
-    step_size: StepSizeFn = frobenius_step_size(h0=2.0, eps=0.5),  # noqa: B008
+    step_size: StepSizeFn = frobenius_step_size(h0=1.0, eps=0.5),  # noqa: B008
     momentum: float | Callable[[Array], Any] = 0.9,
     **settings: Unpack[Settings],
 ) -> Solver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, one_of, real, whole
+from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, arrays, one_of, pair, real, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
@@ -225,13 +226,46 @@ def bad_targets(targets: Any, targets_axis: int | None) -> Array:
     return jnp.stack(flags).any() if flags else jnp.zeros((), bool)
 
 
+def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, compiled for each shape where it is called as it is, and traced in line inside of another."""
+    return jax.jit(function, inline=True)
+
+
 def compiled(solver: Solver) -> Solver:
-    """``solver`` with a ``step`` and an ``update`` that are compiled once for each shape, however they are called.
+    """``solver`` with functions that are compiled once for each shape, however they are called.
 
     A step holds loops and branches, which JAX compiles anew in every call outside of a compiled function, and keeps.
-    Inside of one nothing is left of this: the steps are traced in line.
+    Inside of one nothing is left of this: the functions are traced in line.
     """
-    return solver._replace(step=jax.jit(solver.step, inline=True), update=jax.jit(solver.update, inline=True))
+    init, step, update = map(compiled_once, (solver.init, solver.step, solver.update))
+
+    @functools.wraps(solver.init)
+    def checked_init(*start: Any) -> Any:
+        for value in start[:1]:
+            arrays("ensemble" if len(start) == 1 else "params", value)
+        return init(*start)
+
+    def checked_step(state: Any, batch: Batch) -> tuple[Any, Any]:
+        return step(state, traceable("batch", pair("batch", batch)))
+
+    def checked_update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        return update(state, arrays("outputs", outputs), traceable("targets", targets))
+
+    once = map(compiled_once, (solver.ensemble, solver.estimate, solver.with_ensemble, solver.done))
+    return Solver(checked_init, checked_step, checked_update, *once, solver.passes)
+
+
+def check_state(state: Any, like: Any, method: str) -> None:
+    """Raise TypeError for a state of another solver.
+
+    Args:
+        state: state that a step was given.
+        like: class of the method's states, or one of them.
+        method: name of the method.
+    """
+    wanted = like if isinstance(like, type) else type(like)
+    if not isinstance(state, wanted):
+        raise TypeError(f"state: a {type(state).__name__}; wanted the {wanted.__name__} that {method}'s init makes")
 
 
 def check_settings(settings: Any, known: type) -> None:

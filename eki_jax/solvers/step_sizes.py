@@ -11,7 +11,7 @@ from eki_jax._checks import NOT_NEGATIVE, POSITIVE, SHARE, Within, real, schedul
 from eki_jax._types import Array, StepSizeFn
 
 
-def frobenius_step_size(h0: float = 2.0, eps: float = 0.5) -> StepSizeFn:
+def frobenius_step_size(h0: Any = 1.0, eps: Any = 0.5) -> StepSizeFn:
     r"""The paper's adaptive step, ``dt = J h0 / (||D||_F + eps)``.
 
     The paper writes ``u <- u - h D u`` with ``h = h0 / (||D||_F + eps)`` and no 1/J in D (arXiv:1808.03620, section

@@ -101,7 +101,7 @@ class LowRankMatrix:
         w = self.multiplies(x, bias=bias)
         inner = jnp.matmul(x, w.left)
         if w.right.shape[-1] == 1:  # an outer product, which fuses with what follows
-            return inner * w.right[:, 0]
+            return inner * _along(w.right[:, 0], inner)
         return jnp.matmul(inner, w.right.T)
 
     def multiplies(
@@ -194,7 +194,13 @@ def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
     """
     if isinstance(w, LowRankMatrix):
         bias = w.meets(bias)
-    return x @ w + bias
+    outputs = x @ w
+    return outputs + _along(bias, outputs)
+
+
+def _along(vector: Array, rows: Array) -> Array:
+    """``vector`` with as many axes as ``rows``, of which it is the last: broadcasting that nobody has to guess."""
+    return jnp.reshape(vector, (1,) * (rows.ndim - jnp.ndim(vector)) + jnp.shape(vector))
 
 
 def is_low_rank(leaf: Any) -> bool:

@@ -74,11 +74,11 @@ class FactoredEffect(NamedTuple):
 
     def times(self, slopes: Array) -> Array:
         """The sample's outputs (C, J) of its slopes (C, 1, k)."""
-        return reduce(add, (s * (slopes[:, 0] @ b.T) for s, b in zip(self.inner, self.right, strict=True)))
+        return reduce(add, (s[None] * (slopes[:, 0] @ b.T) for s, b in zip(self.inner, self.right, strict=True)))
 
     def transposed(self, outputs: Array) -> Array:
         """The sample's slopes (C, 1, k) of its outputs (C, J)."""
-        return reduce(add, ((outputs * s) @ b for s, b in zip(self.inner, self.right, strict=True)))[:, None]
+        return reduce(add, ((outputs * s[None]) @ b for s, b in zip(self.inner, self.right, strict=True)))[:, None]
 
     def size(self) -> Array:
         """The squared size of one of its numbers, summed over the particles."""
@@ -126,7 +126,7 @@ class Participants(NamedTuple):
     def centred(self, values: Array) -> Array:
         """Values (..., J) without their mean; 0 for those that do not take part."""
         mean = self.sum(values @ self.healthy) / jnp.maximum(self.number, 1).astype(values.dtype)
-        return (values - mean[..., None]) * self.healthy
+        return (values - mean[..., None]) * self.healthy.reshape(*[1] * (values.ndim - 1), -1)
 
     def sum(self, value: Any) -> Any:
         """The sum over the devices that have particles."""

@@ -166,7 +166,7 @@ def _centred(outputs: Any, healthy: Array, axis: Axis) -> tuple[Array, Any, Arra
     flat = jnp.where(healthy[:, None], flat.astype(wide_dtype(flat.dtype)), 0)
     count, total = axis.sum((jnp.sum(healthy).astype(flat.dtype), jnp.sum(flat, axis=0)))
     mean = total / jnp.maximum(count, 1)
-    rows = jnp.where(healthy[:, None], (flat - mean) * lax.rsqrt(jnp.maximum(count - 1, 1)), 0)
+    rows = jnp.where(healthy[:, None], (flat - mean[None]) * lax.rsqrt(jnp.maximum(count - 1, 1)), 0)
     return rows, _like_one(mean, outputs), count
 
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, arrays, pair, random_key, real
+from eki_jax._checks import NOT_NEGATIVE, arrays, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.health import particle_mean
+from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.particles import ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
 from eki_jax.solvers.kalman.noise_covariance import NoiseCovariance, check_size, is_usable
@@ -24,6 +25,7 @@ from eki_jax.solvers.protocol import (
     Solver,
     bad_targets,
     check_rows,
+    check_state,
     compiled,
     given,
     health,
@@ -101,7 +103,7 @@ def analysis(
     """
     axis = options.axis
     if key is not None:
-        random_key("key", key)
+        key = particle_key("key", key)
 
     def init(ensemble: Ensemble) -> KalmanState:
         ensemble_size(ensemble, axis_name=options.axis_name)
@@ -109,6 +111,7 @@ def analysis(
         return KalmanState(ensemble, jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
     def update(state: KalmanState, outputs: Any, targets: Any) -> tuple[KalmanState, Info]:
+        check_state(state, KalmanState, "enkf")
         check_rows(outputs, local_size(state.ensemble, name="ensemble"))
         residuals = _residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
         check_size(covariance, residuals.shape[1])
@@ -146,6 +149,7 @@ def analysis(
         return KalmanState(ensemble, time, state.count + info.moved.astype(state.count.dtype)), info
 
     def step(state: KalmanState, batch: Batch) -> tuple[KalmanState, Info]:
+        check_state(state, KalmanState, "enkf")
         x, targets = pair("batch", batch)
         return update(state, evaluate(given(forward), state.ensemble, x, chunk_size=options.chunk_size), targets)
 

@@ -111,7 +111,10 @@ def _solve_among_outputs(system: System) -> Products:
 
     def by_singular_values() -> tuple[Array, Array]:
         left, shrunk, right = _shrunk(system.axis.gathered(z), scale)
-        left, right = system.axis.own_part(left * shrunk), jnp.matmul(system.perturbed, right.T, precision=HIGHEST)
+        left, right = (
+            system.axis.own_part(left * shrunk[None]),
+            jnp.matmul(system.perturbed, right.T, precision=HIGHEST),
+        )
         missing = z.shape[1] - left.shape[1]
         return jnp.pad(left, ((0, 0), (0, missing))), jnp.pad(right, ((0, 0), (0, missing)))
 
@@ -143,7 +146,7 @@ def _solve_among_particles(system: System) -> Products:
     def by_singular_values() -> Array:
         left, shrunk, right = _shrunk(everyone, scale)
         inner = jnp.matmul(right, system.perturbed.T, precision=HIGHEST)
-        return jnp.matmul(left * shrunk, inner, precision=HIGHEST).T
+        return jnp.matmul(left * shrunk[None], inner, precision=HIGHEST).T
 
     weights = lax.cond(_is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
     return Products(z, system.perturbed, size, system.healthy, system.axis, weights, system.precision)
