@@ -13,6 +13,7 @@ import jax
 from benchmarks import methods
 from benchmarks.problems import registry
 from benchmarks.reporting import environment, print_result, save_result
+from eki_jax import StepRefused
 from eki_jax.training import Result, check_labels, fit
 
 # Particles, samples a step, epochs: enough for the digits in a minute; the paper's J and batch for its networks.
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     try:
         summary, result, out = run(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, StepRefused) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     print(f"picture: {out / 'accuracy.png'}\nnumbers: {out / 'result.json'}", file=sys.stderr)

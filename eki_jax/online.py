@@ -73,7 +73,7 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
     >>> cell = lambda u, carry, x: (carry, u * x)
     >>> learner = online(cell, eki_jax.euler(None, eki_jax.squared_error()))
     >>> state = learner.init(jnp.array([[1.0], [3.0]]), ())
-    >>> for x in (1.0, 2.0, 1.0, 2.0, 3.0, 1.0):
+    >>> for x in (1.0, 2.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0):
     ...     state, outputs, info = learner.step(state, (x, jnp.array([2.5 * x])))
     >>> bool(jnp.allclose(state.solver.ensemble, 2.5, atol=0.1))
     True

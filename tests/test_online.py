@@ -49,7 +49,7 @@ def test_a_pass_equals_the_formulas(x64):
             outputs[j] = hidden[j] @ u["output"]["kernel"] + u["output"]["bias"]
         np.testing.assert_allclose(predictions[t], outputs.mean(0), rtol=1e-10)
         drift = (outputs - y) @ (outputs - outputs.mean(0)).T  # D[j, k]
-        h = 2.0 / (np.linalg.norm(drift) + 0.5)
+        h = 1.0 / (np.linalg.norm(drift) + 0.5)
         moved = []
         for j, u in enumerate(particles):
             pull = jax.tree.map(lambda *leaves, j=j: sum(drift[j, k] * leaves[k] for k in range(4)), *particles)

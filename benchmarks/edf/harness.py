@@ -15,7 +15,7 @@ import optax
 from benchmarks.edf.progress import collect
 from benchmarks.edf.training import adam, cross_entropy, edf_method, momentum_sgd
 from benchmarks.problems import registry
-from eki_jax import edf, ensembles, euler, mean_particle, priors, resample_around_mean
+from eki_jax import edf, ensembles, euler, mean_particle, paper_step_size, priors, resample_around_mean
 
 
 class Preset(NamedTuple):
@@ -78,7 +78,7 @@ def contenders(problem: registry.Problem, preset: Preset, seed: int) -> dict[str
     prior = priors.xavier(problem.template)
     start_key, ensemble_key = jax.random.split(jax.random.key(seed))
     ensemble = ensembles.sample_ensemble(ensemble_key, prior, preset.particles)
-    solver = euler(problem.forward, problem.loss)
+    solver = euler(problem.forward, problem.loss, paper_step_size())
     eki = Contender(
         preset.particles,
         solver.init(ensemble),

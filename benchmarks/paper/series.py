@@ -118,7 +118,7 @@ def learn_by_eki(series: Series, settings: Settings, keys: jax.Array) -> Learned
     """Twelve particles for every key; arrays with a leading axis of the keys."""
     cell, template = network()
     prior = eki_jax.xavier(template)
-    learner = online(cell, eki_jax.euler(None, squared_error))
+    learner = online(cell, eki_jax.euler(None, squared_error, eki_jax.paper_step_size()))
     samples = (jnp.asarray(series.train_x), jnp.asarray(series.train_y))
     zero = jnp.zeros(UNITS)
 

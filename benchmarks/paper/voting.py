@@ -122,7 +122,7 @@ def run_eki(
 ) -> dict[str, np.ndarray]:
     """EKI for every draw: accuracies after every step, and of the last step's mean, best particle and majority."""
     prior = graphs.graph_prior(basis)
-    solver = eki_jax.euler(graphs.observed_sign, graphs.mean_squared_error)
+    solver = eki_jax.euler(graphs.observed_sign, graphs.mean_squared_error, eki_jax.paper_step_size())
     truth = jnp.asarray(labels, jnp.float32)
     accuracy = lambda u: jnp.mean(jnp.sign(u) == truth)
 

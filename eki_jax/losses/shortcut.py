@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._types import LossFn
+from eki_jax._types import Array, LossFn
 from eki_jax.kernel.axes import Axis
 from eki_jax.losses.protocol import shortcut_of
 
@@ -84,11 +84,41 @@ def in_place_by_shortcut(
     found = shortcut_of(loss, targets)
     if found is None or not isinstance(found.flag, jax.core.Tracer):
         return by_shortcut(lambda loss, targets: body(loss, targets, state), loss, targets)
-    # Loops of one turn or none: what a loop carries is changed in place, but of a state that two branches of a
-    # conditional change the compiler keeps a copy (XLA of JAX 0.10).
-    turns = axis.all(found.flag).astype(jnp.int32)
-    short = lambda state: body(found.loss, found.targets, state)
-    whole = lambda state: body(loss, targets, state)
-    rest = jax.tree.map(jnp.zeros_like, jax.eval_shape(short, state)[1])
-    carry = lax.fori_loop(0, turns, lambda _, carry: short(carry[0]), (state, rest))
-    return lax.fori_loop(0, 1 - turns, lambda _, carry: whole(carry[0]), carry)
+    short, short_values = _closed(lambda state: body(found.loss, found.targets, state), state)
+    whole, whole_values = _closed(lambda state: body(loss, targets, state), state)
+    rest = jax.tree.map(jnp.zeros_like, jax.eval_shape(short, state, *short_values)[1])
+
+    @jax.custom_jvp
+    def either(flag: Array, state: Any, short_values: Any, whole_values: Any) -> Any:
+        # Loops of one turn or none: what a loop carries is changed in place, but of a state that two branches of a
+        # conditional change the compiler keeps a copy (XLA of JAX 0.10).
+        turns = flag.astype(jnp.int32)
+        carry = lax.fori_loop(0, turns, lambda _, carry: short(carry[0], *short_values), (state, rest))
+        return lax.fori_loop(0, 1 - turns, lambda _, carry: whole(carry[0], *whole_values), carry)
+
+    @either.defjvp
+    def derivative(primals: Any, tangents: Any) -> Any:
+        # The conditional for derivatives: none in reverse goes through a loop of unknown length.
+        flag, *primal = primals
+
+        def branch(state: Any, short_values: Any, whole_values: Any) -> Any:
+            return lax.cond(flag, lambda: short(state, *short_values), lambda: whole(state, *whole_values))
+
+        return jax.jvp(branch, tuple(primal), tuple(tangents[1:]))
+
+    return either(axis.all(found.flag), state, short_values, whole_values)
+
+
+def _closed(function: Callable[[Any], Any], argument: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """``function`` as one that takes all arrays that it closes over, and these.
+
+    A function with a derivative of its own may close over none that is traced; :func:`jax.closure_convert` leaves
+    integers behind.
+    """
+    jaxpr, shape = jax.make_jaxpr(function, return_shape=True)(argument)
+    structure: Any = jax.tree.structure(shape)
+
+    def open_function(argument: Any, *values: Any) -> Any:
+        return structure.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, list(values), *jax.tree.leaves(argument)))
+
+    return open_function, list(jaxpr.consts)

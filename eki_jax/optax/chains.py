@@ -55,7 +55,7 @@ def eki(
     >>> f = value_and_extra_args(lambda u, x: x * u, losses.squared_error())
     >>> tx, ensemble = eki(), jnp.array([[1.0], [3.0]])
     >>> state = tx.init(ensemble)
-    >>> for _ in range(10):
+    >>> for _ in range(20):
     ...     values, extra = f(ensemble, (2.0, jnp.array([8.0])))
     ...     updates, state = tx.update(jnp.zeros_like(ensemble), state, ensemble, **extra)
     ...     ensemble = optax.apply_updates(ensemble, updates)
@@ -114,7 +114,7 @@ def meki(
     >>> f = value_and_extra_args(lambda u, x: x * u, losses.squared_error())
     >>> tx, ensemble = meki(momentum=0.5), jnp.array([[1.0], [3.0]])
     >>> state = tx.init(ensemble)
-    >>> for _ in range(10):
+    >>> for _ in range(20):
     ...     values, extra = f(ensemble, (2.0, jnp.array([8.0])))
     ...     updates, state = tx.update(jnp.zeros_like(ensemble), state, ensemble, **extra)
     ...     ensemble = optax.apply_updates(ensemble, updates)

@@ -37,7 +37,7 @@ def from_solver(solver: Solver) -> optax.GradientTransformationExtraArgs:
     >>> from eki_jax.optax import from_solver
     >>> tx, ensemble = from_solver(eki_jax.euler(None, eki_jax.squared_error())), jnp.array([[1.0], [3.0]])
     >>> state = tx.init(ensemble)
-    >>> for _ in range(10):
+    >>> for _ in range(20):
     ...     zeros, outputs = jnp.zeros_like(ensemble), 2.0 * ensemble
     ...     updates, state = tx.update(zeros, state, ensemble, outputs=outputs, targets=jnp.array([8.0]))
     ...     ensemble = optax.apply_updates(ensemble, updates)

@@ -60,7 +60,7 @@ def euler(
     >>> from eki_jax import losses
     >>> solver = euler(lambda u, x: x * u, losses.squared_error())
     >>> state = solver.init(jnp.array([[1.0], [3.0]]))
-    >>> for _ in range(10):
+    >>> for _ in range(20):
     ...     state, info = solver.step(state, (2.0, jnp.array([8.0])))
     >>> bool(jnp.allclose(state.ensemble, 4.0, atol=0.2))
     True

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, arrays, one_of, pair, real, traceable, whole
+from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, arrays, is_known, one_of, pair, real, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
@@ -237,12 +239,13 @@ def compiled(solver: Solver) -> Solver:
     A step holds loops and branches, which JAX compiles anew in every call outside of a compiled function, and keeps.
     Inside of one nothing is left of this: the functions are traced in line.
     """
-    init, step, update = map(compiled_once, (solver.init, solver.step, solver.update))
+    init, step, update = compiled_once(solver.init), compiled_once(solver.step), compiled_once(solver.update)
 
     @functools.wraps(solver.init)
     def checked_init(*start: Any) -> Any:
+        name = "ensemble" if len(start) == 1 else "params"
         for value in start[:1]:
-            arrays("ensemble" if len(start) == 1 else "params", value)
+            warn_of_rounding(name, arrays(name, value))
         return init(*start)
 
     def checked_step(state: Any, batch: Batch) -> tuple[Any, Any]:
@@ -251,8 +254,42 @@ def compiled(solver: Solver) -> Solver:
     def checked_update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Any]:
         return update(state, arrays("outputs", outputs), traceable("targets", targets))
 
-    once = map(compiled_once, (solver.ensemble, solver.estimate, solver.with_ensemble, solver.done))
-    return Solver(checked_init, checked_step, checked_update, *once, solver.passes)
+    return Solver(
+        checked_init,
+        checked_step,
+        checked_update,
+        compiled_once(solver.ensemble),
+        compiled_once(solver.estimate),
+        compiled_once(solver.with_ensemble),
+        compiled_once(solver.done),
+        solver.passes,
+    )
+
+
+def warn_of_rounding(name: str, tree: Any) -> None:
+    """Warn of narrow numbers whose rounding is as large as their spread: no step could be seen in them.
+
+    Args:
+        name: name of the tree: an "ensemble", whose spread is that over its particles, or the "params" of one.
+        tree: pytree of arrays; those that are traced are passed over.
+
+    >>> warn_of_rounding("ensemble", jnp.array([1000.0, 1001.0]))  # float32
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not is_known(leaf) or dtype not in (jnp.bfloat16, jnp.float16) or not np.size(leaf):
+            continue
+        values = np.asarray(leaf, np.float64)
+        spread = values.std(axis=0).max() if name == "ensemble" and values.ndim else np.inf
+        if name == "params" or float(jnp.finfo(dtype).eps) * np.abs(values).max() > 0.1 * spread:
+            bits = round(-np.log2(float(jnp.finfo(dtype).eps)))
+            remedy = "float32, or compact_euler for half the memory" if name == "ensemble" else "float32"
+            warnings.warn(
+                f"{name}{jax.tree_util.keystr(path)}: {dtype} keeps {bits} bits of a number, so that steps below its "
+                f"rounding are lost; wanted {remedy}",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def check_state(state: Any, like: Any, method: str) -> None:

@@ -245,7 +245,7 @@ def test_meki_with_a_prior_disturbs_momenta(x64: None) -> None:
 
     def disturbed(state: Any, n: int) -> Any:
         state, info = solver.step(state, batch)
-        scale = -((2.0 / (info.drift_norm + 0.5)) ** 0.25)  # updates descend: the noise's sign is turned
+        scale = -((1.0 / (info.drift_norm + 0.5)) ** 0.25)  # updates descend: the noise's sign is turned
         return state.with_ensemble(perturb(jax.random.fold_in(key, n), state.ensemble, prior, scale))
 
     both = jax.jit(lambda state, carry, n: (disturbed(state, n), optax_step(tx, f, carry, batch)))

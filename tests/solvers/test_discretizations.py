@@ -17,6 +17,7 @@ from eki_jax import (
     euler,
     frobenius_step_size,
     nesterov,
+    paper_step_size,
     squared_error,
     su_boyd_candes,
     value_and_direction,
@@ -58,7 +59,7 @@ def test_euler_is_the_papers_step(x64: None) -> None:
         d = paper_d(u)
         norms.append(np.linalg.norm(d))
         u = u - 2.0 / (norms[-1] + 0.5) * d @ u
-    state, infos = run(euler(forward, squared_error()), 6)
+    state, infos = run(euler(forward, squared_error(), paper_step_size()), 6)
     np.testing.assert_allclose(state.ensemble, u, rtol=1e-10)
     np.testing.assert_allclose([float(info.drift_norm) for info in infos], norms, rtol=1e-10)
     np.testing.assert_allclose(infos[0].step_size, 8 * 2.0 / (norms[0] + 0.5), rtol=1e-10)
@@ -73,7 +74,7 @@ def test_nesterov_is_the_papers_step(x64: None, momentum: Any) -> None:
         new = v - 2.0 / (np.linalg.norm(d) + 0.5) * d @ v
         factor = momentum if isinstance(momentum, float) else n / (n + 3)
         v, u = new + factor * (new - u), new
-    state, _ = run(nesterov(forward, squared_error(), momentum=momentum), 6)
+    state, _ = run(nesterov(forward, squared_error(), paper_step_size(), momentum), 6)
     np.testing.assert_allclose(state.position, u, rtol=1e-10)
     np.testing.assert_allclose(state.ensemble, v, rtol=1e-10)
 

@@ -359,8 +359,8 @@ def test_ask_and_tell_is_the_step():
 SINGULAR = {
     "variance": (np.array([1.0, 0.0, 1.0, 1.0]), "singular, least variance 0.0"),
     "negative": (-1.0, "singular, least variance -1.0"),
-    "rank": (FACTOR @ FACTOR.T, "singular, eigenvalues from"),
-    "indefinite": (np.diag([1.0, 1.0, 1.0, -0.5]), "singular, eigenvalues from -0.5 to 1"),
+    "rank": (FACTOR @ FACTOR.T, "singular, eigenvalues of the correlations from"),
+    "indefinite": (np.diag([1.0, 1.0, 1.0, -0.5]), "singular, least variance -0.5"),
     "low_rank": (LowRankNoise(0.0, FACTOR), "singular, least diagonal 0.0"),
     "asymmetric": (np.eye(M) + np.eye(M, k=1), "not symmetric"),
     "nan": (np.array([1.0, np.nan, 1.0, 1.0]), "not finite"),

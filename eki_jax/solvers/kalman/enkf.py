@@ -162,10 +162,16 @@ def _is_resolved(z: Array, scale: Array, axis: Axis) -> Array:
 
 
 def _shrunk(z: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """P, ``s / (1 + scale s^2)`` and Q^T, from the singular values of ``Z = P diag(s) Q^T``."""
+    """P, ``s / (1 + scale s^2)`` and Q^T, from the singular values of ``Z = P diag(s) Q^T``.
+
+    Values that the rounding of the outputs alone explains are left out: no parameter stands behind them, but a large
+    residual would be fitted by them.
+    """
     finite = jnp.isfinite(z).all()
     left, values, right = jnp.linalg.svd(jnp.where(finite, z, 0), full_matrices=False)
-    return left, jnp.where(finite, values / (1 + scale * values**2), jnp.nan), right
+    rounding = max(z.shape) * jnp.finfo(z.dtype).eps * values[0]
+    shrunk = jnp.where(values > rounding, values / (1 + scale * values**2), 0)
+    return left, jnp.where(finite, shrunk, jnp.nan), right
 
 
 def _choose(system: System) -> Space:

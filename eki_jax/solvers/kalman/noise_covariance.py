@@ -146,10 +146,16 @@ def _cholesky(matrix: np.ndarray) -> np.ndarray:
     """The factor of a covariance that is symmetric and, to double precision, not singular."""
     if not np.allclose(matrix, matrix.T, rtol=1e-5, atol=1e-8 * np.abs(matrix).max()):
         raise ValueError("noise_covariance: a matrix that is not symmetric; wanted a covariance")
-    eigenvalues = np.linalg.eigvalsh(matrix)
+    diagonal = np.diag(matrix)
+    if not np.all(diagonal > 0):
+        raise ValueError(f"noise_covariance: singular, least variance {diagonal.min():.3g}; wanted variances > 0")
+    # As correlations: variances over many magnitudes make a matrix no more singular.
+    scale = np.sqrt(diagonal)
+    correlations = matrix / np.outer(scale, scale)
+    eigenvalues = np.linalg.eigvalsh(correlations)
     if not eigenvalues[0] > len(matrix) * np.finfo(np.float64).eps * eigenvalues[-1]:
         raise ValueError(
-            f"noise_covariance: singular, eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}; "
-            "wanted a positive definite matrix"
+            f"noise_covariance: singular, eigenvalues of the correlations from {eigenvalues[0]:.3g} to "
+            f"{eigenvalues[-1]:.3g}; wanted a positive definite matrix"
         )
-    return np.linalg.cholesky(matrix)
+    return scale[:, None] * np.linalg.cholesky(correlations)
