@@ -6,6 +6,7 @@ program, by :meth:`Within.holds`, where a step that it spoils is refused.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Collection
@@ -144,8 +145,8 @@ def random_key(name: str, value: Any) -> Array:
     return value
 
 
-def function(name: str, value: Any, kind: str = "a function") -> Any:
-    """``value``, which can be called.
+def function(name: str, value: Any, kind: str = "a function", *, arguments: int | None = None) -> Any:
+    """``value``, which can be called, with so many arguments where their number is given.
 
     Raises:
         TypeError: it cannot.
@@ -157,11 +158,21 @@ def function(name: str, value: Any, kind: str = "a function") -> Any:
     """
     if not callable(value):
         raise TypeError(f"{name}: {_shown(value)}; wanted {kind}")
+    if arguments is not None:
+        try:
+            inspect.signature(value).bind(*[None] * arguments)
+        except TypeError:
+            called = f"(is {getattr(value, '__name__', 'it')}() meant?)"
+            raise TypeError(
+                f"{name}: {_shown(value)}, which does not take {arguments} arguments; wanted {kind} {called}"
+            ) from None
+        except ValueError:  # a built-in function that does not say
+            pass
     return value
 
 
 def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
-    """``value``, one of some strings or None.
+    """``value``, one of some strings, whole numbers or None.
 
     Raises:
         ValueError: another.
@@ -171,7 +182,8 @@ def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
         ...
     ValueError: space: 'both'; wanted 'output', 'ensemble' or None
     """
-    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+    plain = isinstance(value, str | int) and not isinstance(value, bool)
+    if not (value is None and None in choices) and not (plain and value in choices):
         *some, last = map(repr, choices)
         raise ValueError(f"{name}: {_shown(value)}; wanted {', '.join(some)} or {last}")
     return value

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eki_jax._checks import function, pair, traceable
 from eki_jax._types import Batch, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles, masked_mean
@@ -78,6 +79,7 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
     >>> bool(jnp.allclose(state.solver.ensemble, 2.5, atol=0.1))
     True
     """
+    function("cell", cell, "a model, cell(params, carry, x) -> (carry, outputs)", arguments=3)
 
     def init(*start_and_carry: Any) -> OnlineState:
         *start, carry = start_and_carry
@@ -118,6 +120,7 @@ def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> 
     >>> predictions.shape
     (8, 1)
     """
+    traceable("samples", pair("samples", samples, "(xs, targets)"))
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(samples)}
     if len(lengths) != 1 or () in lengths:
         raise ValueError(f"samples: leading axes {sorted(lengths)}; wanted one time axis for inputs and targets")

@@ -25,6 +25,7 @@ import scipy.sparse.csgraph
 import scipy.sparse.linalg
 import scipy.spatial
 
+from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, is_known, real, whole
 from eki_jax._types import Array
 from eki_jax.ensembles.priors import Gaussian, gaussian
 from eki_jax.losses.outputs import MeanSquaredError
@@ -66,15 +67,16 @@ def gaussian_affinity(x: Any, width: float, neighbours: int | None = None) -> An
     array([[1.   , 0.607],
            [0.607, 1.   ]])
     """
-    x = np.asarray(x, np.float64)
+    x = np.asarray(arrays("x", x), np.float64)
+    if not np.all(np.isfinite(x)):
+        raise ValueError("x: has values that are not finite; wanted points")
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"x: shape {x.shape}; wanted (N, d) with at least two nodes")
-    if not width > 0:
-        raise ValueError(f"width: {width}; wanted a length > 0")
+    real("width", width, POSITIVE)
     if neighbours is None:
         squares = scipy.spatial.distance.pdist(x, "sqeuclidean")
         return np.exp(-scipy.spatial.distance.squareform(squares) / (2 * width**2))
-    if not 1 <= neighbours < len(x):
+    if not 1 <= whole("neighbours", neighbours) < len(x):
         raise ValueError(f"neighbours: {neighbours}; wanted 1 to {len(x) - 1} for {len(x)} nodes")
     distances, columns = scipy.spatial.KDTree(x).query(x, neighbours + 1)
     rows = np.repeat(np.arange(len(x)), neighbours + 1)
@@ -143,9 +145,15 @@ def eigenbasis(laplacian: Any, modes: int | None = None, *, seed: int = 0) -> Gr
     >>> eigenbasis(path).eigenvalues.round(6).tolist()
     [0.0, 1.0, 3.0]
     """
+    if getattr(laplacian, "ndim", 0) != 2 or laplacian.shape[1] != laplacian.shape[0]:
+        raise ValueError(f"laplacian: shape {np.shape(laplacian)}; wanted (N, N)")
     size = laplacian.shape[0]
-    if laplacian.ndim != 2 or laplacian.shape[1] != size:
-        raise ValueError(f"laplacian: shape {laplacian.shape}; wanted (N, N)")
+    if np.abs(laplacian - laplacian.T).max() > 1e-10 * np.abs(laplacian).max() or laplacian.diagonal().min() < 0:
+        raise ValueError(
+            "laplacian: not symmetric, or with a negative diagonal; wanted that of graph_laplacian(weights)"
+        )
+    if np.abs(laplacian - scipy.sparse.diags_array(laplacian.diagonal())).max() and laplacian.min() >= 0:
+        raise ValueError("laplacian: without a negative number beside the diagonal; wanted graph_laplacian(weights)")
     parts, _ = scipy.sparse.csgraph.connected_components(scipy.sparse.csr_array(laplacian), directed=False)
     if modes is None and size > _DENSE_NODES:
         raise ValueError(f"modes: None for {size} nodes; wanted a number, since all of them would take (N, N) memory")
@@ -184,10 +192,8 @@ def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> G
     >>> graph_prior(eigenbasis(laplacian)).sample(jax.random.key(0)).shape
     (3,)
     """
-    if not tau >= 0:
-        raise ValueError(f"tau: {tau}; wanted a number >= 0")
-    if not alpha > 0:
-        raise ValueError(f"alpha: {alpha}; wanted a number > 0")
+    real("tau", tau, NOT_NEGATIVE)
+    real("alpha", alpha, POSITIVE)
     first = basis.nullity if tau == 0 else 0
     values, vectors = basis.eigenvalues[first:], basis.vectors[:, first:]
     if not len(values):
@@ -197,8 +203,13 @@ def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> G
 
 
 def observed_value(u: Array, nodes: Array) -> Array:
-    """Forward map of one particle: the values of ``u`` at the observed nodes."""
-    return u[nodes]
+    """Forward map of one particle: the values of ``u`` at the observed nodes.
+
+    Raises:
+        TypeError: ``u`` or ``nodes`` are no arrays, ``nodes`` no whole numbers.
+        ValueError: nodes out of range (where they are known).
+    """
+    return u[_checked_nodes(u, nodes)]
 
 
 def observed_sign(u: Array, nodes: Array) -> Array:
@@ -206,7 +217,18 @@ def observed_sign(u: Array, nodes: Array) -> Array:
 
     It has no derivative worth the name, and the method needs none.
     """
-    return jnp.sign(u[nodes])
+    return jnp.sign(u[_checked_nodes(u, nodes)])
+
+
+def _checked_nodes(u: Array, nodes: Any) -> Any:
+    """``nodes``, which are indices of ``u``; JAX takes what is out of range for the last one."""
+    arrays("u", u)
+    arrays("nodes", nodes)
+    if np.ndim(u) != 1 or not jnp.issubdtype(jnp.result_type(nodes), jnp.integer):
+        raise TypeError(f"nodes: dtype {jnp.result_type(nodes)} for u of shape {np.shape(u)}; wanted indices of (N,)")
+    if is_known(nodes) and np.size(nodes) and not (np.min(nodes) >= 0 and np.max(nodes) < len(u)):
+        raise ValueError(f"nodes: {np.min(nodes)} to {np.max(nodes)}; wanted 0 to {len(u) - 1}")
+    return nodes
 
 
 #: The mean of the squared differences over the observed nodes, ``mean_squared_error(outputs, labels)``; a loss for all

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eki_jax._checks import POSITIVE, schedule
 from eki_jax._types import Array, Batch, Params, Schedule
 from eki_jax.edf import _vectors as vectors
 from eki_jax.edf.acceleration import Acceleration
@@ -128,6 +129,7 @@ def _edf(
     acceleration: Acceleration | None,
 ) -> optax.GradientTransformationExtraArgs:
     order, damping = checked_order(krylov_order), checked_damping(damping)
+    rate_of = schedule("learning_rate", learning_rate, POSITIVE)
     if acceleration is not None and not isinstance(acceleration, Acceleration):
         raise TypeError(f"acceleration: {acceleration!r}; wanted None, heavy_ball(...) or nesterov(...)")
 
@@ -152,7 +154,7 @@ def _edf(
                 f"{missing}: None; wanted it as a keyword of update(), because the curvature is taken of it"
             )
         direction = project(matrix(objective, params, batch), updates, order, damping)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = rate_of(state.count)
         step = vectors.combine((-rate, direction))
         velocity = state.velocity
         if acceleration is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, real, whole
+from eki_jax._checks import NOT_NEGATIVE, arrays, real, whole
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.priors import gaussian
 from eki_jax.kernel.axes import Axis
@@ -146,7 +146,7 @@ def perturb(
     >>> bool((perturb(jax.random.key(0), u, gaussian(jnp.zeros(2), 1.0), scale=0.0) == u).all())
     True
     """
-    size = local_size(ensemble, name="ensemble", floating=True)
+    size = whole("ensemble", local_size(ensemble, name="ensemble", floating=True), or_="particles")
     real("scale", scale, NOT_NEGATIVE)
     keys = particle_keys(key, size, axis_name)
     return _mapped(lambda pair: _add(pair[1], prior.noise(pair[0]), scale), (keys, ensemble), size)
@@ -176,7 +176,8 @@ def perturb_data(key: Array, targets: Any, factor: Any, particles: int, *, axis_
     >>> perturb_data(jax.random.key(0), jnp.array([1.0, 2.0]), 0.1, 4).shape
     (4, 2)
     """
-    return sample_ensemble(key, gaussian(targets, factor=factor), particles, axis_name=axis_name)
+    prior = gaussian(arrays("targets", targets, floating=True), factor=factor)
+    return sample_ensemble(key, prior, particles, axis_name=axis_name)
 
 
 def _draws(draw: Callable[[Array], Any], key: Array, count: int, axis_name: str | None) -> Ensemble:

@@ -13,7 +13,7 @@ from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.health import finite_particles, masked_mean, particle_mean
-from eki_jax.kernel.particles import ensemble_size
+from eki_jax.kernel.particles import ensemble_size, local_size
 
 
 def mean_particle(ensemble: Ensemble, *, axis_name: str | None = None) -> Params:
@@ -63,6 +63,7 @@ def best_particle(ensemble: Ensemble, losses: Array, *, axis_name: str | None = 
     local = jax.tree.leaves(ensemble)[0].shape[0]
     if jnp.shape(losses) != (local,):
         raise ValueError(f"losses: shape {jnp.shape(losses)}; wanted one for each of the {local} particles, ({local},)")
+    arrays("losses", losses)
     if is_known(losses) and not axis_name and not np.isfinite(np.asarray(losses)).any():
         raise ValueError("losses: none is finite; wanted the losses of an ensemble with a particle that did not fail")
     values = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
@@ -105,5 +106,7 @@ def ensemble_outputs(
     >>> ensemble_outputs(lambda u, x: u * x, jnp.array([1.0, 3.0]), 10.0)
     Array(20., dtype=float32)
     """
+    if not local_size(ensemble, name="ensemble"):
+        raise ValueError("ensemble: no particles; wanted at least 1")
     outputs = arrays("outputs", evaluate(forward, ensemble, x, chunk_size=chunk_size))
     return masked_mean(outputs, finite_particles((ensemble, outputs)), Axis(axis_name))

@@ -73,13 +73,13 @@ def gaussian(mean: Params, scale: Any = None, *, factor: Any = None, covariance:
     >>> float(gaussian(jnp.zeros(3), covariance=4.0).factor)  # a variance; gaussian(jnp.zeros(3), 2.0) is the same
     2.0
     """
-    mean = jax.tree.map(jnp.asarray, mean)
+    mean = jax.tree.map(jnp.asarray, arrays("mean", mean))
     if not jax.tree.leaves(mean):
         raise ValueError("mean: has no arrays; wanted one particle's parameters")
     choices = {"scale": scale, "factor": factor, "covariance": covariance}
     given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:
-        raise TypeError(f"gaussian: got {' and '.join(given) or 'no noise'}; wanted one of scale, factor, covariance")
+        raise TypeError(f"scale, factor, covariance: {' and '.join(given) or 'none'} given; wanted one of them")
     return Gaussian(mean, _factors(given[0], mean, choices[given[0]]))
 
 
@@ -114,12 +114,16 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
     >>> {name: round(float(factor) ** 2, 4) for name, factor in xavier(layer, window=True).factor.items()}
     {'bias': 0.0093, 'kernel': 0.0093}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(template)
+    leaves = jax.tree_util.tree_leaves_with_path(arrays("template", template))
     if not leaves:
         raise ValueError("template: has no arrays; wanted one particle's parameters")
     means, factors = [], []
     siblings = _siblings(leaves)
     for path, leaf in leaves:
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"template{jax.tree_util.keystr(path)}: {leaf!r}; wanted an array of a floating-point dtype"
+            )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"template{jax.tree_util.keystr(path)}: dtype {leaf.dtype}; wanted a floating-point dtype")
         name = _name(path)
@@ -172,6 +176,8 @@ def _factors(name: str, mean: Params, value: Any) -> Params:
     """A factor for each leaf of ``mean``, from what the argument called ``name`` says of its noise."""
     structure: Any = jax.tree.structure(mean)
     is_number = jax.tree_util.all_leaves([value]) and np.ndim(value) == 0
+    if isinstance(value, bool | str | bytes):
+        raise TypeError(f"{name}: {value!r}; wanted numbers")
     if callable(value) or is_number or structure == jax.tree.structure(0):
         value = structure.unflatten([value] * structure.num_leaves)
     try:
@@ -262,6 +268,8 @@ def _dtype(value: Any) -> Any:
 
 def _finite_scale(name: str, value: Any, *, signed: bool = False) -> Any:
     """``value``, standard deviations (or with ``signed`` a matrix), which are finite where they are known."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: {value}; wanted standard deviations")
     arrays(name, value)
     if is_known(value):
         numbers = np.asarray(value, np.float64)

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import function, pair
+from eki_jax._checks import function, pair, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.particles import ensemble_size
 from eki_jax.kernel.products import direction
 from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
@@ -55,11 +56,14 @@ def value_and_direction(
     Array([[ 4.],
            [12.]], dtype=float32)
     """
-    function("forward", forward, "a model")
-    function("loss", loss, "a function of outputs and targets")
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    function("loss", loss, "a function of outputs and targets", arguments=2)
+    if chunk_size is not None:
+        whole("chunk_size", chunk_size, or_="None for a memory budget")
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
-        x, targets = pair("batch", batch)
+        x, targets = traceable("batch", pair("batch", batch))
+        ensemble_size(ensemble, axis_name=axis_name)
 
         def of_targets(loss: LossFn, targets: Any) -> tuple[Array, Ensemble]:
             entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from eki_jax._checks import POSITIVE, pair, real
+from eki_jax._checks import POSITIVE, pair, real, traceable
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.flows.first_order import seen_by_solvers, vector_field
-from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.evaluate import evaluate
-from eki_jax.kernel.health import finite_particles, particle_mean
-from eki_jax.kernel.particles import check_like
+from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, masked_mean, near_particles
+from eki_jax.kernel.particles import check_like, ensemble_size, local_size
 from eki_jax.kernel.products import direction
 from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import supported_outputs, value_and_cotangents
@@ -196,12 +196,15 @@ def square_root_flow(
 
     def f(t: Any, ensemble: Ensemble, batch: Batch) -> Ensemble:
         del t
-        x, targets = pair("batch", batch)
+        ensemble_size(ensemble, axis_name=axis_name)
+        x, targets = traceable("batch", pair("batch", batch))
         outputs = evaluate(forward, ensemble, x, chunk_size=chunk_size)
 
         def of_targets(loss: LossFn, targets: Any) -> Ensemble:
             entries, reduced = supported_outputs(loss, outputs, targets)
-            mean = particle_mean(entries, axis_name=axis_name)
+            axis, finite = Axis(axis_name), finite_particles((entries, ensemble))
+            near = near_particles(entries, None, finite, OUTLIER_CUT, Axes(axis))
+            mean = masked_mean(entries, finite & near, axis)
             halfway = jax.tree.map(lambda g, m: 0.5 * (g + m), entries, mean)
             _, cotangents = value_and_cotangents(reduced, halfway, targets)
             field = jax.tree.map(jnp.negative, direction(ensemble, entries, cotangents, axis_name=axis_name))
@@ -253,6 +256,7 @@ def _second_order(field: Field, damping: Callable[[Any], Any]) -> Field:
 
     def f(t: Any, state: tuple[Ensemble, Ensemble], batch: Batch) -> tuple[Ensemble, Ensemble]:
         ensemble, velocity = pair("state", state, "(ensemble, velocity)")
+        local_size(ensemble, name="ensemble", floating=True)
         check_like(velocity, ensemble, name="velocity", other="ensemble's leaves", hint="its shape")
         rate = damping(t)
         force = field(t, ensemble, batch)

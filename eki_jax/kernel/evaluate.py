@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from eki_jax._checks import function, traceable, whole
 from eki_jax._types import Ensemble, ForwardFn
 from eki_jax.kernel.particles import local_size
 
@@ -44,7 +45,11 @@ def evaluate(forward: ForwardFn, ensemble: Ensemble, x: Any, *, chunk_size: int 
     >>> evaluate(lambda params, x: params["w"] * x, {"w": jnp.array([1.0, 2.0, 3.0])}, 10.0, chunk_size=2)
     Array([10., 20., 30.], dtype=float32)
     """
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    traceable("x", x)
     local_size(ensemble, name="ensemble")
+    if chunk_size is not None:
+        whole("chunk_size", chunk_size, or_="None for a memory budget")
     if chunk_size is None:
         chunk_size = default_chunk_size(forward, ensemble, x)
     return map_particles(lambda params: forward(params, x), ensemble, chunk_size)
@@ -58,8 +63,7 @@ def map_particles(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:
     Array([0, 2, 4, 6, 8], dtype=int32)
     """
     size = jax.tree.leaves(rows)[0].shape[0]
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size: {chunk_size}; wanted a number of particles >= 1")
+    chunk_size = whole("chunk_size", chunk_size)
     if chunk_size >= size:
         return jax.vmap(fn)(rows)
     chunk_size = next((n for n in range(chunk_size, chunk_size // 2, -1) if size % n == 0), chunk_size)

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from eki_jax._checks import arrays
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axis
 
@@ -34,19 +36,19 @@ def ensemble_size(ensemble: Ensemble, *, name: str = "ensemble", axis_name: str 
     size = local_size(ensemble, name=name, floating=True)
     size *= Axis(axis_name).size
     if size < 2:
-        raise ValueError(f"{name}: J = {size} particle; an ensemble needs at least 2 to have a covariance")
+        raise ValueError(f"{name}: J = {size} particle; wanted at least 2, to have a covariance")
     return size
 
 
 def local_size(tree: Any, *, name: str, floating: bool = False) -> int:
     """The length of the leading axis that all leaves of ``tree`` share; names the leaf that disagrees."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(arrays(name, tree))
     if not leaves:
         raise ValueError(f"{name}: has no arrays; wanted a pytree of arrays with a leading particle axis")
     first = None
     for path, leaf in leaves:
         where = name + jax.tree_util.keystr(path)
-        if jnp.ndim(leaf) == 0:
+        if np.ndim(leaf) == 0:
             raise ValueError(f"{where}: is a scalar; wanted a leading particle axis, shape (J, ...)")
         dtype = jnp.result_type(leaf)
         if floating and not jnp.issubdtype(dtype, jnp.floating):

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array
 
 Precision = Any
+
+
+def check_precision(value: Any) -> None:
+    """Raise ValueError for what no matrix product takes for its precision.
+
+    >>> check_precision("exact")
+    Traceback (most recent call last):
+        ...
+    ValueError: precision: 'exact'; wanted None, 'bf16', or what jax.numpy.matmul takes, such as 'highest'
+    """
+    try:
+        if value != "bf16":
+            jax.eval_shape(lambda a: jnp.matmul(a, a, precision=value), jax.ShapeDtypeStruct((1, 1), jnp.float32))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"precision: {value!r}; wanted None, 'bf16', or what jax.numpy.matmul takes, such as 'highest'"
+        ) from None
 
 
 def product(a: Array, b: Array, precision: Precision = None) -> Array:

@@ -18,13 +18,13 @@ from jax import lax
 
 from eki_jax._checks import arrays, one_of
 from eki_jax._types import Array, Ensemble
-from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.blocks import block_width, map_blocks
 from eki_jax.kernel.costs import Communication, choose_communication
-from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.layouts import Multiply, checked_communication, multiplier
 from eki_jax.kernel.particles import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
-from eki_jax.kernel.precision import Precision, product
+from eki_jax.kernel.precision import Precision, check_precision, product
 
 Contraction = Literal["outputs", "particles"]
 
@@ -45,7 +45,8 @@ def direction(
 
     The vector field of ensemble Kalman inversion is minus this (Kovachki and Stuart, arXiv:1808.03620, equation 13).
     Nothing is differentiated: the model enters by its outputs only. A particle that is not finite, in its parameters,
-    outputs or cotangents, takes no part, and its own direction is zero.
+    outputs or cotangents, or far beyond all others (``outlier_cut`` of :class:`eki_jax.SharedSettings`), takes no part,
+    and its own direction is zero; with fewer than two others, all are.
 
     Args:
         ensemble: particles u_j, pytree of floating-point arrays of shape (J, ...).
@@ -79,11 +80,12 @@ def direction(
     local = local_size(ensemble, name="ensemble")
     flatten_outputs(outputs, local, name="outputs")  # names J before anything else
     check_like(cotangents, outputs)
+    finite = finite_particles((ensemble, outputs, cotangents))
     products = Products.of(
         ensemble,
         outputs,
         cotangents,
-        healthy=finite_particles((ensemble, outputs, cotangents)),
+        healthy=finite & near_particles(outputs, cotangents, finite, OUTLIER_CUT, Axes(Axis(axis_name))),
         axis=Axis(axis_name),
         contraction=contraction,
         communication=communication,
@@ -166,6 +168,7 @@ class Products(NamedTuple):
     ) -> Products:
         """Check the arguments of :func:`direction` and centre the outputs."""
         one_of("contraction", contraction, ("outputs", "particles", None))
+        check_precision(precision)
         local = local_size(ensemble, name="ensemble")
         size: int | Array = ensemble_size(ensemble, axis_name=axis.name)
         local_outputs = flatten_outputs(outputs, local, name="outputs")  # names J before it names shapes

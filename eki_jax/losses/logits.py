@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import function
 from eki_jax._types import Array
-from eki_jax.kernel.particles import wide_dtype
+from eki_jax.kernel.particles import local_size, wide_dtype
+from eki_jax.losses.outputs import check_labels, one_array
 from eki_jax.losses.protocol import Curvature, Reduction, sample_means, scalar
 
 
@@ -25,6 +27,8 @@ class SoftmaxCrossEntropy:
 
     def __call__(self, outputs: Array, targets: Array) -> Array:
         """The mean cross-entropy of logits (..., classes) against labels."""
+        one_array("outputs", outputs)
+        one_array("targets", targets)
         return jnp.mean(self._values(outputs, targets))
 
     def per_sample(self, outputs: Array, targets: Array) -> Array:
@@ -66,6 +70,7 @@ class SoftmaxCrossEntropy:
     def distribution(logits: Array, targets: Any) -> Array:
         """The labels as probabilities, shape (..., classes)."""
         if jnp.issubdtype(jnp.result_type(targets), jnp.integer) and jnp.shape(targets) == logits.shape[:-1]:
+            check_labels(targets, logits.shape[-1])
             # A label out of range has no distribution: NaN, so that it cannot be mistaken for another class.
             known = (targets >= 0) & (targets < logits.shape[-1])
             one_hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
@@ -89,7 +94,7 @@ def softmax_cross_entropy() -> SoftmaxCrossEntropy:
         labels (B, classes).
 
     Raises:
-        ValueError: when called, labels of another shape.
+        ValueError: when called, labels of another shape, or (where they are known) out of range.
 
     >>> import jax, jax.numpy as jnp
     >>> jax.grad(softmax_cross_entropy())(jnp.zeros((1, 2)), jnp.array([0]))
@@ -115,6 +120,9 @@ class SampleLoss:
 
     def per_sample(self, outputs: Any, targets: Any) -> Array:
         """The samples' losses, shape (B,)."""
+        samples = local_size(outputs, name="outputs")
+        if local_size(targets, name="targets") != samples:
+            raise ValueError(f"targets: {jnp.shape(jax.tree.leaves(targets)[0])}; wanted a row for each of {samples}")
         return jax.vmap(lambda output, target: scalar(self.sample_loss(output, target)))(outputs, targets)
 
 
@@ -136,6 +144,5 @@ def mean_over_samples(sample_loss: Callable[[Any, Any], Any]) -> SampleLoss:
     >>> float(loss(jnp.zeros((4, 3)), jnp.zeros((4, 3))))
     3.0
     """
-    if not callable(sample_loss):
-        raise TypeError(f"sample_loss: {sample_loss!r}; wanted a function of one sample's output and target")
+    function("sample_loss", sample_loss, "a function of one sample's output and target", arguments=2)
     return SampleLoss(sample_loss)

@@ -38,6 +38,8 @@ class CrossEntropy:
 
     def __call__(self, outputs: Array, targets: Array) -> Array:
         """The mean cross-entropy of probabilities (..., classes) against labels."""
+        one_array("outputs", outputs)
+        one_array("targets", targets)
         return jnp.mean(self._values(outputs, targets))
 
     def per_sample(self, outputs: Array, targets: Array) -> Array:
@@ -58,7 +60,7 @@ class CrossEntropy:
                 f"targets: shape {jnp.shape(targets)}; wanted integer labels of shape {shape[:-1]}, one for each row "
                 f"of the outputs {shape}, or one-hot labels of a floating-point dtype"
             )
-        _check_labels(targets, shape[-1])
+        check_labels(targets, shape[-1])
         # An index out of range reads NaN rather than another class's probability.
         labels = jnp.where(targets < 0, shape[-1], targets)[..., None]
         return jnp.take_along_axis(outputs, labels, axis=-1, mode="fill")[..., 0]
@@ -73,7 +75,7 @@ class CrossEntropy:
         if self.has_support(targets) or jnp.ndim(targets) == 0:
             return None
         # NumPy where the values can be looked at: what JAX computes inside of a compiled function is not known there.
-        library: Any = np if _is_known(targets) else jnp
+        library: Any = np if is_known_array(targets) else jnp
         targets = library.asarray(targets)
         ones = targets == 1
         flag = library.all(ones | (targets == 0)) & library.all(ones.sum(axis=-1) == 1)
@@ -214,7 +216,7 @@ class SquaredError:
                 f"precision: shape {precision.shape} for outputs of shape {residual.shape}; wanted a scalar, the "
                 f"outputs' shape (a diagonal) or ({size}, {size})"
             )
-        if _is_known(self.precision) and not np.allclose(known := np.asarray(self.precision), known.T):
+        if is_known_array(self.precision) and not np.allclose(known := np.asarray(self.precision), known.T):
             raise ValueError("precision: a matrix that is not symmetric; wanted Gamma^-1")
         if self._least_eigenvalue < 0:
             raise ValueError(
@@ -225,12 +227,12 @@ class SquaredError:
     @cached_property
     def _least(self) -> float:
         """The least number of the precision, 0 where it is not known."""
-        return float(np.asarray(self.precision, np.float64).min(initial=0)) if _is_known(self.precision) else 0.0
+        return float(np.asarray(self.precision, np.float64).min(initial=0)) if is_known_array(self.precision) else 0.0
 
     @cached_property
     def _least_eigenvalue(self) -> float:
         """The least eigenvalue of a matrix, 0 where it is not known or rounding."""
-        if not _is_known(self.precision):
+        if not is_known_array(self.precision):
             return 0.0
         values = np.linalg.eigvalsh(np.asarray(self.precision, np.float64))
         return float(min(0.0, values[0] if values[0] < -1e-6 * values[-1] else 0.0))
@@ -260,8 +262,9 @@ def squared_error(precision: Any = None) -> SquaredError:
     >>> jax.grad(squared_error(precision=4.0))(jnp.array([1.0, 3.0]), jnp.array([1.0, 2.0]))
     Array([0., 4.], dtype=float32)
     """
-    arrays("precision", precision)
-    if _is_known(precision):
+    if precision is not None:
+        one_array("precision", precision)
+    if is_known_array(precision):
         values = np.asarray(precision, np.float64)
         if not np.all(np.isfinite(values)):
             raise ValueError("precision: has values that are not finite; wanted Gamma^-1")
@@ -300,16 +303,17 @@ class MeanSquaredError:
 
 def _residual(outputs: Any, targets: Any) -> Array:
     """Outputs minus targets of the same shape, in float32 or wider."""
-    _one_array("outputs", outputs)
-    _one_array("targets", targets)
+    one_array("outputs", outputs)
+    one_array("targets", targets)
     outputs = jnp.asarray(outputs)
     if jnp.shape(targets) != outputs.shape:
         raise ValueError(f"targets: shape {jnp.shape(targets)}; wanted the outputs' shape {outputs.shape}")
     return (outputs - targets).astype(wide_dtype(outputs.dtype))
 
 
-def _one_array(name: str, value: Any) -> None:
-    if not (hasattr(value, "shape") or isinstance(value, bool | int | float | list | tuple)):
+def one_array(name: str, value: Any) -> None:
+    """Raise TypeError for what is not one array of real numbers."""
+    if isinstance(value, bool) or not (hasattr(value, "shape") or isinstance(value, int | float | list | tuple)):
         raise TypeError(f"{name}: {type(value).__name__}; wanted one array, or a loss of your own for a pytree")
     arrays(name, value)
 
@@ -326,7 +330,7 @@ def _are_shares(labels: Array) -> Array:
 
 def _check_shares(targets: Any) -> None:
     """Raise for soft labels that are no shares, where their values are known."""
-    if not _is_known(targets) or jnp.size(targets) == 0:
+    if not is_known_array(targets) or jnp.size(targets) == 0:
         return
     values = np.asarray(targets, np.float64)
     sums = values.sum(axis=-1)
@@ -337,7 +341,7 @@ def _check_shares(targets: Any) -> None:
         )
 
 
-def _is_known(value: Any) -> bool:
+def is_known_array(value: Any) -> bool:
     """Whether the values can be looked at: not None, and not being traced."""
     return value is not None and not isinstance(value, jax.core.Tracer)
 
@@ -349,9 +353,9 @@ def _wrong_labels(outputs: tuple[int, ...], found: str) -> str:
     )
 
 
-def _check_labels(labels: Any, classes: int) -> None:
+def check_labels(labels: Any, classes: int) -> None:
     """Raise for labels out of range, where their values are known (not while tracing)."""
-    if not _is_known(labels) or jnp.size(labels) == 0:
+    if not is_known_array(labels) or jnp.size(labels) == 0:
         return
     values = np.asarray(labels)  # as NumPy's: reductions of a JAX array would be traced here, values or not
     low, high = int(values.min()), int(values.max())

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import arrays, function, traceable
 from eki_jax._types import Array, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.evaluate import default_chunk_size, map_particles
 from eki_jax.kernel.particles import local_size
@@ -45,6 +46,9 @@ def value_and_cotangents(
             raise ValueError(f"loss: returned shape {value.shape} for one particle; wanted a scalar")
         return value
 
+    function("loss", loss, "a function of outputs and targets", arguments=2)
+    local_size(arrays("outputs", outputs, floating=True), name="outputs")
+    traceable("targets", targets)
     return jax.vmap(jax.value_and_grad(scalar), in_axes=(0, targets_axis))(outputs, targets)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, Unpack
 
+import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import ABOVE_ONE, POSITIVE, function, real, schedule, whole
+from eki_jax._checks import ABOVE_ONE, POSITIVE, arrays, function, pair, real, schedule, traceable, whole
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Schedule, Space
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import OUTLIER_CUT
+from eki_jax.kernel.keys import particle_key
+from eki_jax.kernel.precision import check_precision
 from eki_jax.natural.deviations import Deviations, low_rank
 from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
@@ -121,13 +124,34 @@ def value_and_natural_direction(
     estimator = make_estimator(loss, particles, deviations, estimate, **settings)
     sigma_of, damping_of = schedule("sigma", sigma, POSITIVE), schedule("damping", damping, POSITIVE)
 
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+
     def f(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
+        params, batch = floating_params(params), traceable("batch", pair("batch", batch))
+        key = particle_key("key", key)
         scale, lam = (jnp.asarray(of_count(count), jnp.float32) for of_count in (sigma_of, damping_of))
         drawn = estimator.setup.cloud.draw(key, params)
         found = estimator.from_model(forward, params, drawn, scale, lam, batch)
         return found.loss, found.ascent
 
     return f
+
+
+def floating_params(params: Params) -> Params:
+    """One particle's parameters as arrays, if they are of a floating-point dtype.
+
+    Raises:
+        TypeError: another dtype, or no array.
+        ValueError: no arrays.
+
+    >>> floating_params(None)
+    Traceback (most recent call last):
+        ...
+    ValueError: params: has no arrays; wanted one particle's parameters
+    """
+    if not jax.tree.leaves(params):
+        raise ValueError("params: has no arrays; wanted one particle's parameters")
+    return jax.tree.map(jnp.asarray, arrays("params", params, floating=True))
 
 
 def make_estimator(
@@ -148,7 +172,7 @@ def make_estimator(
     outlier_cut: Any = OUTLIER_CUT,
 ) -> Estimator:
     """An estimator of checked settings."""
-    function("loss", loss, "a function of outputs and targets")
+    function("loss", loss, "a function of outputs and targets", arguments=2)
     particles = whole("particles", particles, 2)
     if chunk_size is not None:
         whole("chunk_size", chunk_size, or_="None for a memory budget")
@@ -156,6 +180,7 @@ def make_estimator(
         real("outlier_cut", outlier_cut, ABOVE_ONE, or_="None for no cut")
     if antithetic and particles % 2:
         raise ValueError(f"particles: {particles} with antithetic=True; wanted an even number, for pairs")
+    check_precision(precision)
     if norm_constraint is not None:
         real("norm_constraint", norm_constraint, POSITIVE, or_="None for no constraint")
     short: dict[str, Any] = {"space": space} if localized else {"iterations": iterations}

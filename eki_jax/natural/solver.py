@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, pair, real, schedule, whole
+from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, function, pair, real, schedule, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
@@ -17,7 +17,7 @@ from eki_jax.natural.damping import AdaptiveDamping
 from eki_jax.natural.deviations import Deviations, FullRank, low_rank
 from eki_jax.natural.direction import Direction, Estimate, mean_loss
 from eki_jax.natural.estimates import span
-from eki_jax.natural.estimator import EstimatorSettings, make_estimator
+from eki_jax.natural.estimator import EstimatorSettings, floating_params, make_estimator
 from eki_jax.natural.linear_algebra import inverse_square_root
 from eki_jax.solvers.protocol import (
     Solver,
@@ -173,6 +173,8 @@ def natural_gradient(
     Array([ 1., -2.,  3.], dtype=float32)
     """
     check_settings(settings, NaturalSettings)
+    if forward is not None:
+        function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     follow = _Following.of(settings)
     estimating: Any = {name: value for name, value in settings.items() if name not in _Following._fields}
     if follow.square_root:
@@ -193,7 +195,7 @@ def natural_gradient(
     particles = cloud.particles
 
     def init(params: Params, key: Array) -> NaturalState:
-        params = _floating(params)
+        params = floating_params(params)
         key = particle_key("key", key)
         jax.eval_shape(lambda: cloud._replace(axis=Axis()).draw(key, params))  # raises where deviations do not fit
         # Buffers of their own: a state that is donated must not take the caller's parameters with it.
@@ -355,14 +357,3 @@ def _averaged(
         factor = factor * (1 - factor**n) / (1 - factor ** (n + 1))
     average = lambda a, m: (a + (1 - factor).astype(a.dtype) * (m - a)).astype(m.dtype)
     return jax.tree.map(average, state.average, position), factor
-
-
-def _floating(params: Params) -> Params:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError("params: has no arrays; wanted one particle's parameters")
-    for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"params{jax.tree_util.keystr(path)}: dtype {dtype}; wanted a floating-point dtype")
-    return jax.tree.map(jnp.asarray, params)

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from eki_jax._checks import whole
+
 PARTICLES = "particles"
 BATCH = "batch"
 
@@ -78,6 +80,7 @@ def nearest_sizes(size: int, devices: int) -> tuple[int, ...]:
     >>> nearest_sizes(10, 4), nearest_sizes(12, 4), nearest_sizes(3, 4)
     ((8, 12), (12,), (4,))
     """
+    size, devices = whole("size", size), whole("devices", devices)
     below = size - size % devices
     return tuple(count for count in dict.fromkeys((below, below + devices * (size > below))) if count > 0)
 

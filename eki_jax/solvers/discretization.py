@@ -97,8 +97,12 @@ def discretization(
     Kovachki and Stuart, arXiv:1808.03620, section 4.3.3.
     """
     options = Options.of(settings)
-    for name, value in (("loss", loss), ("step_size", step_size), ("start", start), ("move", move)):
-        function(name, value, "a function; constant_step_size(dt) makes one" if name == "step_size" else "a function")
+    if forward is not None:
+        function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    function("loss", loss, "a function of outputs and targets", arguments=2)
+    function("step_size", step_size, "a function; constant_step_size(dt) makes one", arguments=3)
+    function("start", start, arguments=1)
+    function("move", move, arguments=2)
     targets_spread = Axis() if options.targets_axis is None else options.axis
 
     def check_kind(state: Any) -> None:

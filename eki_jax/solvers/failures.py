@@ -62,6 +62,11 @@ def redraw_failed(key: Array) -> FailurePolicy:
     own = particle_key("key", key)
 
     def apply(ensemble: Ensemble, healthy: Array, count: Array, axis_name: str | None) -> Ensemble:
+        size = local_size(ensemble, name="ensemble", floating=True)
+        if jnp.shape(healthy) != (size,):
+            raise ValueError(
+                f"ensemble: {size} particles, but flags of shape {jnp.shape(healthy)}; wanted one for each"
+            )
         axis, healthy = Axis(axis_name), healthy & finite_particles(ensemble)
         ok, size = axis.sum(jnp.sum(healthy, dtype=jnp.int32)), healthy.shape[0] * axis.size
         redraw = partial(_redraw, jax.random.fold_in(own, count), healthy=healthy, ok=ok, axis=axis)

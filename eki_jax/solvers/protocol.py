@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, arrays, is_known, one_of, pair, real, traceable, whole
+from eki_jax._checks import ABOVE_ONE, NOT_NEGATIVE, arrays, is_known, one_of, pair, random_key, real, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.particles import local_size
+from eki_jax.kernel.precision import check_precision
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.solvers.failures import FailurePolicy, keep_failed
 from eki_jax.solvers.reasons import Reason, first_reason
@@ -134,6 +135,7 @@ class Options(NamedTuple):
         """``settings`` checked; raises TypeError for a keyword that ``known`` does not have."""
         check_settings(settings, known)
         options = cls(**settings)
+        check_precision(options.precision)
         one_of("targets_axis", options.targets_axis, (0, None))
         if options.outlier_cut is not None:
             real("outlier_cut", options.outlier_cut, ABOVE_ONE, or_="None for no cut")
@@ -246,6 +248,8 @@ def compiled(solver: Solver) -> Solver:
         name = "ensemble" if len(start) == 1 else "params"
         for value in start[:1]:
             warn_of_rounding(name, arrays(name, value))
+        for value in start[1:]:
+            random_key("key", value)
         return init(*start)
 
     def checked_step(state: Any, batch: Batch) -> tuple[Any, Any]:

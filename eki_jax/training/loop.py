@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eki_jax._checks import pair, random_key, whole
+from eki_jax._checks import pair, random_key, traceable, whole
 from eki_jax._types import Array
+from eki_jax.kernel.particles import local_size
 from eki_jax.training.checkpoints import abstract
 from eki_jax.training.method import Method
 from eki_jax.training.recording import Recorder, progress_bar
@@ -88,7 +89,9 @@ def _batch_step(
 
 def check_data(x: Any, targets: Any, batch_size: int, *, name: str = "train") -> int:
     """The number of samples; raises ValueError where there are too few for a batch, or x and targets disagree."""
-    samples = jnp.shape(x)[0]
+    samples = local_size(traceable(name, x), name=name)
+    traceable(name, targets)
+    whole("batch_size", batch_size)
     if jnp.shape(targets)[:1] != (samples,):
         raise ValueError(f"{name}: {samples} inputs but targets of shape {jnp.shape(targets)}; wanted one an input")
     if samples == 0:

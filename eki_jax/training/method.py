@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import arrays
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params, Prior
 from eki_jax.ensembles.drawing import perturb, sample_around, sample_ensemble
 from eki_jax.kernel.axes import Axis
@@ -188,7 +189,7 @@ def check_labels(forward: ForwardFn, template: Any, x: Any, labels: Any, *, name
         TypeError: labels that are not integers.
         ValueError: labels out of range.
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(arrays(f"{name}: labels", labels))
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name}: labels of dtype {labels.dtype}; wanted integers")
     sample = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))

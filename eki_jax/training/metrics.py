@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eki_jax._checks import is_known
+from eki_jax._checks import arrays, is_known, traceable
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.prediction import mean_particle
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.health import finite_particles, masked_mean
+from eki_jax.kernel.particles import local_size
 
 # Outputs of all particles on one piece of the data are kept below this many bytes.
 _OUTPUT_BYTES = 64 * 2**20
@@ -64,7 +65,7 @@ def classification_accuracy(
     >>> float(accuracy.mean), accuracy.particles
     (0.75, Array([0.75, 0.25, 0.75], dtype=float32))
     """
-    samples = jnp.shape(x)[0]
+    samples = local_size(traceable("x", x), name="x")
     _check(labels, samples)
     axis = Axis(axis_name)
     mean = mean_particle(ensemble, axis_name=axis_name)
@@ -78,6 +79,8 @@ def classification_accuracy(
         return right(forward(mean, x)), right(average), right(outputs)
 
     one = jax.eval_shape(lambda e, x: evaluate(forward, e, x), ensemble, x)
+    if is_known(labels) and np.asarray(labels).max() >= one.shape[-1]:
+        raise ValueError(f"labels: largest {np.asarray(labels).max()}; wanted below {one.shape[-1]} classes")
     per_sample = math.prod(one.shape) * one.dtype.itemsize // samples
     size = min(samples, max(1, _OUTPUT_BYTES // per_sample))
     total = _sum_over_pieces(counts, x, labels, size)
@@ -103,7 +106,7 @@ def particle_accuracy(forward: ForwardFn, params: Params, x: Array, labels: Arra
     >>> float(particle_accuracy(forward, 1.0, jnp.array([1.0, -1.0]), jnp.array([1, 1])).mean)
     0.5
     """
-    _check(labels, jnp.shape(x)[0])
+    _check(labels, local_size(traceable("x", x), name="x"))
     share = jnp.mean(_is_right(forward(params, x), labels))
     return Accuracy(share, share, share, share[None])
 
@@ -114,6 +117,7 @@ def _is_right(outputs: Array, labels: Array) -> Array:
 
 
 def _check(labels: Any, samples: int) -> None:
+    arrays("labels", labels)
     if samples == 0 or jnp.shape(labels) != (samples,):
         raise ValueError(
             f"labels: shape {jnp.shape(labels)} for {samples} samples; wanted one label a sample, and some"

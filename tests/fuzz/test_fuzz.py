@@ -70,11 +70,12 @@ def steps(make: Callable[..., eki_jax.Solver], *, around: bool = False) -> Calla
 
     def call(**arguments: Any) -> Any:
         start = [arguments.pop(name) for name in ("params", "key0", "ensemble") if name in arguments]
+        told = "outputs" in arguments
         batch, outputs = arguments.pop("batch", None), arguments.pop("outputs", None)
         targets = arguments.pop("targets", None)
         solver = make(**arguments)
         state = solver.init(*start)
-        new, info = solver.step(state, batch) if outputs is None else solver.update(state, outputs, targets)
+        new, info = solver.update(state, outputs, targets) if told else solver.step(state, batch)
         if int(info.reason):
             same = jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), _plain(new), _plain(state))
             assert all(jax.tree.leaves(same)), "a refused step changed its state"
@@ -96,13 +97,15 @@ def masked(ensemble: Any, outputs: Any, cotangents: Any) -> tuple[np.ndarray, ..
     u, z, r = (np.asarray(a, np.float64).reshape(len(ensemble), -1) for a in (ensemble, outputs, cotangents))
     good = np.isfinite(u).all(1) & np.isfinite(z).all(1) & np.isfinite(r).all(1)
     u, z, r = (np.where(good[:, None], a, 0) for a in (u, z, r))
-    n = good.sum()
+    n = max(good.sum(), 1)
     centre = lambda a: np.where(good[:, None], a - a.sum(0) / n, 0)
     return centre(u), centre(z), r, good, n
 
 
 def direction_by_hand(ensemble: Any, outputs: Any, cotangents: Any, **rest: Any) -> Any:
     u, z, r, _, n = masked(ensemble, outputs, cotangents)
+    if n < 2:
+        return np.zeros(np.shape(ensemble))
     return (r @ z.T @ u / n).reshape(np.shape(ensemble))
 
 
@@ -190,12 +193,14 @@ CALLS: dict[str, Call] = {
     ),
     "drift_norm": Call(eki_jax.drift_norm, {"outputs": OUT, "cotangents": COT}, norm_by_hand),
     "ensemble_size": Call(eki_jax.ensemble_size, {"ensemble": ENS}),
-    "evaluate": Call(eki_jax.evaluate, {"forward": FN, "ensemble": ENS, "x": ("x", X), "chunk_size": ("whole", 2)}),
+    "evaluate": Call(
+        eki_jax.evaluate, {"forward": FN, "ensemble": ("any ensemble", U), "x": ("x", X), "chunk_size": ("chunk", 2)}
+    ),
     "value_and_direction": Call(
         lambda forward, loss, ensemble, batch, **s: eki_jax.value_and_direction(forward, loss, **s)(ensemble, batch)[1],
-        {"forward": FN, "loss": LOSS, "ensemble": ENS, "batch": BATCH, "chunk_size": ("whole", 2)},
+        {"forward": FN, "loss": LOSS, "ensemble": ENS, "batch": BATCH, "chunk_size": ("chunk", 2)},
     ),
-    "vector_field": Call(flow(eki_jax.vector_field), {"ensemble": ENS, "batch": BATCH, "chunk_size": ("whole", 2)}),
+    "vector_field": Call(flow(eki_jax.vector_field), {"ensemble": ENS, "batch": BATCH, "chunk_size": ("chunk", 2)}),
     "square_root_flow": Call(flow(flows.square_root_flow), {"ensemble": ENS, "batch": BATCH}),
     "nesterov_flow": Call(two(flows.nesterov_flow), {"ensemble": ENS, "velocity": ("like", 0 * U), "batch": BATCH}),
     "heavy_ball_flow": Call(
@@ -209,7 +214,7 @@ CALLS: dict[str, Call] = {
             "step_size": ("function", eki_jax.frobenius_step_size(0.5)),
             "ensemble": ENS,
             "batch": BATCH,
-            "chunk_size": ("whole", 2),
+            "chunk_size": ("chunk", 2),
             "outlier_cut": ("above one", 1e6),
             "targets_axis": ("choice", None),
             **kernel_options,
@@ -238,11 +243,11 @@ CALLS: dict[str, Call] = {
             "forward": FN,
             "noise_covariance": ("covariance", 0.5),
             "step_size": POS,
-            "key": KEYED,
+            "key": ("key or none", KEY),
             "space": ("choice", "output"),
             "ensemble": ENS,
             "batch": BATCH,
-            "chunk_size": ("whole", 2),
+            "chunk_size": ("chunk", 2),
         },
     ),
     "enkf, told": Call(
@@ -262,12 +267,12 @@ CALLS: dict[str, Call] = {
             "sigma": POS,
             "damping": POS,
             "learning_rate": POS,
-            "averaging": OPEN,
-            "norm_constraint": POS,
+            "averaging": ("share or none", 0.5),
+            "norm_constraint": ("positive or none", 0.5),
             "outlier_cut": ("above one", 1e6),
             "loss_limit": ("above one", 5.0),
             "redraw_every": ("whole", 2),
-            "chunk_size": ("whole", 2),
+            "chunk_size": ("chunk", 2),
             "space": ("choice", "output"),
             **natural_start,
         },
@@ -280,19 +285,26 @@ CALLS: dict[str, Call] = {
         lambda forward, sigma, damping, params, batch, key: natural.value_and_natural_direction(
             forward, SQUARES, 6, sigma, damping, full
         )(params, batch, key)[1],
-        {"forward": FN, "sigma": POS, "damping": POS, "params": natural_start["params"], "batch": BATCH, "key": KEYED},
+        {
+            "forward": FN,
+            "sigma": POS,
+            "damping": POS,
+            "params": ("params or zero", np.zeros(3, np.float32)),
+            "batch": BATCH,
+            "key": KEYED,
+        },
     ),
     "adaptive_damping": Call(
         lambda **s: natural.adaptive_damping(**s).next(jnp.array(1.0), jnp.array(0.9)),
         {"initial": ("positive", 1e-3), "decrease": ("positive", 0.9), "increase": ("positive", 1.5)},
     ),
     "low_rank": Call(natural.low_rank, {"rank": ("whole", 1)}),
-    "full_rank": Call(natural.full_rank, {"scale": POS}),
+    "full_rank": Call(natural.full_rank, {"scale": ("deviations", 0.5)}),
     "localized": Call(natural.localized, {"iterations": ("whole", 4)}),
     "span": Call(natural.span, {"space": ("choice", "output")}),
     "squared_error": Call(
         lambda precision, outputs, targets: eki_jax.squared_error(precision)(outputs, targets),
-        {"precision": ("not negative", 2.0), "outputs": ("row", Z[0]), "targets": ("targets", Y)},
+        {"precision": ("not negative or none", 2.0), "outputs": ("row", Z[0]), "targets": ("targets", Y)},
     ),
     "cross_entropy": Call(
         lambda delta, outputs, targets: eki_jax.cross_entropy(delta)(outputs, targets),
@@ -316,7 +328,7 @@ CALLS: dict[str, Call] = {
     ),
     "gaussian": Call(
         lambda mean, scale: eki_jax.gaussian(mean, scale).sample(KEY),
-        {"mean": ("row", np.zeros(3, np.float32)), "scale": ("not negative", 1.0)},
+        {"mean": ("mean", np.zeros(3, np.float32)), "scale": ("scale", 1.0)},
     ),
     "xavier": Call(
         lambda template: eki_jax.xavier(template).sample(KEY), {"template": ("row", np.zeros((3, 2), np.float32))}
@@ -328,7 +340,7 @@ CALLS: dict[str, Call] = {
         lambda key, ensemble, particles, scale: eki_jax.resample_around_mean(
             key, ensemble, PRIOR, particles, scale=scale
         ),
-        {"key": KEYED, "ensemble": ENS, "particles": ("whole", 4), "scale": ("not negative", 1.0)},
+        {"key": KEYED, "ensemble": ENS, "particles": ("whole or none", 4), "scale": ("not negative", 1.0)},
     ),
     "perturb": Call(
         lambda key, ensemble, scale: eki_jax.perturb(key, ensemble, PRIOR, scale),
@@ -336,14 +348,15 @@ CALLS: dict[str, Call] = {
     ),
     "perturb_data": Call(
         lambda key, targets, factor, particles: eki_jax.perturb_data(key, targets, factor, particles),
-        {"key": KEYED, "targets": ("row", Y), "factor": ("not negative", 1.0), "particles": ("whole", 4)},
+        {"key": KEYED, "targets": ("mean", Y), "factor": ("not negative", 1.0), "particles": ("whole", 4)},
     ),
     "mean_particle": Call(eki_jax.mean_particle, {"ensemble": ENS}, mean_by_hand),
     "best_particle": Call(
         eki_jax.best_particle, {"ensemble": ENS, "losses": ("losses", np.arange(4.0, dtype=np.float32))}
     ),
     "ensemble_outputs": Call(
-        eki_jax.ensemble_outputs, {"forward": FN, "ensemble": ENS, "x": ("x", X), "chunk_size": ("whole", 2)}
+        eki_jax.ensemble_outputs,
+        {"forward": FN, "ensemble": ("any ensemble", U), "x": ("x", X), "chunk_size": ("chunk", 2)},
     ),
     "redraw_failed": Call(
         lambda key, ensemble: eki_jax.redraw_failed(key).apply(
@@ -501,6 +514,17 @@ ROLES: dict[str, list[Change]] = {
     "share": [*numbers, const("1", 1.0), const("1 of JAX", jnp.array(1.0))],
     "above one": [change for change in [*numbers, const("1", 1.0)] if change.name != "None"],
     "whole": whole,
+    "key or none": [],
+    "positive or none": [],
+    "share or none": [],
+    "any ensemble": [],
+    "not negative or none": [],
+    "whole or none": [],
+    "scale": [],
+    "mean": [],
+    "deviations": [],
+    "params or zero": [],
+    "chunk": [change for change in whole if change.name != "None"],
     "key": [
         const("a seed", 0),
         const("None", None),
@@ -657,6 +681,19 @@ ROLES: dict[str, list[Change]] = {
 }
 
 
+for _role in ("key", "positive", "share", "not negative", "whole"):
+    ROLES[f"{_role} or none"] = [change for change in ROLES[_role] if change.name != "None"]
+ROLES["any ensemble"] = [change for change in ROLES["ensemble"] if change.name not in ("integers", "flags")]
+
+
+ROLES["deviations"] = [c for c in ROLES["positive"] if c.name not in ("a dictionary", "an array", "a column")]
+ROLES["mean"] = [change for change in ROLES["row"] if change.name != "a dictionary"]
+ROLES["scale"] = [change for change in ROLES["not negative"] if change.name != "an array"]
+ROLES["params or zero"] = [
+    change._replace(wanted=ANY) if change.name in ("NaN", "infinity") else change for change in ROLES["params"]
+]
+
+
 class Case(NamedTuple):
     """A call, the argument that is replaced, and by what."""
 
@@ -698,65 +735,73 @@ def classified(case: Case, wider: bool = False) -> tuple[str, str]:
         return "obscure error", f"{type(error).__name__}: {str(error)[:120]}"
     if "complex" in case.change.name or "imaginary" in case.change.name:
         return "imaginary part", "accepted"
-    if role in ("positive", "not negative", "share", "above one", "covariance", "whole") and any(
-        word in case.change.name for word in ("NaN", "infinity")
-    ):
+    if role.removesuffix(" or none") in (
+        "positive",
+        "not negative",
+        "share",
+        "above one",
+        "covariance",
+        "whole",
+        "chunk",
+    ) and any(word in case.change.name for word in ("NaN", "infinity")):
         return "NaN setting", "accepted"
-    if "right" not in case.change.wanted:
+    if "right" not in case.change.wanted and not fewer_is_fine(case):
         return "wrong", f"accepted: {str(result)[:80]}"
     return judged(case, call, arguments, result)
 
 
 def judged(case: Case, call: Call, arguments: dict[str, Any], result: Any) -> tuple[str, str]:
-    """Whether an accepted result is right: as by hand or in float64, and no row spoiled by another's."""
-    leaves = [
-        np.asarray(leaf)
-        for leaf in jax.tree.leaves(result)
-        if hasattr(leaf, "dtype") and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    ]
+    """Whether an accepted result is right: as by hand or in float64, and no row spoiled by another's.
+
+    A huge particle may have taken part, where float32 bears it, or have been left out as one of NaN is.
+    """
+    leaves = arrays_of(result)
     spoiled = "in one" in case.change.name
-    if spoiled:
+    huge = "huge" in case.change.name or "1e38" in case.change.name
+    if spoiled and not huge:
         for leaf in leaves:
             if leaf.ndim and len(leaf) == J and not np.isfinite(np.delete(leaf, 1, axis=0)).all():
                 return "poisoned", str(leaf)[:80]
+    ways = [arguments]
+    if huge and spoiled:
+        ways.append(arguments | {case.argument: put(np.nan)(arguments[case.argument])})
+    found = [compared(case, leaves, way, spoiled, huge) for way in ways]
+    return next((one for one in found if one[0] == "right"), found[-1])
+
+
+def arrays_of(result: Any) -> list[np.ndarray]:
+    is_key = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(result) if not is_key(leaf) and not callable(leaf)]
+
+
+def compared(case: Case, leaves: list[np.ndarray], arguments: Any, spoiled: bool, huge: bool) -> tuple[str, str]:
+    """The result against that by hand, or that of the same call in float64."""
+    call = CALLS[case.call]
     if call.oracle is not None:
-        wanted: Any = call.oracle(**arguments)
+        with np.errstate(all="ignore"):
+            wanted: Any = call.oracle(**arguments)
     else:
         with jax.enable_x64(True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            widened = {name: _wide(value) for name, value in arguments.items()}
             try:
-                wanted = call.call(**widened)
+                wanted = call.call(**{name: _wide(value) for name, value in arguments.items()})
             except (Refused, eki_jax.StepRefused) as error:
                 return ("right", "refused in float64 too") if spoiled else ("wrong", f"float64 refuses: {error}")
-    pairs = zip(
-        leaves,
-        [
-            np.asarray(leaf)
-            for leaf in jax.tree.leaves(wanted)
-            if hasattr(leaf, "dtype") or isinstance(leaf, int | float)
-        ],
-        strict=False,
-    )
-    random_numbers = any(role == "key" for role, _ in call.valid.values())
-    for found, right in pairs:
+    random_numbers = any(role.startswith("key") for role, _ in call.valid.values())
+    random_numbers |= case.call in ("gaussian", "xavier", "perturb_data")
+    for found, right in zip(leaves, arrays_of(wanted), strict=False):
         if found.shape != right.shape:
             return "wrong", f"shape {found.shape}, right is {right.shape}"
         if random_numbers or not np.issubdtype(found.dtype, np.floating):
             continue  # float64 draws other numbers
-        rows = np.arange(len(found)) != 1 if spoiled and found.ndim and len(found) == J else slice(None)
-        a, b = (
-            np.asarray(found, np.float64)[rows] if found.ndim else found,
-            np.asarray(right, np.float64)[rows] if found.ndim else right,
-        )
+        a, b = np.atleast_1d(np.asarray(found, np.float64)), np.atleast_1d(np.asarray(right, np.float64))
+        if spoiled and found.ndim and len(a) == J:
+            a, b = np.delete(a, 1, axis=0), np.delete(b, 1, axis=0)
+        if huge and not np.isfinite(a).all():
+            continue  # beyond float32, and seen to be
         loose = 2e-2 if case.call == "compact_euler" else 2e-3
-        if not np.allclose(
-            a,
-            b,
-            rtol=loose,
-            atol=loose * max(1e-6, np.abs(b[np.isfinite(b)]).max(initial=1.0) if np.ndim(b) else 1.0),
-            equal_nan=True,
-        ):
+        scale = np.abs(b[np.isfinite(b)]).max(initial=1e-6)
+        if not np.allclose(a, b, rtol=loose, atol=loose * scale, equal_nan=True):
             return "wrong", f"{np.ravel(a)[:4]} for {np.ravel(b)[:4]}"
     return "right", ""
 
@@ -775,10 +820,10 @@ def _wide(value: Any) -> Any:
 
 #: What an argument is called where it arrives.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "ensemble": ("ensemble", "params", "parameters", "stacked ensemble", "outputs", "particles"), "batch": ("batch", "targets", "x", "outputs"), "key0": ("key",), "train_x": ("train", "x", "inputs"),
+    "ensemble": ("ensemble", "velocity", "params", "parameters", "stacked ensemble", "outputs", "particles"), "batch": ("batch", "targets", "x", "outputs"), "key0": ("key",), "train_x": ("train", "x", "inputs"),
     "labels": ("labels", "targets", "train"), "xs": ("samples", "x", "outputs"), "targets": ("targets", "samples", "mean"), "cell": ("cell", "forward"), "mean": ("mean",), "params": ("params",),
     "outputs": ("outputs", "targets", "cotangents"), "cotangents": ("cotangents", "outputs"), "template": ("template",), "factor": ("factor", "scale"), "velocity": ("velocity", "state"),
-    "fn": ("fn",), "u": ("u",), "learning_rate": ("learning_rate", "rate"), "train": ("train",), "x": ("x", "inputs", "outputs", "template"), "h0": ("h0",),
+    "fn": ("fn", "sample_loss"), "u": ("u", "nodes"), "nodes": ("nodes", "u"), "scale": ("scale",), "precision": ("precision",), "learning_rate": ("learning_rate", "rate"), "train": ("train",), "x": ("x", "inputs", "outputs", "template"), "h0": ("h0",),
 }  # fmt: skip
 
 
@@ -789,10 +834,22 @@ def table(results: dict[str, collections.Counter[str]]) -> str:
     return "\n".join(f"{kind:16} {total[kind]:6}" for kind in KINDS)
 
 
+def fewer_is_fine(case: Case) -> bool:
+    """Whether the replaced ensemble is one of another J and nothing else has a J."""
+    told = {"outputs", "losses", "velocity", "cotangents"} & set(CALLS[case.call].valid)
+    if case.call == "value_and_cotangents":
+        return case.argument == "outputs" and case.change.name in ("a row less", "one row", "another J")
+    names = ("a row less",)
+    if case.call in ("evaluate", "ensemble_outputs", "perturb"):
+        names = ("a row less", "one row", *["nothing"] * (case.call == "evaluate"))
+    return case.argument == "ensemble" and case.change.name in names and not told
+
+
 def unexpected(case: Case, kind: str) -> bool:
-    return kind not in case.change.wanted and not (
-        kind in GOOD and set(case.change.wanted) & {"clear error", "refused"} and kind != "right"
-    )
+    """Whether a kind is not as it should be: what is wanted to be refused may be refused in any way."""
+    if kind == "right":
+        return "right" not in case.change.wanted and not fewer_is_fine(case)
+    return kind not in GOOD or case.change.wanted == RIGHT
 
 
 @seed(0)

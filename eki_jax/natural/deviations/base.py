@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
+from eki_jax._checks import POSITIVE, arrays, is_known, real
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import Gaussian, xavier
 
@@ -46,8 +47,23 @@ def scales_of(scale: Scale, mean: Params) -> Any:
 
 
 def check_scale(scale: Scale) -> None:
-    """Raise ValueError for a scale that is an unknown name or a number that is not > 0."""
-    if isinstance(scale, str) and scale != "xavier":
-        raise ValueError(f"scale: {scale!r}; wanted 'xavier', numbers, or a prior")
-    if isinstance(scale, int | float) and not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale: {scale}; wanted a number > 0")
+    """Raise for a scale that is no name, no numbers > 0 and no prior.
+
+    Raises:
+        TypeError: of another kind.
+        ValueError: an unknown name, or numbers out of range.
+    """
+    wanted = "'xavier', or a prior"
+    if isinstance(scale, str):
+        if scale != "xavier":
+            raise ValueError(f"scale: {scale!r}; wanted 'xavier', numbers, or a prior")
+    elif not hasattr(scale, "noise"):
+        leaves = jax.tree_util.tree_leaves_with_path(scale)
+        if not leaves:
+            raise TypeError(f"scale: {scale!r}; wanted numbers > 0, {wanted}")
+        for path, leaf in leaves:
+            where = f"scale{jax.tree_util.keystr(path)}"
+            if isinstance(leaf, bool | str) or not np.ndim(leaf):
+                real(where, leaf, POSITIVE, or_=wanted)
+            elif is_known(arrays(where, leaf)) and not np.all(POSITIVE.holds(np.asarray(leaf, np.float64))):
+                raise ValueError(f"{where}: numbers that are not finite and > 0; wanted numbers > 0, {wanted}")

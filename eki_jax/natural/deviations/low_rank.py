@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import whole
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import normal
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
@@ -124,9 +125,5 @@ def low_rank(
     >>> a.shape, b.shape
     ((3, 1), (2, 1))
     """
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise TypeError(f"rank: {rank!r}; wanted an integer >= 1")
-    if rank < 1:
-        raise ValueError(f"rank: {rank}; wanted an integer >= 1")
     check_scale(scale)
-    return LowRankDeviations(rank, scale, plain, formed)
+    return LowRankDeviations(whole("rank", rank), scale, plain, formed)

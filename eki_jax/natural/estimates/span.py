@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eki_jax._checks import one_of
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Space
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.health import finite_particles, near_particles
@@ -277,6 +278,4 @@ def span(space: Space | None = None) -> Span:
     >>> span("ensemble").space
     'ensemble'
     """
-    if space not in ("ensemble", "output", None):
-        raise ValueError(f"space: {space!r}; wanted 'ensemble', 'output' or None")
-    return Span(space)
+    return Span(one_of("space", space, ("ensemble", "output", None)))

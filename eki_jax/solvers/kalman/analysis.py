@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, arrays, pair, real
+from eki_jax._checks import NOT_NEGATIVE, arrays, function, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
@@ -102,6 +102,8 @@ def analysis(
         key: JAX random key of the data's perturbations, or None for none.
     """
     axis = options.axis
+    if forward is not None:
+        function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     if key is not None:
         key = particle_key("key", key)
 

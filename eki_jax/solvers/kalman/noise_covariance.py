@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
@@ -98,6 +99,9 @@ def as_noise_covariance(value: Any) -> NoiseCovariance:
     """
     if isinstance(value, LowRankNoise):
         return _low_rank(value)
+    wanted = "wanted a number, (M,), (M, M) or a LowRankNoise"
+    if isinstance(value, bool) or (not jax.tree_util.all_leaves([value]) and not isinstance(value, list | tuple)):
+        raise TypeError(f"noise_covariance: {value!r}; {wanted}")
     arrays("noise_covariance", value)
     known = is_known(value)
     matrix = np.asarray(value, np.float64) if known else value
@@ -116,7 +120,7 @@ def check_size(covariance: NoiseCovariance, outputs: int) -> None:
     """Raise unless the covariance is one of ``outputs`` numbers."""
     shape = jnp.shape(covariance.factor if isinstance(covariance, DiagonalPlusLowRank) else covariance[0])
     if shape and shape[0] != outputs and shape != (1,):
-        raise ValueError(f"noise_covariance: of {shape[0]} outputs, but a particle has {outputs}")
+        raise ValueError(f"noise_covariance: of {shape[0]} outputs, but a particle has {outputs}; wanted as many")
 
 
 def _low_rank(value: LowRankNoise) -> DiagonalPlusLowRank:

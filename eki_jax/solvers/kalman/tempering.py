@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import SHARE, arrays, real, whole
+from eki_jax._checks import SHARE, arrays, one_of, real, whole
 from eki_jax._types import Array
 
 
@@ -87,8 +87,7 @@ def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> Temperi
     >>> round(float(controller(misfits, 4, 0.0, 0)), 4), round(float(controller(misfits, 4, 0.95, 7)), 4)
     (0.1, 0.05)
     """
-    if ddof not in (0, 1):
-        raise ValueError(f"ddof: {ddof}; wanted 0 or 1")
+    one_of("ddof", ddof, (0, 1))
     real("tolerance", tolerance, SHARE)
 
     def controller(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
