@@ -159,7 +159,11 @@ def _edf(
         velocity = state.velocity
         if acceleration is not None:
             step, velocity = acceleration.update(step, velocity, state.count)
-        return step, EdfState(optax.safe_increment(state.count), velocity)
+        # A batch that gives no finite step moves nothing, and is not counted.
+        ok = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((step, velocity))]).all()
+        step = jax.tree.map(lambda leaf: jnp.where(ok, leaf, jnp.zeros((), leaf.dtype)), step)
+        velocity = jax.tree.map(lambda new, old: jnp.where(ok, new, old), velocity, state.velocity)
+        return step, EdfState(jnp.where(ok, optax.safe_increment(state.count), state.count), velocity)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -213,7 +213,7 @@ def _from_factor(where: str, mean: Array, factor: Any) -> Any:
             f"the leaf's shape, or a ({mean.size}, rank) matrix"
         )
     if callable(factor):
-        drawn = jax.eval_shape(factor, jax.random.key(0))
+        drawn = jax.eval_shape(lambda: factor(jax.random.key(0)))
         if getattr(drawn, "shape", None) != mean.shape:
             raise ValueError(f"factor{where}: a function that draws {drawn}; wanted the leaf's shape {mean.shape}")
         return factor

@@ -38,7 +38,15 @@ class Axis(NamedTuple):
     @property
     def size(self) -> int:
         """The number of devices n."""
-        return lax.axis_size(self.name) if self.is_mapped else 1
+        if not self.is_mapped:
+            return 1
+        try:
+            return lax.axis_size(self.name)
+        except NameError:
+            raise ValueError(
+                f"axis_name: {self.name!r} is no mapped axis here; wanted a call inside of vmap, pmap or shard_map with "
+                "that axis, as sharding.shard_solver makes it, or None on one device"
+            ) from None
 
     @property
     def index(self) -> Any:

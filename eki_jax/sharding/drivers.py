@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eki_jax._types import Array
 from eki_jax.sharding.mesh import PARTICLES
@@ -61,6 +61,7 @@ def over_devices(
     _check_driver(driver, mesh)
 
     def run(*args: Any) -> Any:
+        _check_context(driver)
         out_specs = result_specs(body, mesh, in_specs, *args)
         # Leaves alone go through the drivers: pmap and vmap take one axis a leaf, and no two of them agree on what a
         # prefix of a tree of specs means.
@@ -74,6 +75,14 @@ def over_devices(
         return out_structure.unflatten(_RUN[driver](flat, mesh, flat_specs, tuple(out_leaves))(*leaves))
 
     return run
+
+
+def _check_context(driver: Driver) -> None:
+    """Raise ValueError where a mesh that :func:`jax.set_mesh` set is in the driver's way."""
+    context = jax.sharding.get_abstract_mesh()
+    if not context.empty and (driver == "pmap" or AxisType.Explicit in context.axis_types):
+        found = f"{driver!r} under jax.set_mesh of a mesh with axes {context.axis_names} of types {context.axis_types}"
+        raise ValueError(f"driver: {found}; wanted 'shard_map' or 'jit' with Auto axes, or no mesh set")
 
 
 def _by_shard_map(
@@ -161,6 +170,11 @@ def _dimension(spec: PartitionSpec, axis: str) -> int | None:
 
 
 def _check_driver(driver: str, mesh: Mesh) -> None:
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError(
+            f"mesh: axes {mesh.axis_names} of types {mesh.axis_types}, those of jax.make_mesh; wanted Auto ones, as "
+            "eki_jax.sharding.make_mesh makes them"
+        )
     if driver not in DRIVERS:
         raise ValueError(f"driver: {driver!r}; wanted one of {', '.join(DRIVERS)}")
     if driver == "pmap" and len(mesh.axis_names) > 1:

@@ -82,6 +82,8 @@ def compact(ensemble: Ensemble, dtype: Any = jnp.bfloat16, *, axis_name: str | N
            [0.5]], dtype=bfloat16))
     """
     ensemble_size(ensemble, axis_name=axis_name)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype: {dtype}; wanted a floating-point dtype for the deviations")
     mean = jax.tree.map(lambda u: _mean(u.astype(wide_dtype(u.dtype)), Axis(axis_name)), ensemble)
     return CompactEnsemble(mean, jax.tree.map(lambda u, m: (u.astype(m.dtype) - m).astype(dtype), ensemble, mean))
 

@@ -202,7 +202,9 @@ def take_step(
     total = axis.sum(jnp.sum(jnp.where(healthy, losses, 0)))
     fine = (ok | (reason == Reason.ENDED)) & (failed == 0)
     loss = total / number.astype(losses.dtype)  # NaN where every particle failed
-    return moved, Info(losses, step_size, norm, jnp.sqrt(variance), fine, failed, loss, ok, reason)
+    # The root of 0 has no derivative; a collapsed ensemble is to have one, 0.
+    spread = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    return moved, Info(losses, step_size, norm, spread, fine, failed, loss, ok, reason)
 
 
 def health(outputs: Any, cotangents: Any, losses: Array, trees: tuple[Ensemble, ...], options: Options) -> Array:
@@ -248,6 +250,7 @@ def compiled(solver: Solver) -> Solver:
         name = "ensemble" if len(start) == 1 else "params"
         for value in start[:1]:
             warn_of_rounding(name, arrays(name, value))
+            check_placed(name, value)
         for value in start[1:]:
             random_key("key", value)
         return init(*start)
@@ -268,6 +271,22 @@ def compiled(solver: Solver) -> Solver:
         compiled_once(solver.done),
         solver.passes,
     )
+
+
+def check_placed(name: str, tree: Any) -> None:
+    """Raise ValueError for arrays over a mesh of Explicit axes, whose loops and slices a step could not take.
+
+    Args:
+        name: name of the tree in an error.
+        tree: pytree of arrays.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None) if is_known(leaf) else None
+        if mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types and not leaf.is_fully_replicated:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: over a mesh of Explicit axes {mesh.axis_names}; wanted one of "
+                "Auto axes, and sharding.shard_solver(solver, eki_jax.sharding.make_mesh()) to spread a step"
+            )
 
 
 def warn_of_rounding(name: str, tree: Any) -> None:

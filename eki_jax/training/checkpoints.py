@@ -35,6 +35,8 @@ class Checkpoints:
         self._orbax = _orbax()
         self._settings = settings or {}
         self._directory = Path(directory).resolve()
+        if self._directory.exists() and not self._directory.is_dir():
+            raise ValueError(f"directory: {self._directory} is a file; wanted a folder, or a name for a new one")
         options = self._orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         handlers = {"state": self._orbax.StandardCheckpointHandler(), "about": self._orbax.JsonCheckpointHandler()}
         self._manager = self._orbax.CheckpointManager(self._directory, options=options, item_handlers=handlers)
@@ -52,6 +54,7 @@ class Checkpoints:
             state: pytree of arrays, on any number of devices.
             notes: notes that JSON knows, kept beside the state.
         """
+        number = whole("number", number, 0)
         args = self._orbax.args
         about = {"settings": self._settings, "notes": notes}
         self._manager.save(

@@ -180,13 +180,13 @@ def fit(
     recorder = Recorder(directory, settings or {}, resume, checkpoint_every)
     state, history = recorder.restore(lambda done: abstract(_resized(method, done), key))
     if state is None:
-        state = jax.jit(method.init)(jax.random.fold_in(key, 0))
+        state = jax.jit(method.init)(_folded(key, 0))
     refusals = Refusals(most_refusals)
     with _deferred_interrupt() as stop, progress_bar(progress, len(history), epochs) as show:
         for index in range(len(history), epochs):
             started = time.perf_counter()
-            epoch_key = jax.random.fold_in(key, index + 1)
-            state = redraw(state, jax.random.fold_in(epoch_key, 2), index)
+            epoch_key = _folded(key, index + 1)
+            state = redraw(state, _folded(epoch_key, 2), index)
             state, metrics = run(state, epoch_key, *arrays[:2])
             accuracy = jax.device_get(measure(state, *arrays[2:]))
             seconds = time.perf_counter() - started
@@ -214,6 +214,11 @@ def fit(
     recorder.close()
     refusals.tell(directory)
     return Result(state, history, len(history) < epochs)
+
+
+def _folded(key: Array, number: int) -> Array:
+    """A key for a number, which is put on the device in so many words, as a guard against transfers wants it."""
+    return jax.random.fold_in(key, jax.device_put(np.uint32(number)))
 
 
 def _redrawer(method: Method) -> Callable[[Any, Array, int], Any]:

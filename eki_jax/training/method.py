@@ -177,7 +177,7 @@ def _labels_of(forward: ForwardFn, prior: Prior) -> Callable[[Any, Any, str], No
     """A check of the labels against the classes of a model with parameters as the prior draws them."""
 
     def check(x: Any, labels: Any, name: str) -> None:
-        check_labels(forward, jax.eval_shape(prior.sample, jax.random.key(0)), x, labels, name=name)
+        check_labels(forward, jax.eval_shape(lambda: prior.sample(jax.random.key(0))), x, labels, name=name)
 
     return check
 

@@ -130,7 +130,7 @@ def kalman_by_hand(ensemble: Any, outputs: Any, targets: Any, noise_covariance: 
     r[~np.isfinite(np.asarray(ensemble)).all(1)] = np.nan
     u, z, r, good, n = masked(ensemble, np.where(np.isfinite(r), outputs, np.nan), r)
     gamma = float(noise_covariance) * np.eye(z.shape[1])
-    gain = u.T @ z / n @ np.linalg.inv(z.T @ z / n + gamma)
+    gain = u.T @ z / n @ np.linalg.pinv(z.T @ z / n + gamma, hermitian=True)
     return np.asarray(ensemble, np.float64) - r @ gain.T, (~good).sum()
 
 
