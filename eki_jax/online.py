@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._checks import function, pair, traceable
-from eki_jax._types import Batch, Params
+from eki_jax._checks import function, is_known, pair, traceable
+from eki_jax._types import Array, Batch, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles, masked_mean
-from eki_jax.solvers.protocol import Info, Solver
+from eki_jax.solvers.protocol import Info, Solver, compiled_once
+from eki_jax.solvers.refusals import Refusals
 
 
 class Cell(Protocol):
@@ -41,17 +42,20 @@ class OnlineState(NamedTuple):
 
 
 class OnlineLearner(NamedTuple):
-    """A learner, as two pure functions.
+    """A learner, as three pure functions.
 
     Attributes:
         init: function ``init(ensemble, carry) -> state``; ``carry`` is one particle's first recurrent state, for all.
             With a solver that makes its own particles, ``init(params, key, carry)``.
         step: function ``step(state, (x, target)) -> (state, outputs, info)``: the outputs (J, ...) come from before the
             update, so that they are honest predictions of the target.
+        stream: function ``stream(state, (xs, targets)) -> (state, (predictions, reasons))`` of what has a leading time
+            axis, for :func:`learn_stream`: the mean outputs and why steps were refused.
     """
 
     init: Callable[..., OnlineState]
     step: Callable[[OnlineState, Batch], tuple[OnlineState, Any, Info]]
+    stream: Callable[[OnlineState, Batch], tuple[OnlineState, tuple[Any, Array]]]
 
 
 def online(cell: Cell, solver: Solver) -> OnlineLearner:
@@ -94,7 +98,11 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
         solved, info = solver.update(state.solver, outputs, target)
         return OnlineState(solved, carry), outputs, info
 
-    return OnlineLearner(init, step)
+    def in_stream(state: OnlineState, sample: Batch) -> tuple[OnlineState, tuple[Any, Array]]:
+        state, outputs, info = step(state, sample)
+        return state, (masked_mean(outputs, finite_particles(outputs), Axis()), info.reason)
+
+    return OnlineLearner(init, step, compiled_once(lambda state, samples: lax.scan(in_stream, state, samples)))
 
 
 def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> tuple[OnlineState, Any]:
@@ -112,6 +120,9 @@ def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> 
     Raises:
         ValueError: inputs and targets of different lengths.
 
+    Warns:
+        RuntimeWarning: steps that were refused, and why, where the function is not called in a compiled one.
+
     >>> import jax, jax.numpy as jnp
     >>> import eki_jax
     >>> learner = online(lambda u, carry, x: (carry, u * x), eki_jax.euler(None, eki_jax.squared_error()))
@@ -125,11 +136,12 @@ def learn_stream(learner: OnlineLearner, state: OnlineState, samples: Batch) -> 
     if len(lengths) != 1 or () in lengths:
         raise ValueError(f"samples: leading axes {sorted(lengths)}; wanted one time axis for inputs and targets")
 
-    def body(state: OnlineState, sample: Batch) -> tuple[OnlineState, Any]:
-        state, outputs, _ = learner.step(state, sample)
-        return state, masked_mean(outputs, finite_particles(outputs), Axis())
-
-    return lax.scan(body, state, samples)
+    state, (predictions, reasons) = learner.stream(state, samples)
+    if is_known(reasons):  # in a compiled function nobody could be warned
+        refusals = Refusals(len(reasons))
+        refusals.counted({"reason": reasons})
+        refusals.tell(stop=False)
+    return state, predictions
 
 
 def predict_stream(cell: Cell, params: Params, carry: Any, xs: Any) -> tuple[Any, Any]:

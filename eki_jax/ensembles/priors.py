@@ -115,6 +115,11 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
     {'bias': 0.0093, 'kernel': 0.0093}
     """
     leaves = jax.tree_util.tree_leaves_with_path(arrays("template", template))
+    for path, leaf in leaves:
+        if not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"template{jax.tree_util.keystr(path)}: {leaf!r}; wanted an array of a floating-point dtype"
+            )
     if not leaves:
         raise ValueError("template: has no arrays; wanted one particle's parameters")
     means, factors = [], []
@@ -268,7 +273,7 @@ def _dtype(value: Any) -> Any:
 
 def _finite_scale(name: str, value: Any, *, signed: bool = False) -> Any:
     """``value``, standard deviations (or with ``signed`` a matrix), which are finite where they are known."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not jax.tree_util.all_leaves([value]):
         raise TypeError(f"{name}: {value}; wanted standard deviations")
     arrays(name, value)
     if is_known(value):

@@ -44,7 +44,7 @@ class Axis(NamedTuple):
             return lax.axis_size(self.name)
         except NameError:
             raise ValueError(
-                f"axis_name: {self.name!r} is no mapped axis here; wanted a call inside of vmap, pmap or shard_map with "
+                f"axis_name: {self.name!r} is no mapped axis here; wanted a call inside of vmap or shard_map with "
                 "that axis, as sharding.shard_solver makes it, or None on one device"
             ) from None
 

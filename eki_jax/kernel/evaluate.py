@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._checks import function, traceable, whole
+from eki_jax._checks import function, is_known, traceable, whole
 from eki_jax._types import Ensemble, ForwardFn
 from eki_jax.kernel.particles import local_size
 
@@ -67,6 +68,13 @@ def map_particles(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:
     if chunk_size >= size:
         return jax.vmap(fn)(rows)
     chunk_size = next((n for n in range(chunk_size, chunk_size // 2, -1) if size % n == 0), chunk_size)
+    if all(map(is_known, jax.tree.leaves(rows))):
+        part = lambda start: jax.vmap(fn)(jax.tree.map(lambda leaf: leaf[start : start + chunk_size], rows))
+        first = part(0)
+        if all(map(is_known, jax.tree.leaves(first))):
+            # Outside of a compiled function a loop of JAX's would be compiled anew in every call, and kept.
+            parts = [first, *map(part, range(chunk_size, size, chunk_size))]
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     # Without a batch a matrix product stays one; with a batch of one it would become a batched one.
     return lax.map(fn, rows) if chunk_size == 1 else lax.map(fn, rows, batch_size=chunk_size)
 

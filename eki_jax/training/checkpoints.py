@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from eki_jax._checks import whole
+
 
 class Checkpoints:
     """The checkpoints of one run in a folder; the last two are kept.

@@ -17,10 +17,10 @@ from jax import lax
 from eki_jax._checks import pair, random_key, traceable, whole
 from eki_jax._types import Array
 from eki_jax.kernel.particles import local_size
+from eki_jax.solvers.refusals import Refusals
 from eki_jax.training.checkpoints import abstract
 from eki_jax.training.method import Method
 from eki_jax.training.recording import Recorder, progress_bar
-from eki_jax.training.refusals import Refusals
 
 
 def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array], tuple[Any, dict[str, Array]]]:
@@ -161,8 +161,7 @@ def fit(
             is False; with ``resume``, a checkpoint of other settings.
         FileNotFoundError: ``resume`` without a checkpoint.
     """
-    whole("epochs", epochs)
-    whole("batch_size", batch_size)
+    epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
     random_key("key", key)
     whole("most_refusals", most_refusals)
     for name, data, least in (("train", train, batch_size), ("test", test, 1)):
@@ -212,7 +211,7 @@ def fit(
             if stopping:
                 break
     recorder.close()
-    refusals.tell(directory)
+    refusals.tell(directory=directory)
     return Result(state, history, len(history) < epochs)
 
 

@@ -1,8 +1,8 @@
 """Malformed input to every public callable: an error that names it, a refusal that says why, or the right result.
 
-A case is a call with one argument replaced. What comes back is one of ``KINDS``; only the first three are as they should
-be, and of the obscure errors from inside at most one in a hundred is let pass. Results that are accepted are compared
-with those of the same call in float64, and those of the kernel and of single steps with NumPy's own.
+A case is a call with one argument replaced. What comes back is one of ``KINDS``; only the first three are as they
+should be, and of the obscure errors from inside at most one in a hundred is let pass. Results that are accepted are
+compared with those of the same call in float64, and those of the kernel and of single steps with NumPy's own.
 
 ``python -m pytest tests/fuzz -m slow -s`` runs the fixed set of cases and prints the table.
 """
@@ -717,7 +717,7 @@ def classified(case: Case, wider: bool = False) -> tuple[str, str]:
     call = CALLS[case.call]
     arguments = {name: value for name, (_, value) in call.valid.items()}
     role, valid = call.valid[case.argument]
-    arguments[case.argument] = value = case.change.make(valid)
+    arguments[case.argument] = case.change.make(valid)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -820,10 +820,10 @@ def _wide(value: Any) -> Any:
 
 #: What an argument is called where it arrives.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "ensemble": ("ensemble", "velocity", "params", "parameters", "stacked ensemble", "outputs", "particles"), "batch": ("batch", "targets", "x", "outputs"), "key0": ("key",), "train_x": ("train", "x", "inputs"),
+    "ensemble": ("ensemble", "velocity", "losses", "params", "parameters", "stacked ensemble", "outputs", "particles"), "batch": ("batch", "targets", "x", "outputs"), "key0": ("key",), "train_x": ("train", "x", "inputs"),
     "labels": ("labels", "targets", "train"), "xs": ("samples", "x", "outputs"), "targets": ("targets", "samples", "mean"), "cell": ("cell", "forward"), "mean": ("mean",), "params": ("params",),
-    "outputs": ("outputs", "targets", "cotangents"), "cotangents": ("cotangents", "outputs"), "template": ("template",), "factor": ("factor", "scale"), "velocity": ("velocity", "state"),
-    "fn": ("fn", "sample_loss"), "u": ("u", "nodes"), "nodes": ("nodes", "u"), "scale": ("scale",), "precision": ("precision",), "learning_rate": ("learning_rate", "rate"), "train": ("train",), "x": ("x", "inputs", "outputs", "template"), "h0": ("h0",),
+    "outputs": ("outputs", "targets", "cotangents"), "cotangents": ("cotangents", "outputs"), "template": ("template",), "factor": ("factor", "scale", "scale, factor, covariance"), "velocity": ("velocity", "state"),
+    "fn": ("fn", "sample_loss"), "u": ("u", "nodes"), "nodes": ("nodes", "u"), "scale": ("scale", "scale, factor, covariance"), "precision": ("precision",), "learning_rate": ("learning_rate", "rate"), "train": ("train",), "x": ("x", "inputs", "outputs", "template"), "h0": ("h0",),
 }  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +16,9 @@ from jax.sharding import AxisType
 import eki_jax
 from eki_jax import Reason, kalman, natural, sharding
 from eki_jax.compact import compact_euler
+from eki_jax.flows import square_root_flow
 from eki_jax.online import learn_stream, online
+from eki_jax.training import classification_accuracy, ensemble_method, fit
 
 J = 16
 LOSS = eki_jax.squared_error()
@@ -280,8 +284,6 @@ def test_devices_predict_without_them_too() -> None:
 
 def test_the_flows_show_a_failed_particle() -> None:
     """Its own row is NaN and no other: a solver of ODEs sees it, and no more is lost."""
-    from eki_jax.flows import square_root_flow
-
     broken = START.at[3, 0].set(jnp.nan)
     for make in (eki_jax.vector_field, square_root_flow):
         found = make(forward, LOSS)(0.0, broken, BATCH)
@@ -302,3 +304,78 @@ def test_small_ensembles_lose_their_span_in_sight() -> None:
     for _ in range(30):
         state, info = solver.step(state, (None, jnp.zeros(3)))
     assert float(info.spread) < 0.2 * float(jnp.sqrt(START[:2].var(axis=0).sum()))
+
+
+def test_the_page_has_every_reason() -> None:
+    """The table of docs/failures.md is the enumeration."""
+    page = (Path(__file__).parents[2] / "docs/failures.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.*) \|$", page, re.M)
+    assert rows == [(str(int(reason)), reason.name, reason.remedy) for reason in Reason]
+
+
+def test_fit_stops_after_three_refusals(tmp_path: Path) -> None:
+    """With the reason and the remedy, and what was learned before on disk; single ones are a warning."""
+    x, labels = np.asarray(START[:, :2]), np.arange(16) % 3
+    calm = lambda p, x: jax.nn.softmax(x @ p["w"])
+    prior = eki_jax.gaussian({"w": jnp.zeros((2, 3))}, 1.0)
+    key = jax.random.key(0)
+
+    def trained(loss: Any, **options: Any) -> Any:
+        solver = eki_jax.euler(calm, loss)
+        method = ensemble_method(solver, calm, prior, 8)
+        return fit(method, (x, labels), (x, labels), batch_size=4, epochs=2, key=key, progress=False, **options)
+
+    failing = lambda outputs, targets: jnp.sum(outputs) * jnp.nan
+    with pytest.raises(eki_jax.StepRefused, match="3 steps in a row were refused.*FEW_PARTICLES.*look at the model"):
+        trained(failing, directory=tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_text().count('"refused": 4') == 1
+    assert any((tmp_path / "run/checkpoints").iterdir())
+    # two of eight steps, never three in a row
+    sometimes = lambda outputs, targets: (
+        jnp.mean(outputs**2) * jnp.where(jnp.any(targets == 2) & jnp.all(targets != 0), jnp.nan, 1)
+    )
+    with pytest.warns(RuntimeWarning, match=r"of 8 steps were refused, the last for FEW_PARTICLES"):
+        result = trained(sometimes, most_refusals=8)
+    assert 0 < sum(row["refused"] for row in result.history) < 8
+    with pytest.raises(ValueError, match="train: labels from 0 to 7"):
+        method = ensemble_method(eki_jax.euler(calm, eki_jax.cross_entropy()), calm, prior, 8)
+        fit(method, (x, np.where(labels == 2, 7, labels)), (x, labels), batch_size=4, epochs=1, key=key, progress=False)
+
+
+def test_accuracy_of_nan_outputs_is_zero() -> None:
+    """NaN is not class 0, and labels that are none are refused."""
+    forward = lambda p, x: jnp.stack([p * x, 1 - p * x], axis=-1)
+    x, labels = jnp.ones(4), jnp.zeros(4, jnp.int32)
+    found = classification_accuracy(forward, jnp.array([2.0, jnp.nan, 3.0]), x, labels)
+    np.testing.assert_array_equal(found.particles, [1.0, 0.0, 1.0])
+    assert float(found.ensemble) == 1.0
+    assert float(classification_accuracy(forward, jnp.full(3, jnp.nan), x, labels).ensemble) == 0.0
+    for wrong, error in ((labels + 7, ValueError), (labels - 1, ValueError), (labels + 0.5, TypeError)):
+        with pytest.raises(error, match="labels: "):
+            classification_accuracy(forward, jnp.array([2.0, 3.0]), x, wrong)
+
+
+def test_a_state_of_another_solver_is_named() -> None:
+    nesterov, kalman_step = ENSEMBLES["nesterov"](forward), ENSEMBLES["enkf"](forward)
+    with pytest.raises(TypeError, match="state: a NesterovState; wanted the KalmanState that enkf's init makes"):
+        kalman_step.step(nesterov.init(START), BATCH)
+    with pytest.raises(TypeError, match="state: a KalmanState; wanted the NesterovState that nesterov's init makes"):
+        nesterov.step(kalman_step.init(START), BATCH)
+
+
+def test_the_spread_of_a_collapsed_ensemble_has_a_slope() -> None:
+    solver = eki_jax.euler(lambda u, x: u, LOSS)
+    spread = lambda scale: solver.step(solver.init(scale * START), (None, jnp.zeros(3)))[1].spread
+    assert float(jax.grad(spread)(0.0)) == 0.0
+
+
+def test_posterior_deviations_are_centred() -> None:
+    """With ``square_root`` the mean of a linear problem is exact at any number of particles."""
+    solver = natural.natural_gradient(lambda p, x: x @ p, LOSS, 20, 1.0, 1.0, natural.full_rank(1.0), square_root=True)
+    state, _ = solver.step(solver.init(jnp.zeros(3), jax.random.key(0)), BATCH)
+    ensemble = solver.ensemble(solver.init(jnp.zeros(3), jax.random.key(0)))
+    np.testing.assert_allclose(ensemble.mean(axis=0), 0, atol=1e-6)
+    prior = np.cov(np.asarray(ensemble, np.float64).T)
+    matrix = np.asarray(X, np.float64)
+    wanted = np.linalg.solve(np.linalg.inv(prior) + matrix.T @ matrix, matrix.T @ np.asarray(TARGETS))
+    np.testing.assert_allclose(state.position, wanted, rtol=1e-3, atol=1e-4)

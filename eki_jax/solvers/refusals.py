@@ -48,9 +48,14 @@ class Refusals:
         self._all += len(refused)
         return {"refused": len(refused), **({"reason": Reason(refused[-1]).name} if refused else {})}
 
-    def tell(self, directory: Path | str | None) -> None:
-        """Raise :class:`StepRefused` where there were too many in a row, and warn where there were some."""
-        if self.too_many:
+    def tell(self, *, stop: bool = True, directory: Path | str | None = None) -> None:
+        """Raise :class:`StepRefused` where there were too many in a row, and warn where there were some.
+
+        Args:
+            stop: flag; False warns only.
+            directory: folder of the run, for the error.
+        """
+        if self.too_many and stop:
             kept = "" if directory is None else f"; what was learned before is in {directory}"
             raise StepRefused(self._last, f"{self._most} steps in a row were refused{kept}")
         if self._all:
