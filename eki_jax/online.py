@@ -18,7 +18,8 @@ from eki_jax._checks import function, is_known, pair, traceable
 from eki_jax._types import Array, Batch, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles, masked_mean
-from eki_jax.solvers.protocol import Info, Solver, compiled_once
+from eki_jax.kernel.once import compiled_once
+from eki_jax.solvers.protocol import Info, Solver
 from eki_jax.solvers.refusals import Refusals
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import function, pair, traceable, whole
+from eki_jax._checks import arrays, function, pair, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import ensemble_size
 from eki_jax.kernel.products import direction
 from eki_jax.losses.shortcut import by_shortcut
@@ -62,7 +63,7 @@ def value_and_direction(
         whole("chunk_size", chunk_size, or_="None for a memory budget")
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
-        x, targets = traceable("batch", pair("batch", batch))
+        x, targets = batch
         ensemble_size(ensemble, axis_name=axis_name)
 
         def of_targets(loss: LossFn, targets: Any) -> tuple[Array, Ensemble]:
@@ -75,7 +76,8 @@ def value_and_direction(
 
         return by_shortcut(of_targets, loss, targets)
 
-    return f
+    once = compiled_once(f)
+    return lambda ensemble, batch: once(arrays("ensemble", ensemble), traceable("batch", pair("batch", batch)))
 
 
 def vector_field(

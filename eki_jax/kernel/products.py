@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from eki_jax.kernel.blocks import block_width, map_blocks
 from eki_jax.kernel.costs import Communication, choose_communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.layouts import Multiply, checked_communication, multiplier
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax.kernel.precision import Precision, check_precision, product
 
@@ -74,8 +76,27 @@ def direction(
     Array([[3., 0.],
            [1., 0.]], dtype=float32)
     """
-    arrays("outputs", outputs)
-    arrays("cotangents", cotangents)
+    for name, tree in (("ensemble", ensemble), ("outputs", outputs), ("cotangents", cotangents)):
+        arrays(name, tree)
+    check_precision(precision)
+    one_of("contraction", contraction, ("outputs", "particles", None))
+    checked_communication(communication)
+    return _direction(ensemble, outputs, cotangents, axis_name, contraction, communication, precision)
+
+
+_SETTINGS = ("axis_name", "contraction", "communication", "precision")
+
+
+@partial(compiled_once, static=_SETTINGS)
+def _direction(
+    ensemble: Ensemble,
+    outputs: Any,
+    cotangents: Any,
+    axis_name: str | None,
+    contraction: Contraction | None,
+    communication: Communication | None,
+    precision: Precision,
+) -> Ensemble:
     ensemble_size(ensemble, axis_name=axis_name)
     local = local_size(ensemble, name="ensemble")
     flatten_outputs(outputs, local, name="outputs")  # names J before anything else
@@ -119,8 +140,16 @@ def drift_norm(outputs: Any, cotangents: Any, *, axis_name: str | None = None, p
     >>> drift_norm(jnp.array([[0.0], [2.0]]), jnp.array([[3.0], [4.0]]))
     Array(7.071068, dtype=float32)
     """
-    size = local_size(arrays("outputs", outputs), name="outputs")
-    check_like(arrays("cotangents", cotangents), outputs)
+    arrays("outputs", outputs)
+    arrays("cotangents", cotangents)
+    check_precision(precision)
+    return _drift_norm(outputs, cotangents, axis_name, precision)
+
+
+@partial(compiled_once, static=("axis_name", "precision"))
+def _drift_norm(outputs: Any, cotangents: Any, axis_name: str | None, precision: Precision) -> Array:
+    size = local_size(outputs, name="outputs")
+    check_like(cotangents, outputs)
     axis = Axis(axis_name)
     healthy = finite_particles((outputs, cotangents))
     number = jnp.maximum(axis.sum(jnp.sum(healthy, dtype=jnp.int32)), 1)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from eki_jax._types import Array, Ensemble, ForwardFn, LossFn, Params, StepSizeFn
 from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import ensemble_size, wide_dtype
 from eki_jax.solvers.discretization import discretization
-from eki_jax.solvers.protocol import Settings, Solver, compiled_once
+from eki_jax.solvers.protocol import Settings, Solver
 from eki_jax.solvers.step_sizes import frobenius_step_size
 
 

@@ -17,6 +17,7 @@ from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import local_size
 from eki_jax.kernel.precision import check_precision
 from eki_jax.kernel.products import Contraction, Products
@@ -232,16 +233,10 @@ def bad_targets(targets: Any, targets_axis: int | None) -> Array:
     return jnp.stack(flags).any() if flags else jnp.zeros((), bool)
 
 
-def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, compiled for each shape where it is called as it is, and traced in line inside of another."""
-    return jax.jit(function, inline=True)
-
-
 def compiled(solver: Solver) -> Solver:
     """``solver`` with functions that are compiled once for each shape, however they are called.
 
-    A step holds loops and branches, which JAX compiles anew in every call outside of a compiled function, and keeps.
-    Inside of one nothing is left of this: the functions are traced in line.
+    See :func:`eki_jax.kernel.once.compiled_once`. What no compiled function takes is named before.
     """
     init, step, update = compiled_once(solver.init), compiled_once(solver.step), compiled_once(solver.update)
 

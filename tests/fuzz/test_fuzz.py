@@ -820,11 +820,25 @@ def _wide(value: Any) -> Any:
 
 #: What an argument is called where it arrives.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "ensemble": ("ensemble", "velocity", "losses", "params", "parameters", "stacked ensemble", "outputs", "particles"), "batch": ("batch", "targets", "x", "outputs"), "key0": ("key",), "train_x": ("train", "x", "inputs"),
-    "labels": ("labels", "targets", "train"), "xs": ("samples", "x", "outputs"), "targets": ("targets", "samples", "mean"), "cell": ("cell", "forward"), "mean": ("mean",), "params": ("params",),
-    "outputs": ("outputs", "targets", "cotangents"), "cotangents": ("cotangents", "outputs"), "template": ("template",), "factor": ("factor", "scale", "scale, factor, covariance"), "velocity": ("velocity", "state"),
-    "fn": ("fn", "sample_loss"), "u": ("u", "nodes"), "nodes": ("nodes", "u"), "scale": ("scale", "scale, factor, covariance"), "precision": ("precision",), "learning_rate": ("learning_rate", "rate"), "train": ("train",), "x": ("x", "inputs", "outputs", "template"), "h0": ("h0",),
-}  # fmt: skip
+    "ensemble": ("ensemble", "velocity", "losses", "params", "parameters", "stacked ensemble", "outputs", "particles"),
+    "batch": ("batch", "targets", "x", "outputs"),
+    "key0": ("key",),
+    "train_x": ("train", "x", "inputs"),
+    "labels": ("labels", "targets", "train"),
+    "xs": ("samples", "x", "outputs"),
+    "targets": ("targets", "samples", "mean"),
+    "cell": ("cell", "forward"),
+    "outputs": ("outputs", "targets", "cotangents"),
+    "cotangents": ("cotangents", "outputs"),
+    "factor": ("factor", "scale", "scale, factor, covariance"),
+    "velocity": ("velocity", "state"),
+    "fn": ("fn", "sample_loss"),
+    "u": ("u", "nodes"),
+    "nodes": ("nodes", "u"),
+    "scale": ("scale", "scale, factor, covariance"),
+    "learning_rate": ("learning_rate", "rate"),
+    "x": ("x", "inputs", "outputs", "template"),
+}
 
 
 def table(results: dict[str, collections.Counter[str]]) -> str:

@@ -326,7 +326,7 @@ def test_fit_stops_after_three_refusals(tmp_path: Path) -> None:
         return fit(method, (x, labels), (x, labels), batch_size=4, epochs=2, key=key, progress=False, **options)
 
     failing = lambda outputs, targets: jnp.sum(outputs) * jnp.nan
-    with pytest.raises(eki_jax.StepRefused, match="3 steps in a row were refused.*FEW_PARTICLES.*look at the model"):
+    with pytest.raises(eki_jax.StepRefused, match=r"3 steps in a row were refused.*FEW_PARTICLES.*look at the model"):
         trained(failing, directory=tmp_path / "run")
     assert (tmp_path / "run/metrics.jsonl").read_text().count('"refused": 4') == 1
     assert any((tmp_path / "run/checkpoints").iterdir())
@@ -337,8 +337,8 @@ def test_fit_stops_after_three_refusals(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match=r"of 8 steps were refused, the last for FEW_PARTICLES"):
         result = trained(sometimes, most_refusals=8)
     assert 0 < sum(row["refused"] for row in result.history) < 8
+    method = ensemble_method(eki_jax.euler(calm, eki_jax.cross_entropy()), calm, prior, 8)
     with pytest.raises(ValueError, match="train: labels from 0 to 7"):
-        method = ensemble_method(eki_jax.euler(calm, eki_jax.cross_entropy()), calm, prior, 8)
         fit(method, (x, np.where(labels == 2, 7, labels)), (x, labels), batch_size=4, epochs=1, key=key, progress=False)
 
 

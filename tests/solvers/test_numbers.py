@@ -1,4 +1,4 @@
-"""Single precision keeps its digits: small noise, data of many magnitudes, and every setting traced or differentiated."""
+"""Single precision keeps its digits: small noise, data of many magnitudes; and every setting may be traced."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_tempering_reaches_the_posterior(noise: float) -> None:
 
 
 def test_a_failed_factorization_falls_back() -> None:
-    """Rounding that makes a matrix indefinite: eigenvalues in the place of Cholesky's factor, and a flag that says so."""
+    """Rounding that makes a matrix indefinite: eigenvalues in the place of Cholesky's factor, and a flag."""
     root = jax.random.normal(jax.random.key(0), (30, 3))
     solution, failed = damped_solve(1e4 * root @ root.T - jnp.eye(30), root[:, 0], jnp.asarray(0.5))
     assert bool(failed)
@@ -179,22 +179,30 @@ def test_eager_calls_compile_once(name: str) -> None:
         "natural": lambda: natural.natural_gradient(model, LOSS, 12, **FULL),
     }[name]()
     state = solver.init(jnp.zeros(3), jax.random.key(0)) if name == "natural" else solver.init(START)
-    for _ in range(2):
+    direction = eki_jax.value_and_direction(model, LOSS, chunk_size=5)
+
+    def everything(state: Any) -> Any:
         state, _ = solver.step(state, BATCH)
         solver.estimate(state), solver.ensemble(state), solver.done(state)
+        eki_jax.evaluate(model, START, X, chunk_size=5)
+        outputs = START @ X.T
+        eki_jax.direction(START, outputs, outputs), eki_jax.drift_norm(outputs, outputs), direction(START, BATCH)
+        return state
+
+    for _ in range(2):
+        state = everything(state)
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **rest: compiled.append(event) if "backend_compile" in event else None
     )
     for _ in range(3):
-        state, _ = solver.step(state, BATCH)
-        solver.estimate(state), solver.ensemble(state), solver.done(state)
+        state = everything(state)
     assert not compiled
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_low_precision_far_from_zero_is_not_stuck_unseen(dtype: Any) -> None:
-    """Parameters near 1,000 with steps below their rounding: the mean moves in float32, or a warning says that it cannot."""
+    """Parameters near 1,000 with steps below their rounding: a warning says that they cannot move."""
     start = (1000 + jax.random.normal(jax.random.key(0), (16, 2))).astype(dtype)
     with pytest.warns(UserWarning, match="rounding"):
         eki_jax.euler(lambda u, x: u, LOSS).init(start)
