@@ -24,6 +24,7 @@ import matplotlib
 import pytest
 
 matplotlib.use("Agg")
+LONG = frozenset((Path(__file__).parent / "long.txt").read_text().splitlines())
 MOST_BYTES = 2**30  # of a process before its programs are given back
 
 
@@ -32,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_disable_most_optimizations", True)
         if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
             os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What ``long.txt`` names is slow: variations and deepenings of what a quicker test holds already."""
+    for item in items:
+        if item.nodeid in LONG:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(optionalhook=True)

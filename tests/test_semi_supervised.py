@@ -161,7 +161,7 @@ PATH = [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     ("call", "message"),
     [
         (lambda: ss.gaussian_affinity(np.ones(3), 1.0), r"x: shape \(3,\)"),
-        (lambda: ss.gaussian_affinity(np.ones((3, 1)), 0.0), r"width: 0.0; wanted a length > 0"),
+        (lambda: ss.gaussian_affinity(np.ones((3, 1)), 0.0), r"width: 0.0; wanted a finite number > 0"),
         (lambda: ss.gaussian_affinity(np.ones((3, 1)), 1.0, 3), r"neighbours: 3; wanted 1 to 2"),
         (lambda: ss.graph_laplacian(np.ones((2, 3))), r"weights: shape \(2, 3\)"),
         (lambda: ss.graph_laplacian([[0.0, -1.0], [-1.0, 0.0]]), r"weights: has values that are negative"),

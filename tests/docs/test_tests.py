@@ -44,3 +44,14 @@ def test_private_modules_are_not_imported() -> None:
 def test_what_counts_as_private() -> None:
     code = "import eki_jax._a, os._b\nfrom eki_jax import __version__, b\nfrom eki_jax.a._b import c\nfrom .d import _e"
     assert [name for name in imported(ast.parse(code)) if is_private(name)] == ["eki_jax._a", "eki_jax.a._b.c"]
+
+
+def test_long_tests_are_there() -> None:
+    """Every line of ``long.txt`` names a test of a file."""
+    lines = (ROOT / "tests/long.txt").read_text().splitlines()
+    functions = {line.split("[")[0] for line in lines}
+    missing = [
+        name for name in functions if f"def {name.split('::')[1]}(" not in (ROOT / name.split("::")[0]).read_text()
+    ]
+    assert lines == sorted(set(lines))
+    assert not missing

@@ -166,7 +166,7 @@ def test_predictions_on_devices() -> None:
         ),
         (ValueError, r"scale\['a'\]: shape \(3,\)", lambda: gaussian({"a": jnp.zeros(2)}, {"a": jnp.ones(3)})),
         (ValueError, "scale: its structure", lambda: gaussian({"a": jnp.zeros(2)}, {"b": jnp.ones(2)})),
-        (TypeError, "mean.*int32", lambda: perturb_data(KEY, jnp.array([0, 1]), 0.1, 4)),
+        (TypeError, "targets: dtype int32", lambda: perturb_data(KEY, jnp.array([0, 1]), 0.1, 4)),
         (TypeError, "template.*int32", lambda: xavier({"n": jnp.zeros(2, jnp.int32)})),
         (ValueError, "template: has no arrays", lambda: xavier({})),
         (ValueError, r"losses: shape \(2,\).*3 particles", lambda: best_particle(jnp.ones((3, 1)), jnp.ones(2))),

@@ -91,8 +91,8 @@ def test_positional_matrices_are_refused(matrix: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("error", "words", "arguments"),
     [
-        (TypeError, "got no noise; wanted one of scale, factor, covariance", {}),
-        (TypeError, "got scale and covariance; wanted one", {"scale": 1.0, "covariance": 1.0}),
+        (TypeError, "scale, factor, covariance: none given; wanted one", {}),
+        (TypeError, "scale and covariance given; wanted one", {"scale": 1.0, "covariance": 1.0}),
         (TypeError, "scale: a function; wanted standard deviations, or the function as factor=", {"scale": jnp.ones}),
         (TypeError, "covariance: a function; wanted numbers", {"covariance": jnp.ones}),
         (ValueError, r"factor: shape \(3, 2\) for a leaf of shape \(2,\)", {"factor": np.ones((3, 2))}),

@@ -397,7 +397,10 @@ def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
         for forward, extra in ((lambda p, x: x @ p["w"] + (2 * x) @ p["w"], {}), (lambda p, x: x @ p["w"] + p["b"], 3)):
             u = params | ({"b": jnp.zeros(extra, dtype)} if extra else {})
             solver = natural.natural_gradient(forward, LOSS, 8, localized=True)
-            state, info = jax.jit(solver.step)(solver.init(u, jax.random.key(1)), (x, jnp.arange(6) % 3))
+            narrow = pytest.warns(UserWarning, match="keeps 7 bits") if dtype == jnp.bfloat16 else nullcontext()
+            with narrow:
+                start = solver.init(u, jax.random.key(1))
+            state, info = jax.jit(solver.step)(start, (x, jnp.arange(6) % 3))
             assert bool(info.is_finite)
             assert jax.tree.map(lambda leaf: leaf.dtype, state.position) == jax.tree.map(lambda leaf: leaf.dtype, u)
 

@@ -401,7 +401,7 @@ def test_other_bad_input_is_named() -> None:
     loss = natural.softmax_cross_entropy()
     with pytest.raises(TypeError, match="loss: 3"):
         natural.natural_gradient(None, 3)
-    with pytest.raises(ValueError, match="rank: 0; wanted an integer >= 1"):
+    with pytest.raises(ValueError, match="rank: 0; wanted a whole number, at least 1"):
         natural.low_rank(0)
     with pytest.raises(TypeError, match=r"rank: 1\.5"):
         natural.low_rank(1.5)

@@ -201,7 +201,7 @@ def test_eager_calls_compile_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_low_precision_far_from_zero_is_not_stuck_unseen(dtype: Any) -> None:
+def test_low_precision_far_from_zero_is_warned_of(dtype: Any) -> None:
     """Parameters near 1,000 with steps below their rounding: a warning says that they cannot move."""
     start = (1000 + jax.random.normal(jax.random.key(0), (16, 2))).astype(dtype)
     with pytest.warns(UserWarning, match="rounding"):
