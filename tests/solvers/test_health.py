@@ -363,7 +363,7 @@ def test_a_state_of_another_solver_is_named() -> None:
         nesterov.step(kalman_step.init(START), BATCH)
 
 
-def test_the_spread_of_a_collapsed_ensemble_has_a_slope() -> None:
+def test_a_collapsed_spread_has_a_slope() -> None:
     solver = eki_jax.euler(lambda u, x: u, LOSS)
     spread = lambda scale: solver.step(solver.init(scale * START), (None, jnp.zeros(3)))[1].spread
     assert float(jax.grad(spread)(0.0)) == 0.0

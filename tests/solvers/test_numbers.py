@@ -130,7 +130,7 @@ def last_loss(make: Callable[[Any], eki_jax.Solver], value: Any, steps: int = 3)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_setting_can_be_swept_and_differentiated(name: str, x64: None) -> None:
+def test_every_setting_may_be_traced(name: str, x64: None) -> None:
     """A sweep by ``vmap`` is the runs one by one; ``grad`` through a run is its central difference."""
     value, make = RUNS[name]
     run = lambda v: last_loss(make, v)
@@ -201,7 +201,7 @@ def test_eager_calls_compile_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_low_precision_far_from_zero_is_warned_of(dtype: Any) -> None:
+def test_narrow_numbers_far_from_zero_warn(dtype: Any) -> None:
     """Parameters near 1,000 with steps below their rounding: a warning says that they cannot move."""
     start = (1000 + jax.random.normal(jax.random.key(0), (16, 2))).astype(dtype)
     with pytest.warns(UserWarning, match="rounding"):
