@@ -13,6 +13,7 @@ from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, Schedule, Sp
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import OUTLIER_CUT
 from eki_jax.kernel.keys import particle_key
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.precision import check_precision
 from eki_jax.natural.deviations import Deviations, low_rank
 from eki_jax.natural.direction import Direction, Estimate, Setup
@@ -127,14 +128,18 @@ def value_and_natural_direction(
     function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
 
     def f(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
-        params, batch = floating_params(params), traceable("batch", pair("batch", batch))
-        key = particle_key("key", key)
         scale, lam = (jnp.asarray(of_count(count), jnp.float32) for of_count in (sigma_of, damping_of))
         drawn = estimator.setup.cloud.draw(key, params)
         found = estimator.from_model(forward, params, drawn, scale, lam, batch)
         return found.loss, found.ascent
 
-    return f
+    once = compiled_once(f)
+
+    def checked(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
+        params, batch = floating_params(params), traceable("batch", pair("batch", batch))
+        return once(params, batch, particle_key("key", key), count)
+
+    return checked
 
 
 def floating_params(params: Params) -> Params:

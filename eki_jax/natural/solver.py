@@ -340,7 +340,7 @@ def _rose(loss: Array, before: Array, after: Array, limit: Any) -> Array:
     ``loss`` is that of the particles' mean output; either it or the mean particle's may be small by chance, where the
     particles' noise is all that is left of both.
     """
-    largest = jnp.maximum(before, loss)
+    largest = jnp.where(jnp.isfinite(before), jnp.maximum(before, loss), loss)  # one that had failed may recover
     rise = (jnp.asarray(limit, after.dtype) - 1) * jnp.abs(largest) + jnp.finfo(jnp.float32).eps
     return ~(after - largest <= rise)  # NaN has risen
 

@@ -49,15 +49,15 @@ def eki(
         TypeError: a prior without a key or a key without a prior.
         ValueError: ``h0`` <= 0 or ``eps`` < 0.
 
-    >>> import jax.numpy as jnp, optax
+    >>> import jax, jax.numpy as jnp, optax
     >>> from eki_jax import losses
     >>> from eki_jax.optax import eki, value_and_extra_args
-    >>> f = value_and_extra_args(lambda u, x: x * u, losses.squared_error())
+    >>> f = jax.jit(value_and_extra_args(lambda u, x: x * u, losses.squared_error()))
     >>> tx, ensemble = eki(), jnp.array([[1.0], [3.0]])
-    >>> state = tx.init(ensemble)
+    >>> state, update = tx.init(ensemble), jax.jit(tx.update)
     >>> for _ in range(20):
     ...     values, extra = f(ensemble, (2.0, jnp.array([8.0])))
-    ...     updates, state = tx.update(jnp.zeros_like(ensemble), state, ensemble, **extra)
+    ...     updates, state = update(jnp.zeros_like(ensemble), state, ensemble, **extra)
     ...     ensemble = optax.apply_updates(ensemble, updates)
     >>> bool(jnp.allclose(ensemble, 4.0, atol=0.2))
     True
@@ -108,15 +108,15 @@ def meki(
         TypeError: a prior without a key or a key without a prior.
         ValueError: ``h0`` <= 0, ``eps`` < 0 or ``momentum`` outside [0, 1).
 
-    >>> import jax.numpy as jnp, optax
+    >>> import jax, jax.numpy as jnp, optax
     >>> from eki_jax import losses
     >>> from eki_jax.optax import meki, value_and_extra_args
-    >>> f = value_and_extra_args(lambda u, x: x * u, losses.squared_error())
+    >>> f = jax.jit(value_and_extra_args(lambda u, x: x * u, losses.squared_error()))
     >>> tx, ensemble = meki(momentum=0.5), jnp.array([[1.0], [3.0]])
-    >>> state = tx.init(ensemble)
+    >>> state, update = tx.init(ensemble), jax.jit(tx.update)
     >>> for _ in range(20):
     ...     values, extra = f(ensemble, (2.0, jnp.array([8.0])))
-    ...     updates, state = tx.update(jnp.zeros_like(ensemble), state, ensemble, **extra)
+    ...     updates, state = update(jnp.zeros_like(ensemble), state, ensemble, **extra)
     ...     ensemble = optax.apply_updates(ensemble, updates)
     >>> bool(jnp.allclose(ensemble, 4.0, atol=0.2))
     True

@@ -187,6 +187,13 @@ PRIOR = eki_jax.gaussian(jnp.zeros(3), 1.0)
 WEIGHTS = semi_supervised.gaussian_affinity(X[:, :2], 1.0)
 kernel_options = {"contraction": ("choice", "outputs"), "precision": ("precision", None)}
 
+
+def stepped_edf(tx: Any) -> Any:
+    params, objective = jnp.zeros(3), edf.Objective(linear, SQUARES)
+    gradient = jnp.asarray(X.T @ -Y)
+    return tx.update(gradient, tx.init(params), params, objective=objective, batch=(X, Y))[0]
+
+
 CALLS: dict[str, Call] = {
     "direction": Call(
         eki_jax.direction, {"ensemble": ENS, "outputs": OUT, "cotangents": COT, **kernel_options}, direction_by_hand
@@ -402,9 +409,7 @@ CALLS: dict[str, Call] = {
         lambda weight, ensemble: eki_optax.add_tikhonov(PRIOR, weight).update(0 * U, optax.EmptyState(), ensemble)[0],
         {"weight": ("not negative", 1.0), "ensemble": ENS},
     ),
-    "edf.edf_g": Call(
-        lambda learning_rate: edf.edf_g(linear, SQUARES, learning_rate=learning_rate), {"learning_rate": POS}
-    ),
+    "edf.edf_g": Call(lambda learning_rate: stepped_edf(edf.edf_g(learning_rate)), {"learning_rate": POS}),
     "graph_laplacian": Call(semi_supervised.graph_laplacian, {"weights": ("affinity", WEIGHTS)}),
     "gaussian_affinity": Call(semi_supervised.gaussian_affinity, {"x": ("points", X[:, :2]), "width": POS}),
     "observed_value": Call(

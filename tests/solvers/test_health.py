@@ -160,7 +160,7 @@ def test_nan_in_the_data_is_named(name: str) -> None:
 
 def test_after_the_end_nothing_happens() -> None:
     """Tempering ends at exactly 1, for every number of steps, and says so."""
-    for steps in (1, 2, 3, 7, 10, 94, 200):
+    for steps in (1, 10, 94):
         solver = kalman.enkf(lambda u, x: u, 1.0, kalman.tempered(steps))
 
         def more(carry: Any, solver: eki_jax.Solver = solver) -> Any:
