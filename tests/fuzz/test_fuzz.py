@@ -700,11 +700,12 @@ ROLES["params or zero"] = [
 
 
 class Case(NamedTuple):
-    """A call, the argument that is replaced, and by what."""
+    """A call, the argument that is replaced, and by what; or two of them."""
 
     call: str
     argument: str
     change: Change
+    second: tuple[str, Change] | None = None
 
 
 def every_case() -> Iterator[Case]:
@@ -717,12 +718,30 @@ def every_case() -> Iterator[Case]:
 CASES = list(every_case())
 
 
+def pairs(number: int) -> Iterator[Case]:
+    """Calls with two arguments replaced by what is to be refused, drawn once and for all."""
+    draw = random.Random(0)
+    names = [name for name, call in CALLS.items() if len(call.valid) > 1]
+    refused = lambda role: [change for change in ROLES[role] if change.wanted == ("clear error", "refused")]
+    while number:
+        call = CALLS[name := draw.choice(names)]
+        (one, (role, _)), (other, (other_role, _)) = draw.sample(list(call.valid.items()), 2)
+        if refused(role) and refused(other_role):
+            number -= 1
+            yield Case(name, one, draw.choice(refused(role)), (other, draw.choice(refused(other_role))))
+
+
 def classified(case: Case, wider: bool = False) -> tuple[str, str]:
     """The kind of what comes back, one of ``KINDS``, and words for it."""
     call = CALLS[case.call]
     arguments = {name: value for name, (_, value) in call.valid.items()}
     role, valid = call.valid[case.argument]
     arguments[case.argument] = case.change.make(valid)
+    named = [case.argument]
+    if case.second is not None:
+        other, change = case.second
+        arguments[other] = change.make(call.valid[other][1])
+        named.append(other)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -731,7 +750,8 @@ def classified(case: Case, wider: bool = False) -> tuple[str, str]:
         return "refused", str(error)
     except (TypeError, ValueError) as error:
         text = str(error)
-        names = [case.argument, *ALIASES.get(case.argument, ()), *ALIASES.get(role, ())]
+        roles = [call.valid[name][0] for name in named]
+        names = [*named, *(alias for name in [*named, *roles] for alias in ALIASES.get(name, ()))]
         clear = any(f"{name}:" in text or f"{name}[" in text or f"{name} " in text for name in names) and (
             "wanted" in text or "unexpected" in text
         )
@@ -833,7 +853,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "train_x": ("train", "x", "inputs"),
     "labels": ("labels", "targets", "train"),
     "xs": ("samples", "x", "outputs"),
-    "targets": ("targets", "samples", "mean"),
+    "targets": ("targets", "samples", "mean", "loss"),
     "cell": ("cell", "forward"),
     "outputs": ("outputs", "targets", "cotangents"),
     "cotangents": ("cotangents", "outputs"),
@@ -888,7 +908,7 @@ def test_the_fixed_set() -> None:
     """Every call with every argument replaced by everything of its role, and pairs of them: at least 4,000 cases."""
     results: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     bad, number = [], 0
-    for case in CASES:
+    for case in [*CASES, *pairs(1400)]:
         kind, words = classified(case)
         results[case.call][kind] += 1
         number += 1

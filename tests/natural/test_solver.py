@@ -419,4 +419,6 @@ def test_other_bad_input_is_named() -> None:
         natural.adaptive_damping(0.0)
     with pytest.raises(ValueError, match="initial, least, most"):
         natural.adaptive_damping(1.0, least=2.0)
-    assert bool(jnp.isnan(jax.jit(loss)(jnp.zeros((2, 3)), jnp.array([0, 3]))))  # a label out of range is no other class
+    assert bool(
+        jnp.isnan(jax.jit(loss)(jnp.zeros((2, 3)), jnp.array([0, 3])))
+    )  # a label out of range is no other class
