@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
