@@ -122,7 +122,7 @@ def _middle(values: Array, finite: Array, axis: Axis) -> tuple[Array, Array]:
     number = axis.sum(jnp.sum(finite, dtype=jnp.int32))
     wanted = jnp.maximum(number - 1, 0) // 2
     count = every.shape[1]
-    if count > 4096 or axis.is_mapped:
+    if count > 1024 or axis.is_mapped:
         index = jnp.argsort(every, axis=1)[:, wanted]
     else:  # by counting, since a sort takes the compiler longer than all the rest of a small step
         order = jnp.arange(count)

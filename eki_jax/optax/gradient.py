@@ -14,7 +14,7 @@ from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
-from eki_jax.kernel.particles import wide_dtype
+from eki_jax.kernel.particles import check_like, wide_dtype
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
 from eki_jax.optax._checks import check_extra_args, check_given, check_params, check_stacked, check_zeros
@@ -202,7 +202,7 @@ def healthy_products(
     tree: Ensemble, outputs: Any, cotangents: Any, *, axis_name: str | None, **options: Any
 ) -> Products:
     """The kernel's products without the particles that are not finite or far beyond all others."""
-    arrays("outputs", outputs)
+    check_like(arrays("cotangents", cotangents), arrays("outputs", outputs))
     healthy = finite_particles((tree, outputs, cotangents))
     healthy &= near_particles(outputs, cotangents, healthy, OUTLIER_CUT, Axes(Axis(axis_name)))
     return Products.of(tree, outputs, cotangents, healthy=healthy, axis=Axis(axis_name), **options)

@@ -297,6 +297,8 @@ def warn_of_rounding(name: str, tree: Any) -> None:
         dtype = jnp.result_type(leaf)
         if not is_known(leaf) or dtype not in (jnp.bfloat16, jnp.float16) or not np.size(leaf):
             continue
+        if not getattr(leaf, "is_fully_addressable", True):  # over several processes: none sees it all
+            continue
         values = np.asarray(leaf, np.float64)
         spread = values.std(axis=0).max() if name == "ensemble" and values.ndim else np.inf
         if name == "params" or float(jnp.finfo(dtype).eps) * np.abs(values).max() > 0.1 * spread:
