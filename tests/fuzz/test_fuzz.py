@@ -191,7 +191,7 @@ kernel_options = {"contraction": ("choice", "outputs"), "precision": ("precision
 
 
 def stepped_edf(tx: Any) -> Any:
-    params, objective = jnp.zeros(3), edf.Objective(linear, SQUARES)
+    params, objective = jnp.zeros(3, jnp.float32), edf.Objective(linear, SQUARES)
     gradient = jnp.asarray(X.T @ -Y)
     return tx.update(gradient, tx.init(params), params, objective=objective, batch=(X, Y))[0]
 
