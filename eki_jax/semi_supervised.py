@@ -106,6 +106,7 @@ def graph_laplacian(weights: Any, *, normalized: bool = True) -> Any:
            [-1.,  1.]])
     """
     sparse = scipy.sparse.issparse(weights)
+    arrays("weights", weights.data if sparse else weights)
     weights = scipy.sparse.csr_array(weights) if sparse else np.asarray(weights, np.float64)
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
         raise ValueError(f"weights: shape {weights.shape}; wanted (N, N)")

@@ -745,9 +745,11 @@ def classified(case: Case, wider: bool = False) -> tuple[str, str]:
         arguments[other] = change.make(call.valid[other][1])
         named.append(other)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             result = call.call(**arguments)
+        if any("steps were refused" in str(one.message) for one in told):
+            return "refused", str(told[0].message)
     except (Refused, eki_jax.StepRefused) as error:
         return "refused", str(error)
     except (TypeError, ValueError) as error:
