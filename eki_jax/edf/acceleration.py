@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import is_known
 from eki_jax._types import Array, PyTree
 from eki_jax.edf import _vectors as vectors
 
@@ -58,7 +58,7 @@ def heavy_ball(momentum: float = 0.9) -> Acceleration:
     >>> float(heavy_ball(0.9).momentum(jnp.asarray(7)))
     0.9
     """
-    if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
+    if is_known(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum: {momentum}; wanted a number in [0, 1)")
     return Acceleration(lambda count: momentum, look_ahead=False)
 
@@ -83,6 +83,6 @@ def nesterov(friction: float = 3.0) -> Acceleration:
     >>> [float(nesterov(3.0).momentum(jnp.asarray(n))) for n in (0, 3)]
     [0.0, 0.5]
     """
-    if not isinstance(friction, jax.core.Tracer) and not friction > 0:
+    if is_known(friction) and not friction > 0:
         raise ValueError(f"friction: {friction}; wanted a number > 0")
     return Acceleration(lambda count: count / (count + friction), look_ahead=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eki_jax._checks import POSITIVE, schedule
+from eki_jax._checks import POSITIVE, is_known, schedule
 from eki_jax._types import Array, Batch, Params, Schedule
 from eki_jax.edf import _vectors as vectors
 from eki_jax.edf.acceleration import Acceleration
@@ -198,6 +198,6 @@ def checked_damping(damping: Damping | None) -> Damping | None:
     except (TypeError, ValueError):
         raise TypeError(f"damping: {damping!r}; wanted None or a pair (a, b)") from None
     for number in (factor, exponent):
-        if not isinstance(number, jax.core.Tracer) and not number >= 0:
+        if is_known(number) and not number >= 0:
             raise ValueError(f"damping: {damping!r}; wanted a pair (a, b) of numbers >= 0")
     return factor, exponent

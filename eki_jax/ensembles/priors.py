@@ -251,7 +251,7 @@ def _root(where: str, covariance: Any, values: Any) -> Array:
 
     All n columns stay, whatever the rank: a single one could be taken for standard deviations of a leaf (n, 1).
     """
-    if isinstance(values, jax.core.Tracer):
+    if not is_known(values):
         eigenvalues, vectors = jnp.linalg.eigh(values)
         return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
     tolerance = 10 * len(values) * float(jnp.finfo(_dtype(covariance)).eps) * np.abs(values).max()

@@ -27,6 +27,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import is_known
+
 Params = Any
 Gradient = Callable[..., Params]
 Scalar = float | jax.Array
@@ -359,7 +361,7 @@ def _arrays(tree: Params) -> Params:
 
 def _check(momentum: Scalar, step_size: Scalar | None = None) -> None:
     """Range checks of what is known while tracing."""
-    if not isinstance(momentum, jax.core.Tracer) and not 0 <= momentum < 1:
+    if is_known(momentum) and not 0 <= momentum < 1:
         raise ValueError(f"momentum: {momentum}; wanted a number in [0, 1)")
-    if step_size is not None and not isinstance(step_size, jax.core.Tracer) and not 0 < step_size < jnp.inf:
+    if step_size is not None and is_known(step_size) and not 0 < step_size < jnp.inf:
         raise ValueError(f"step_size: {step_size}; wanted a positive, finite number")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from eki_jax._checks import POSITIVE, pair, real, traceable
+from eki_jax._checks import POSITIVE, is_known, pair, real, traceable
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.flows.first_order import seen_by_solvers, vector_field
 from eki_jax.kernel.axes import Axes, Axis
@@ -70,7 +70,7 @@ def nesterov_flow(
     real("friction", friction, POSITIVE)
 
     def damping(t: Any) -> Any:
-        if not isinstance(t, jax.core.Tracer) and not t > 0:
+        if is_known(t) and not t > 0:
             raise ValueError(f"t: {t}; wanted a time > 0, because the friction is {friction}/t; see nesterov_start")
         return jnp.where(t > 0, friction / t, jnp.nan)
 
@@ -239,7 +239,7 @@ def guarded(field: Field, times: Sequence[float] | Array) -> Field:
         ...
     ValueError: times: goes from 1.0 back to 0.5; wanted increasing times
     """
-    if not isinstance(times, jax.core.Tracer):
+    if is_known(times):
         _increasing(np.asarray(times, np.float64))
 
     def f(t: Any, state: Any, batch: Batch) -> Any:

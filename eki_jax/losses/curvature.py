@@ -14,6 +14,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import is_known
 from eki_jax._types import Array, LossFn
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.losses.protocol import TOLERANCE, Curvature, SeparableLoss, curved, least_of, scalar, separable
@@ -141,7 +142,7 @@ def _factored(hessians: Array, gradients: Array) -> tuple[Array, Array, Array, A
 
 def check_convex(model: Curvature) -> None:
     """Raise where the values are known, that is outside of a compiled function, and curve the wrong way."""
-    if model.least is not None and not isinstance(model.least, jax.core.Tracer):
+    if model.least is not None and is_known(model.least):
         least = float(np.asarray(model.least))
         if least < -TOLERANCE:
             raise ValueError(

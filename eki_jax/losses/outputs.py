@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import NOT_NEGATIVE, arrays, real
+from eki_jax._checks import NOT_NEGATIVE, arrays, is_known, real
 from eki_jax._types import Array
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.losses.protocol import Curvature, Reduction, Shortcut, least_of, sample_means
@@ -75,7 +75,7 @@ class CrossEntropy:
         if self.has_support(targets) or jnp.ndim(targets) == 0:
             return None
         # NumPy where the values can be looked at: what JAX computes inside of a compiled function is not known there.
-        library: Any = np if is_known_array(targets) else jnp
+        library: Any = np if is_known(targets) else jnp
         targets = library.asarray(targets)
         ones = targets == 1
         flag = library.all(ones | (targets == 0)) & library.all(ones.sum(axis=-1) == 1)
@@ -216,7 +216,7 @@ class SquaredError:
                 f"precision: shape {precision.shape} for outputs of shape {residual.shape}; wanted a scalar, the "
                 f"outputs' shape (a diagonal) or ({size}, {size})"
             )
-        if is_known_array(self.precision) and not np.allclose(known := np.asarray(self.precision), known.T):
+        if self._is_known and not np.allclose(known := np.asarray(self.precision), known.T):
             raise ValueError("precision: a matrix that is not symmetric; wanted Gamma^-1")
         if self._least_eigenvalue < 0:
             raise ValueError(
@@ -224,15 +224,20 @@ class SquaredError:
             )
         return (precision @ residual.ravel()).reshape(residual.shape)
 
+    @property
+    def _is_known(self) -> bool:
+        """Whether there is a precision whose numbers can be looked at."""
+        return self.precision is not None and is_known(self.precision)
+
     @cached_property
     def _least(self) -> float:
         """The least number of the precision, 0 where it is not known."""
-        return float(np.asarray(self.precision, np.float64).min(initial=0)) if is_known_array(self.precision) else 0.0
+        return float(np.asarray(self.precision, np.float64).min(initial=0)) if self._is_known else 0.0
 
     @cached_property
     def _least_eigenvalue(self) -> float:
         """The least eigenvalue of a matrix, 0 where it is not known or rounding."""
-        if not is_known_array(self.precision):
+        if not self._is_known:
             return 0.0
         values = np.linalg.eigvalsh(np.asarray(self.precision, np.float64))
         return float(min(0.0, values[0] if values[0] < -1e-6 * values[-1] else 0.0))
@@ -264,7 +269,7 @@ def squared_error(precision: Any = None) -> SquaredError:
     """
     if precision is not None:
         one_array("precision", precision)
-    if is_known_array(precision):
+    if precision is not None and is_known(precision):
         values = np.asarray(precision, np.float64)
         if not np.all(np.isfinite(values)):
             raise ValueError("precision: has values that are not finite; wanted Gamma^-1")
@@ -330,7 +335,7 @@ def _are_shares(labels: Array) -> Array:
 
 def _check_shares(targets: Any) -> None:
     """Raise for soft labels that are no shares, where their values are known."""
-    if not is_known_array(targets) or jnp.size(targets) == 0:
+    if not is_known(targets) or jnp.size(targets) == 0:
         return
     values = np.asarray(targets, np.float64)
     sums = values.sum(axis=-1)
@@ -339,11 +344,6 @@ def _check_shares(targets: Any) -> None:
             f"targets: soft labels from {values.min():.3g} on, with sums from {sums.min():.3g} to {sums.max():.3g}; "
             "wanted labels >= 0 that sum to one"
         )
-
-
-def is_known_array(value: Any) -> bool:
-    """Whether the values can be looked at: not None, and not being traced."""
-    return value is not None and not isinstance(value, jax.core.Tracer)
 
 
 def _wrong_labels(outputs: tuple[int, ...], found: str) -> str:
@@ -355,7 +355,7 @@ def _wrong_labels(outputs: tuple[int, ...], found: str) -> str:
 
 def check_labels(labels: Any, classes: int) -> None:
     """Raise for labels out of range, where their values are known (not while tracing)."""
-    if not is_known_array(labels) or jnp.size(labels) == 0:
+    if not is_known(labels) or jnp.size(labels) == 0:
         return
     values = np.asarray(labels)  # as NumPy's: reductions of a JAX array would be traced here, values or not
     low, high = int(values.min()), int(values.max())

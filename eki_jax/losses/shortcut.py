@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eki_jax._checks import is_known
 from eki_jax._types import Array, LossFn
 from eki_jax.kernel.axes import Axis
 from eki_jax.losses.protocol import shortcut_of
@@ -51,7 +52,7 @@ def by_shortcut(
     if found is None:
         return body(loss, targets)
     short, whole = (lambda: body(found.loss, found.targets)), (lambda: body(loss, targets))
-    if not isinstance(found.flag, jax.core.Tracer):
+    if is_known(found.flag):
         return short() if found.flag else whole()
     return lax.cond(axis.all(found.flag), short, whole)
 
@@ -82,7 +83,7 @@ def in_place_by_shortcut(
     [1, 2]
     """
     found = shortcut_of(loss, targets)
-    if found is None or not isinstance(found.flag, jax.core.Tracer):
+    if found is None or is_known(found.flag):
         return by_shortcut(lambda loss, targets: body(loss, targets, state), loss, targets)
     short, short_values = _closed(lambda state: body(found.loss, found.targets, state), state)
     whole, whole_values = _closed(lambda state: body(loss, targets, state), state)

@@ -220,10 +220,10 @@ def natural_gradient(
         model, (x, targets) = given(forward), pair("batch", batch)
         found = estimator.from_model(model, state.position, drawn(state), *scales(state), (x, targets))
         if adaptive is None and follow.loss_limit is None:
-            return moved(state, found, targets)
+            return moved(state, found, stepped(state, found), targets)
         ahead = stepped(state, found)
         before, after = (mean_loss(loss, model(p, x), targets, axes) for p in (state.position, ahead))
-        new, info = moved(state, found, targets, (before, after))
+        new, info = moved(state, found, ahead, targets, (before, after))
         if adaptive is None:
             return new, info
         measured = before - after
@@ -237,7 +237,7 @@ def natural_gradient(
         if not estimator.estimate.needs_model:
             check_rows(outputs, particles // cloud.axis.size)
         found = estimator.from_outputs(state.position, drawn(state), *scales(state), outputs, targets)
-        return moved(state, found, targets)
+        return moved(state, found, stepped(state, found), targets)
 
     def rate_at(state: NaturalState) -> Array:
         return jnp.asarray(rate_of(state.count), jnp.float32)
@@ -247,11 +247,14 @@ def natural_gradient(
         return jax.tree.map(lambda m, d: (m - rate.astype(d.dtype) * d).astype(m.dtype), state.position, found.ascent)
 
     def moved(
-        state: NaturalState, found: Direction, targets: Any, losses: tuple[Array, Array] | None = None
+        state: NaturalState,
+        found: Direction,
+        position: Params,
+        targets: Any,
+        losses: tuple[Array, Array] | None = None,
     ) -> tuple[NaturalState, NaturalInfo]:
-        """The step, from its direction and the mean particle's losses before and after it, where those are known."""
+        """The step to a position, with the mean particle's losses before and after it, where those are known."""
         rate, (scale, lam) = rate_at(state), scales(state)
-        position = stepped(state, found)
         average, factor = _averaged(state, position, follow.averaging, factor_of)
         in_range = POSITIVE.holds(rate) & (SHARE.holds(factor) if callable(follow.averaging) else True)
         rose = jnp.zeros((), bool)

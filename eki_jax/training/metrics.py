@@ -69,13 +69,14 @@ def classification_accuracy(
     _check(labels, samples)
     axis = Axis(axis_name)
     mean = mean_particle(ensemble, axis_name=axis_name)
+    finite = finite_particles(ensemble)
 
     def counts(x: Array, labels: Array) -> tuple[Array, Array, Array]:
         def right(outputs: Array) -> Array:
             return jnp.sum(_is_right(outputs, labels), axis=-1)
 
         outputs = evaluate(forward, ensemble, x)
-        average = masked_mean(outputs, finite_particles((ensemble, outputs)), axis)
+        average = masked_mean(outputs, finite & finite_particles(outputs), axis)
         return right(forward(mean, x)), right(average), right(outputs)
 
     one = jax.eval_shape(lambda e, x: evaluate(forward, e, x), ensemble, x)
