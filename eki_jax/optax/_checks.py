@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import is_known
+from eki_jax._checks import arrays, is_known
 from eki_jax.kernel.particles import local_size
 
 
@@ -61,6 +61,8 @@ def check_extra_args(outputs: Any, cotangents: Any, tree: Any, *, name: str = "e
     """What the kernel would not say of itself: whose J is wrong, and gradients of the parameters as cotangents."""
     if not jax.tree.leaves(tree):  # all masked
         return
+    arrays("outputs", outputs)
+    arrays("cotangents", cotangents)
     found, wanted = local_size(outputs, name="outputs"), local_size(tree, name=name)
     if found != wanted:
         raise ValueError(

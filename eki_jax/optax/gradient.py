@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from eki_jax._checks import arrays
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like, wide_dtype
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
@@ -116,9 +117,7 @@ def ensemble_gradient(
             return updates, state
         check_zeros(updates, params)
         check_extra_args(outputs, cotangents, params)
-        products = healthy_products(params, outputs, cotangents, **options)
-        (d,), _ = products.map_blocks(lambda d, u: (d.astype(u.dtype),), params)
-        return _zero_unless(jnp.isfinite(products.norm()), d), state
+        return _gradient(params, outputs, cotangents, **options), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -178,9 +177,8 @@ def scale_by_drift_norm(
         check_extra_args(outputs, cotangents, updates, name="updates")
         if not jax.tree.leaves(updates):  # all masked
             return updates, state
-        products = healthy_products(updates, outputs, cotangents, **options)
-        norm = products.norm()
-        dt = jnp.asarray(step_size(norm, products.size, jnp.zeros((), jnp.int32)), norm.dtype)
+        norm, size = healthy_norm(updates, outputs, cotangents, **options)
+        dt = jnp.asarray(step_size(norm, size, jnp.zeros((), jnp.int32)), norm.dtype)
         return _zero_unless(jnp.isfinite(dt * norm), _scaled(dt, updates)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
@@ -198,11 +196,30 @@ def kernel_options(
     }
 
 
-def healthy_products(
+_SETTINGS = ("axis_name", "contraction", "communication", "precision")
+
+
+# The kernel's loops and branches, which a chain that is called as it is would compile anew in every update.
+@partial(compiled_once, static=_SETTINGS)
+def _gradient(params: Ensemble, outputs: Any, cotangents: Any, **options: Any) -> Ensemble:
+    products = _healthy_products(params, outputs, cotangents, **options)
+    (d,), _ = products.map_blocks(lambda d, u: (d.astype(u.dtype),), params)
+    return _zero_unless(jnp.isfinite(products.norm()), d)
+
+
+@partial(compiled_once, static=_SETTINGS)
+def healthy_norm(tree: Ensemble, outputs: Any, cotangents: Any, **options: Any) -> tuple[Array, Array]:
+    """The drift norm of the particles that :func:`ensemble_gradient` takes its direction from, and their number."""
+    products = _healthy_products(tree, outputs, cotangents, **options)
+    norm = products.norm()
+    return norm, jnp.asarray(products.size, norm.dtype)
+
+
+def _healthy_products(
     tree: Ensemble, outputs: Any, cotangents: Any, *, axis_name: str | None, **options: Any
 ) -> Products:
     """The kernel's products without the particles that are not finite or far beyond all others."""
-    check_like(arrays("cotangents", cotangents), arrays("outputs", outputs))
+    check_like(cotangents, outputs)
     healthy = finite_particles((tree, outputs, cotangents))
     healthy &= near_particles(outputs, cotangents, healthy, OUTLIER_CUT, Axes(Axis(axis_name)))
     return Products.of(tree, outputs, cotangents, healthy=healthy, axis=Axis(axis_name), **options)

@@ -17,7 +17,7 @@ from eki_jax.ensembles.priors import Gaussian
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.kernel.products import direction
 from eki_jax.optax._checks import check_extra_args, check_given, check_params
-from eki_jax.optax.gradient import healthy_products
+from eki_jax.optax.gradient import healthy_norm
 from eki_jax.solvers.step_sizes import frobenius_step_size
 
 
@@ -86,7 +86,7 @@ def add_prior_noise(
         check_extra_args(outputs, cotangents, updates, name="updates")
         new = updates
         if jax.tree.leaves(updates):  # not all masked
-            norm = healthy_products(updates, outputs, cotangents, axis_name=axis_name).norm()
+            norm, _ = healthy_norm(updates, outputs, cotangents, axis_name=axis_name)
             scale = jnp.asarray(step_size(norm, 1, state.count)) ** 0.25
             step_key = jax.random.fold_in(key, state.count)
             new = perturb(step_key, updates, _MaskedPrior(prior, updates), scale, axis_name=axis_name)

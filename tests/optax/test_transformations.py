@@ -36,12 +36,30 @@ from eki_jax.optax import (
     add_tikhonov,
     eki,
     ensemble_gradient,
+    from_solver,
     meki,
     per_particle,
     scale_by_drift_norm,
     scale_by_nesterov,
     value_and_extra_args,
 )
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """A list that grows by one whenever XLA compiles a program."""
+    found: list[str] = []
+
+    def listen(event: str, seconds: float, **rest: Any) -> None:
+        if "backend_compile" in event:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x + 1)(0)
+    assert len(found) == 1
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
 
 STEPS, BATCH, PARTICLES = 100, 200, 50
 LINEAR = lambda u, x: x @ u
@@ -416,3 +434,36 @@ def test_priors_that_do_not_fit_are_refused() -> None:
             meki(**wrong)
     with pytest.raises(ValueError, match="momentum"):
         meki(momentum=1.0)
+
+
+WIDE = 2000  # parameters: at this many the kernel walks over a leaf in blocks, a loop
+WIDE_PRIOR = gaussian({"a": jnp.zeros(WIDE), "b": jnp.zeros(3)}, 0.1)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        eki(prior=WIDE_PRIOR, key=jax.random.key(3)),
+        meki(prior=WIDE_PRIOR, key=jax.random.key(3)),
+        optax.chain(ensemble_gradient(), add_tikhonov(WIDE_PRIOR, 1e-3), per_particle(optax.clip_by_global_norm(1.0))),
+        optax.inject_hyperparams(eki)(h0=lambda count: 1 / (1 + count)),
+        optax.partition({"train": meki(), "keep": optax.set_to_zero()}, {"a": "train", "b": "keep"}),
+        from_solver(nesterov(None, squared_error())),
+    ],
+    ids=["eki", "meki", "tikhonov", "inject_hyperparams", "partition", "from_solver"],
+)
+def test_eager_updates_compile_once(chain: Any, compilations: list[str]) -> None:
+    """An update that is called as it is, is compiled in its first calls and never again."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"a": jax.random.normal(keys[0], (4, WIDE)), "b": jax.random.normal(keys[1], (4, 3))}
+    batch = jax.random.normal(keys[2], (2, WIDE)) / WIDE**0.5, jnp.ones(2)
+    evaluated = value_and_extra_args(lambda u, x: x @ u["a"], squared_error(), chunk_size=1)
+    zeros, state, found = jax.tree.map(jnp.zeros_like, params), chain.init(params), []
+    for _ in range(4):
+        compilations.clear()
+        _, extra = evaluated(params, batch)
+        updates, state = chain.update(zeros, state, params, targets=batch[1], **extra)
+        params = optax.apply_updates(params, updates)
+        found.append(len(compilations))
+    assert found[2:] == [0, 0]
+    assert float(jnp.abs(updates["a"]).max()) > 0
