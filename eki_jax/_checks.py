@@ -205,17 +205,26 @@ def pair(name: str, value: Any, parts: str = "(x, targets)") -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def arrays(name: str, tree: Any, *, floating: bool = False) -> Any:
-    """``tree``, whose leaves are real numbers or arrays of them; ``floating`` wants floating-point ones.
+def arrays(name: str, tree: Any, *, floating: bool = False, some: bool = False) -> Any:
+    """``tree``, whose leaves are real numbers or arrays of them.
+
+    Args:
+        name: name of the argument.
+        tree: pytree of arrays.
+        floating: flag; True wants floating-point ones.
+        some: flag; True wants one of them at least.
 
     Raises:
         TypeError: a leaf of another kind or dtype.
+        ValueError: no leaf at all where ``some`` is True.
 
     >>> arrays("outputs", {"a": np.zeros(2, complex)})
     Traceback (most recent call last):
         ...
     TypeError: outputs['a']: dtype complex128; wanted an array of real numbers
     """
+    if some and not jax.tree.leaves(tree):
+        raise ValueError(f"{name}: {_shown(tree)}, which has no arrays; wanted one at least")
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         where, wanted = name + jax.tree_util.keystr(path), "an array of real numbers"
         if isinstance(leaf, str | bytes) or (dtype := _dtype(leaf)) is None:

@@ -27,7 +27,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import is_known
+from eki_jax._checks import POSITIVE, SHARE, arrays, function, pair, real, whole
+from eki_jax.kernel.particles import check_like
 
 Params = Any
 Gradient = Callable[..., Params]
@@ -57,12 +58,12 @@ def inertia(momentum: Scalar, *, nesterov: bool = False) -> Scalar:
         ``alpha``: ``(1 + lambda) / 2`` for heavy ball, ``(1 - lambda + 2 lambda^2) / 2`` for Nesterov.
 
     Raises:
-        ValueError: if ``momentum`` is outside [0, 1).
+        ValueError: ``momentum`` outside [0, 1).
 
     >>> inertia(0.0), round(inertia(0.9), 6), round(inertia(0.9, nesterov=True), 6)
     (0.5, 0.95, 0.86)
     """
-    _check(momentum)
+    real("momentum", momentum, SHARE)
     lookahead = momentum if nesterov else 0.0
     return 0.5 * (1 + momentum - 2 * lookahead * (1 - momentum))
 
@@ -98,15 +99,16 @@ def iterate(
         The pytree with a leading axis of ``steps + 1`` iterates.
 
     Raises:
-        ValueError: if a hyper-parameter is out of range, or ``steps`` is negative.
+        TypeError: params that are not floating-point; a gradient that is no function of them; ``steps`` no whole
+            number.
+        ValueError: a hyper-parameter out of range, or ``steps`` negative; a gradient that is not like the params.
 
     >>> trajectory = iterate(lambda u: u, 1.0, 0.1, 0.5, 2)
     >>> [round(float(u), 4) for u in trajectory]
     [1.0, 0.9, 0.76]
     """
-    _check(momentum, step_size)
-    if steps < 0:
-        raise ValueError(f"steps: {steps}; wanted a number >= 0")
+    _check_both(momentum, step_size)
+    steps = whole("steps", steps, 0)
     lookahead = momentum if nesterov else 0.0
 
     def step(pair: tuple[Params, Params], _: None) -> tuple[tuple[Params, Params], Params]:
@@ -116,8 +118,11 @@ def iterate(
         after = _add(_add(now, momentum, change), -step_size, grads)
         return (after, now), after
 
-    first = _arrays(params)
-    before = first if previous is None else jax.tree.map(lambda u, old: jnp.asarray(old, u.dtype), first, previous)
+    first = _arrays("params", params)
+    before = first
+    if previous is not None:
+        check_like(_arrays("previous", previous), first, name="previous", other="params", hint="their shapes")
+        before = jax.tree.map(lambda u, old: jnp.asarray(old, u.dtype), first, previous)
     _, tail = jax.lax.scan(step, (first, before), None, length=steps)
     return jax.tree.map(lambda u, rest: jnp.concatenate([u[None], rest]), first, tail)
 
@@ -136,12 +141,12 @@ def gradient_flow(gradient: Gradient, momentum: Scalar = 0.0) -> Callable[..., P
         ``field(t, params, args=None)``, the time derivative of ``params``.
 
     Raises:
-        ValueError: if ``momentum`` is outside [0, 1).
+        ValueError: ``momentum`` outside [0, 1).
 
     >>> round(float(gradient_flow(lambda u: 2.0 * u, 0.9)(0.0, 3.0)), 4)
     -60.0
     """
-    _check(momentum)
+    real("momentum", momentum, SHARE)
 
     def field(t: Scalar, params: Params, args: Any = None) -> Params:
         del t
@@ -168,18 +173,19 @@ def modified_equation(
         ``field(t, (params, velocity), args=None)``, the time derivative of the pair.
 
     Raises:
-        ValueError: if a hyper-parameter is out of range.
+        ValueError: a hyper-parameter out of range; from the field, a gradient that is not like the params.
 
     >>> field = modified_equation(lambda u: u, 0.1, 0.5)
     >>> [round(float(part), 4) for part in field(0.0, (1.0, 0.0))]  # u'' = -1 / (h alpha) = -1 / 0.075
     [0.0, -13.3333]
     """
-    _check(momentum, step_size)
+    _check_both(momentum, step_size)
     mass = step_size * inertia(momentum, nesterov=nesterov)
 
     def field(t: Scalar, state: tuple[Params, Params], args: Any = None) -> tuple[Params, Params]:
         del t
-        params, velocity = state
+        params, velocity = pair("state", state, "(params, velocity)")
+        check_like(_arrays("velocity", velocity), params, name="velocity", other="params", hint="their shapes")
         force = _add(_scale(1 - momentum, velocity), 1.0, _call(gradient, params, args))
         return velocity, _scale(-1 / mass, force)
 
@@ -205,7 +211,7 @@ def initial_velocity(
         ``u'(0)``, a pytree like ``params``.
 
     Raises:
-        ValueError: if ``momentum`` is outside [0, 1).
+        ValueError: ``momentum`` outside [0, 1).
 
     >>> round(float(initial_velocity(lambda u: u, 1.0, 0.9)), 4)  # heavy ball: -g / (1 + lambda)
     -0.5263
@@ -241,12 +247,13 @@ def manifold_flow(
         ``field(t, params, args=None)``, the time derivative of ``params``.
 
     Raises:
-        ValueError: if a hyper-parameter is out of range.
+        ValueError: a hyper-parameter out of range; from the field, a gradient that is not like the params.
 
     >>> round(float(manifold_flow(lambda u: u, 0.1, 0.5)(0.0, 1.0)), 4)  # -2 (1 + 0.1 * 0.75 * 4)
     -2.6
     """
-    _check(momentum, step_size)
+    _check_both(momentum, step_size)
+    _check_difference(difference)
     coefficient = step_size * inertia(momentum, nesterov=nesterov) / (1 - momentum) ** 2
 
     def field(t: Scalar, params: Params, args: Any = None) -> Params:
@@ -275,16 +282,18 @@ def modified_loss(
         A function with the signature of ``loss``.
 
     Raises:
-        ValueError: if a hyper-parameter is out of range.
+        TypeError: from the function, params that are not floating-point.
+        ValueError: a hyper-parameter out of range.
 
     >>> round(float(modified_loss(lambda u: u**2, 0.1, 0.0)(1.0)), 4)  # 1 + 0.1 * 4 / 4
     1.1
     """
-    _check(momentum, step_size)
+    _check_both(momentum, step_size)
     coefficient = 0.5 * step_size * inertia(momentum, nesterov=nesterov) / (1 - momentum) ** 2
 
     def modified(params: Params, *args: Any) -> jax.Array:
-        value, grads = jax.value_and_grad(loss)(params, *args)
+        function("loss", loss, "a differentiable function of the params", arguments=1 + len(args))
+        value, grads = jax.value_and_grad(loss)(_arrays("params", params), *args)
         return value + coefficient * sum(jnp.vdot(leaf, leaf).real for leaf in jax.tree.leaves(grads))
 
     return modified
@@ -314,12 +323,13 @@ def manifold_velocity(
         ``velocity(params, args=None)``, a pytree like ``params``.
 
     Raises:
-        ValueError: if a hyper-parameter is out of range.
+        ValueError: a hyper-parameter out of range; from the function, a gradient that is not like the params.
 
     >>> round(float(manifold_velocity(lambda u: u, 0.1, 0.5)(1.0)), 4)  # -2 - 0.1 * (0.75 + 0.25) * 8
     -2.8
     """
-    _check(momentum, step_size)
+    _check_both(momentum, step_size)
+    _check_difference(difference)
     rest = 1 - momentum
     coefficient = step_size * (inertia(momentum, nesterov=nesterov) + 0.5 * rest) / rest**2
 
@@ -332,7 +342,12 @@ def manifold_velocity(
 
 def _call(gradient: Gradient, params: Params, args: Any) -> Params:
     """The gradient, which need not know of ``args``."""
-    return gradient(params) if args is None else gradient(params, args)
+    given = (params,) if args is None else (params, args)
+    _arrays("params", params)
+    wanted = "a function g(params), or g(params, args) where a field is given args"
+    grads = function("gradient", gradient, wanted, arguments=len(given))(*given)
+    check_like(arrays("gradient", grads), params, name="gradient", other="params", hint="one number for each of theirs")
+    return grads
 
 
 def _along_itself(gradient: Gradient, params: Params, args: Any, difference: Scalar | None) -> tuple[Params, Params]:
@@ -340,28 +355,35 @@ def _along_itself(gradient: Gradient, params: Params, args: Any, difference: Sca
     at = lambda point: _call(gradient, point, args)
     grads = at(params)
     if difference is None:
-        return jax.jvp(at, (_arrays(params),), (grads,))
+        return jax.jvp(at, (_arrays("params", params),), (grads,))
     ahead, behind = at(_add(params, difference, grads)), at(_add(params, -difference, grads))
     return grads, _scale(0.5 / difference, _add(ahead, -1.0, behind))
 
 
 def _add(x: Params, factor: Scalar, y: Params) -> Params:
     """``x + factor * y``, in the types of ``x``."""
-    return jax.tree.map(lambda a, b: (a + factor * b).astype(jnp.result_type(a)), _arrays(x), y)
+    return jax.tree.map(lambda a, b: (a + factor * b).astype(a.dtype), _as_arrays(x), y)
 
 
 def _scale(factor: Scalar, x: Params) -> Params:
     """``factor * x``, in the types of ``x``."""
-    return jax.tree.map(lambda a: (factor * a).astype(a.dtype), _arrays(x))
+    return jax.tree.map(lambda a: (factor * a).astype(a.dtype), _as_arrays(x))
 
 
-def _arrays(tree: Params) -> Params:
+def _arrays(name: str, tree: Params) -> Params:
+    """``tree``, floating-point numbers, as arrays: whole numbers would round what is added to them."""
+    return _as_arrays(arrays(name, tree, floating=True, some=True))
+
+
+def _as_arrays(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
 
 
-def _check(momentum: Scalar, step_size: Scalar | None = None) -> None:
-    """Range checks of what is known while tracing."""
-    if is_known(momentum) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum: {momentum}; wanted a number in [0, 1)")
-    if step_size is not None and is_known(step_size) and not 0 < step_size < jnp.inf:
-        raise ValueError(f"step_size: {step_size}; wanted a positive, finite number")
+def _check_both(momentum: Scalar, step_size: Scalar) -> None:
+    real("momentum", momentum, SHARE)
+    real("step_size", step_size, POSITIVE)
+
+
+def _check_difference(difference: Scalar | None) -> None:
+    if difference is not None:
+        real("difference", difference, POSITIVE, or_="None for the derivative")
