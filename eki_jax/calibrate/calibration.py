@@ -1,0 +1,305 @@
+"""The front door of a calibration: physical values out, outputs in, and a posterior at the end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eki_jax._checks import SHARE, function, one_of, real, whole
+from eki_jax.calibrate.observations import Observations, observations
+from eki_jax.calibrate.posterior import Posterior, in_members, posterior_of
+from eki_jax.calibrate.priors import JointPrior, joint
+from eki_jax.calibrate.report import Report, commonest
+from eki_jax.calibrate.results import collected
+from eki_jax.solvers import Reason, Solver, StepRefused, kalman
+from eki_jax.solvers.failures import redraw_failed
+from eki_jax.solvers.protocol import makes_its_particles
+
+_BEYOND = "outputs far beyond all others', or a misfit that overflows"
+
+
+class Iteration(NamedTuple):
+    """One step of a calibration that was taken.
+
+    Attributes:
+        report: numbers of the step.
+        parameters: physical values of each parameter before the step, shape (J, ...).
+        outputs: outputs by their names, shape (J, ...), float64; NaN for members that failed.
+        misfits: misfits ``1/2 ||y - G(u_j)||^2_Gamma``, shape (J,); NaN for members that failed.
+        healthy: flags of the members that took part, shape (J,).
+    """
+
+    report: Report
+    parameters: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    misfits: np.ndarray
+    healthy: np.ndarray
+
+
+class Calibration:
+    r"""A calibration of a simulator that is run elsewhere: ask for members, run them, tell their outputs.
+
+    Between them stands a method for ensembles, by default the deterministic Kalman step
+    (:func:`eki_jax.kalman.etki`) with step sizes from :func:`eki_jax.kalman.data_misfit_controller`, which leads from
+    prior to posterior. The ensemble lives in the latent space of :mod:`eki_jax.calibrate.priors`; the residuals are
+    divided by the noise in double precision, before anything else is done with them.
+
+    Args:
+        prior: priors of the parameters by their names, such as :func:`positive`, :func:`bounded` and :func:`normal`;
+            groups of them are :func:`correlated`.
+        data: data y by the outputs' names, arrays of any shape; NaN, or masked, where nothing was observed.
+        noise: covariance Gamma of the noise (variances, not standard deviations): a dict with the outputs' names of a
+            number, the output's shape, a matrix (N, N) for N numbers, or a :class:`eki_jax.kalman.LowRankNoise`; or one
+            of these for all outputs.
+        particles: number of members J, at least 2; more than the latent parameters for a posterior covariance of full
+            rank.
+        seed: number from which everything random follows.
+        method: method, "etki" (deterministic) or "enkf" (with perturbed data); or a function ``method(noise_covariance)
+            -> solver`` of the whitened residuals' covariance, ones of shape (M,), that returns a
+            :class:`eki_jax.Solver` (with ``forward=None``). What happens to failed members is then the solver's.
+        impute: largest share, in [0, 1), of a member's observed outputs that may be NaN: these are given the mean of
+            the complete members'. By default none may be, and such a member fails.
+        most_iterations: number of steps after which the calibration ends even though the method has not.
+        most_refusals: number of steps refused in a row (``report.moved``) after which ``tell`` raises.
+
+    Attributes:
+        prior: transforms between latent and physical values, a :class:`JointPrior`.
+        history: list of an :class:`Iteration` for every step that was taken.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: data, noise and prior that do not fit; numbers out of their ranges.
+
+    >>> from eki_jax import calibrate
+    >>> def simulate(member):
+    ...     return {"height": member["speed"] * np.array([1.0, 2.0]) - member["gravity"] * np.array([0.5, 2.0])}
+    >>> calibration = calibrate.Calibration(
+    ...     prior={"speed": calibrate.positive(8.0, 4.0), "gravity": calibrate.normal(10.0, 1.0)},
+    ...     data={"height": [5.1, 0.2]},
+    ...     noise={"height": 0.1**2},
+    ...     particles=40,
+    ... )
+    >>> while not calibration.done:
+    ...     report = calibration.tell([simulate(member) for member in calibration.ask()])
+    >>> posterior = calibration.posterior()
+    >>> bool(abs(posterior.mean["speed"] - 10.0) < 0.5), bool(posterior.sd["speed"] < 0.5)
+    (True, True)
+
+    Iglesias, Law and Stuart, Inverse Problems 29, 2013; Huang, Huang, Reich and Stuart, Inverse Problems 38, 2022.
+    """
+
+    def __init__(
+        self,
+        prior: Mapping[str, Any],
+        data: Mapping[str, Any],
+        noise: Any,
+        particles: int,
+        seed: int = 0,
+        *,
+        method: str | Callable[[np.ndarray], Solver] = "etki",
+        impute: float = 0.0,
+        most_iterations: int = 100,
+        most_refusals: int = 3,
+    ) -> None:
+        self.prior: JointPrior = joint(prior)
+        self._observations: Observations = observations(data, noise)
+        self._particles = whole("particles", particles, 2)
+        self._seed = whole("seed", seed, 0)
+        self._impute = float(real("impute", impute, SHARE))
+        self._most_iterations = whole("most_iterations", most_iterations)
+        self._most_refusals = whole("most_refusals", most_refusals)
+        self._method = method if isinstance(method, str) else None
+        self._solver = _solver(method, self._observations.size, jax.random.key(self._seed))
+        draws = jax.random.normal(jax.random.fold_in(jax.random.key(self._seed), 0), (particles, self.prior.size))
+        self._state = self._solver.init(self.prior.split(draws))
+        self._healthy = np.ones(self._particles, bool)
+        self._refused = 0
+        self.history: list[Iteration] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the method is at its end, or ``most_iterations`` steps were taken."""
+        return self._is_at_end or self.iteration >= self._most_iterations
+
+    @property
+    def iteration(self) -> int:
+        """The number of steps taken."""
+        return len(self.history)
+
+    @property
+    def _is_at_end(self) -> bool:
+        return bool(self._solver.done(self._state))
+
+    def ask(self) -> list[dict[str, Any]]:
+        """The members whose outputs are wanted next; the same ones until they are told.
+
+        Returns:
+            A list of J dicts of physical values by the parameters' names, NumPy numbers and arrays of float64.
+
+        Raises:
+            RuntimeError: the calibration is done.
+        """
+        self._check_open("ask")
+        return in_members(self.prior.to_physical(self._latent()))
+
+    def tell(self, results: Any) -> Report:
+        """Take a step with the outputs of the members that :meth:`ask` gave, in their order.
+
+        Args:
+            results: list of one result for each member: a dict of arrays in the shapes of the data, of any real dtype;
+                None, NaN or an exception for one that failed.
+
+        Returns:
+            The :class:`Report` of the step, which prints as one line.
+
+        Raises:
+            RuntimeError: the calibration is done.
+            TypeError: results of another kind.
+            ValueError: outputs that do not fit the data; the error names member and output.
+            eki_jax.StepRefused: fewer than two members survived, or this was the last of ``most_refusals`` refused
+                steps in a row; it names the reason and the remedy.
+
+        Whatever is raised, the calibration is what it was before the call.
+        """
+        self._check_open("tell")
+        wanted, size = self._observations, self._particles
+        found = collected(results, wanted.shapes, wanted.observed, size, self._impute)
+        latent = self._latent()
+        parameters = self.prior.to_physical(latent)
+        failures = dict(found.failures)
+        for j in np.flatnonzero(~_finite_rows(latent)):
+            failures.setdefault(int(j), "its parameters are not finite")
+        _check_survivors(failures, size)
+        residuals = wanted.whitened(found.rows)
+        residuals[list(failures)] = np.nan
+        dtype = jax.tree.leaves(self._solver.ensemble(self._state))[0].dtype
+        with np.errstate(over="ignore"):
+            told = jnp.asarray(residuals.astype(dtype))
+        state, info = self._solver.update(self._state, told, jnp.zeros(wanted.size, dtype))
+        healthy = np.isfinite(np.asarray(info.losses)) & np.isfinite(residuals).all(axis=1)
+        for j in np.flatnonzero(~healthy):
+            failures.setdefault(int(j), _BEYOND)
+        _check_survivors(failures, size)
+        moved, reason = bool(info.moved), Reason(int(info.reason))
+        refused = 0 if moved else self._refused + 1
+        if refused >= self._most_refusals:
+            raise StepRefused(reason, f"{refused} steps in a row were refused")
+        iteration = self.iteration + moved
+        report = Report(
+            iteration=iteration,
+            time=float(state.time) if hasattr(state, "time") else None,
+            step_size=float(info.step_size),
+            misfit=float(np.mean(residuals[healthy] ** 2)),
+            misfit_of_mean=float(np.mean(residuals[healthy].mean(axis=0) ** 2)),
+            spread=_spread(_rows(self._solver.ensemble(state))[healthy]),
+            particles=size,
+            failures=failures,
+            masked=wanted.masked,
+            imputed=found.imputed,
+            constant=_constant(wanted, found.rows[healthy]),
+            moved=moved,
+            reason=reason,
+            done=bool(self._solver.done(state)) or iteration >= self._most_iterations,
+        )
+        if moved:
+            misfits = np.where(healthy, 0.5 * np.sum(residuals**2, axis=1), np.nan)
+            self.history.append(Iteration(report, parameters, wanted.split(found.rows), misfits, healthy))
+            self._healthy = healthy
+        self._state, self._refused = state, refused
+        return report
+
+    def posterior(self, probabilities: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> Posterior:
+        """What is known of the parameters now, in physical units.
+
+        Members that failed in the last step, and were redrawn or stayed where they were, are left out.
+
+        Args:
+            probabilities: probabilities of the quantiles, each in [0, 1].
+
+        Returns:
+            The :class:`Posterior`.
+
+        Raises:
+            ValueError: probabilities out of their range.
+
+        Warns with a UserWarning where the calibration is not at its end, or where too few members are healthy for a
+        covariance of full rank.
+        """
+        if not (self._is_at_end or (self.done and self._method is None)):
+            after = f"after {self.iteration} iterations" + (
+                f" at time {float(self._state.time):.3g} of 1" if hasattr(self._state, "time") else ""
+            )
+            warnings.warn(
+                f"posterior: the calibration is not at its end, {after}; wanted calls of ask and tell until "
+                "calibration.done, or a larger most_iterations",
+                UserWarning,
+                stacklevel=2,
+            )
+        latent = {name: values[self._healthy] for name, values in self._latent().items()}
+        number, least = int(self._healthy.sum()), self.prior.size + 1
+        if number < least:
+            warnings.warn(
+                f"posterior: {number} healthy members for {self.prior.size} latent parameters, so that the covariance "
+                f"has at most rank {number - 1}; wanted at least {least} particles",
+                UserWarning,
+                stacklevel=2,
+            )
+        return posterior_of(self.prior.to_physical(latent), probabilities)
+
+    def _latent(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(values) for name, values in self._solver.ensemble(self._state).items()}
+
+    def _check_open(self, name: str) -> None:
+        if self.done:
+            raise RuntimeError(
+                f"{name}: the calibration is done after {self.iteration} iterations; wanted posterior(), or a new "
+                "Calibration"
+            )
+
+
+def _solver(method: Any, outputs: int, key: jax.Array) -> Solver:
+    noise_covariance = np.ones(outputs)
+    if not callable(method):
+        one_of("method", method, ("etki", "enkf"))
+        failures, schedule = redraw_failed(jax.random.fold_in(key, 1)), kalman.data_misfit_controller()
+        if method == "etki" and hasattr(kalman, "etki"):
+            return kalman.etki(None, noise_covariance, schedule, failures=failures)
+        return kalman.enkf(None, noise_covariance, schedule, key=jax.random.fold_in(key, 2), failures=failures)
+    solver = function("method", method, "a method(noise_covariance) -> solver", arguments=1)(noise_covariance)
+    if not isinstance(solver, Solver):
+        raise TypeError(f"method: it returned {solver!r}; wanted an eki_jax.Solver, such as kalman.enkf(None, ...)")
+    if makes_its_particles(solver):
+        raise TypeError("method: its solver makes its own particles; wanted one that starts from an ensemble")
+    return solver
+
+
+def _check_survivors(failures: dict[int, str], particles: int) -> None:
+    """Raise where fewer than two members are left, with the commonest reason."""
+    survivors = particles - len(failures)
+    if survivors < 2:
+        said = f"{survivors} of {particles} members survived ({commonest(failures)})"
+        raise StepRefused(Reason.FEW_PARTICLES, f"step refused: {said}")
+
+
+def _rows(tree: Mapping[str, Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(values, np.float64) for values in tree.values()], axis=1)
+
+
+def _finite_rows(latent: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.isfinite(_rows(latent)).all(axis=1)
+
+
+def _spread(rows: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.var(rows, axis=0, ddof=1))))
+
+
+def _constant(wanted: Observations, rows: np.ndarray) -> tuple[str, ...]:
+    """The outputs none of whose observed numbers varies."""
+    varies = wanted.split(((rows != rows[0]) & wanted.observed).any(axis=0)[None])
+    observed = wanted.split(wanted.observed[None])
+    return tuple(name for name in varies if observed[name].any() and not varies[name].any())
