@@ -12,8 +12,8 @@ import optax
 from natural_digits import load
 
 import eki_jax
+from eki_jax import natural
 from eki_jax.flax import low_rank_forward
-from eki_jax.natural import softmax_cross_entropy, value_and_natural_direction
 
 LAYERS = {"Conv_0": "first convolution", "Conv_1": "second convolution", "Dense_0": "dense layer"}
 
@@ -35,7 +35,7 @@ def cosines(particles: int, localized: bool, trained: int = 40, draws: int = 3) 
     digits = load()
     batch = digits.images[:400], digits.labels[:400]
     forward, template = low_rank_forward(Convolutional(), digits.images[:1])
-    loss = softmax_cross_entropy()
+    loss = natural.softmax_cross_entropy()
     gradient = jax.jit(jax.grad(lambda params: loss(forward(params, batch[0]), batch[1])))
     params = eki_jax.xavier(template, window=True).sample(jax.random.key(0))
     tx = optax.adam(1e-2)
@@ -45,7 +45,8 @@ def cosines(particles: int, localized: bool, trained: int = 40, draws: int = 3) 
         params = optax.apply_updates(params, updates)
     exact = gradient(params)
     # So much damping that the matrix does not count: what is left is the gradient, each leaf times its variance.
-    estimate = value_and_natural_direction(forward, loss, particles, damping=1e6, localized=localized, iterations=1)
+    kind = natural.localized(1) if localized else natural.span()
+    estimate = natural.value_and_natural_direction(forward, loss, particles, damping=1e6, estimate=kind)
     direction_of = jax.jit(estimate)
     total = dict.fromkeys(LAYERS, 0.0)
     for key in jax.random.split(jax.random.key(1), draws):
