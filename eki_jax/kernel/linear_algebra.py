@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
@@ -43,3 +44,45 @@ def damped_solve(matrix: Array, right: Array, damping: Array) -> tuple[Array, Ar
 
     solution = lax.cond(failed, by_eigenvalues, lambda _: cho_solve((factor, True), right), None)
     return solution, failed
+
+
+@jax.custom_jvp
+def inverse_root(matrix: Array) -> tuple[Array, Array]:
+    r"""``T = (I + S)^(-1/2)`` for a positive semi-definite S, and ``g(S)`` with ``T = I - S g(S)``.
+
+    .. math:: g(s) = \frac{1}{\sqrt{1 + s}\,(1 + \sqrt{1 + s})}
+
+    Neither is a difference of numbers that are nearly equal, and both have derivatives where eigenvalues coincide, which
+    eigenvectors have not. Eigenvalues below zero are rounding and count as zero.
+
+    >>> s = jnp.array([[3.0, 0.0], [0.0, 0.0]])
+    >>> root, shrinkage = inverse_root(s)
+    >>> root.diagonal(), (jnp.eye(2) - s @ shrinkage).diagonal()
+    (Array([0.5, 1. ], dtype=float32), Array([0.5, 1. ], dtype=float32))
+    """
+    vectors, p = _roots(matrix)
+    return _spectral(vectors, 1 / p), _spectral(vectors, 1 / (p * (1 + p)))
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    (matrix,), (tangent,) = primals, tangents
+    vectors, p = _roots(matrix)
+    rows, columns = p[:, None], p[None]
+    inner = jnp.linalg.multi_dot([vectors.T, 0.5 * (tangent + tangent.T), vectors], precision=HIGHEST)
+    # The divided differences of both functions in the eigenvalues p^2 - 1 (Daleckii and Krein).
+    slope = -1 / (rows * columns * (rows + columns))
+    slopes = slope, slope * (1 + rows + columns) / ((1 + rows) * (1 + columns))
+    changes = tuple(jnp.linalg.multi_dot([vectors, by * inner, vectors.T], precision=HIGHEST) for by in slopes)
+    return (_spectral(vectors, 1 / p), _spectral(vectors, 1 / (p * (1 + p)))), changes
+
+
+def _roots(matrix: Array) -> tuple[Array, Array]:
+    """The eigenvectors of S, and the roots of ``1 + s``; NaN where S is not finite, for which eigh is undefined."""
+    finite = jnp.isfinite(matrix).all()
+    values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0))
+    return vectors, jnp.where(finite, jnp.sqrt(1 + jnp.maximum(values, 0)), jnp.nan)
+
+
+def _spectral(vectors: Array, values: Array) -> Array:
+    return jnp.matmul(vectors * values, vectors.T, precision=HIGHEST)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, arrays, function, pair, real
+from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, function, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
@@ -17,14 +17,20 @@ from eki_jax.kernel.health import particle_mean
 from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.particles import ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
-from eki_jax.solvers.kalman.noise_covariance import NoiseCovariance, check_size, is_usable
+from eki_jax.solvers.kalman.inflation import inflated
+from eki_jax.solvers.kalman.localization import LocalProducts, as_localization
+from eki_jax.solvers.kalman.noise_covariance import Data, NoiseCovariance, as_noise_covariance, fitted, is_usable
+from eki_jax.solvers.kalman.settings import KalmanSettings
 from eki_jax.solvers.kalman.tempering import TemperingFn
+from eki_jax.solvers.kalman.tikhonov import prior_residuals, whitened_prior
 from eki_jax.solvers.protocol import (
     Info,
     Options,
+    SharedSettings,
     Solver,
     bad_targets,
     check_rows,
+    check_settings,
     check_state,
     compiled,
     given,
@@ -56,12 +62,17 @@ class KalmanState(NamedTuple):
 
 
 class System(NamedTuple):
-    """The linear-Gaussian problem of one step, whitened: noise of covariance I. Rows of failed particles are zero.
+    """The linear-Gaussian problem of one step. Rows of failed particles are zero.
 
     Attributes:
         ensemble: particles, shape (J, ...).
-        residuals: differences ``G_j - y``, shape (J, M).
-        perturbed: differences from each particle's own data, ``G_j - y - xi_j``, shape (J, M).
+        raw: differences ``G_j - y`` in the outputs' units, shape (J, M).
+        covariance: covariance Gamma, which whitens them.
+        prior: whitened differences ``u_j - m_0``, shape (J, P), where a prior is imposed; else None.
+        residuals: whitened differences, those of the prior last, whose noise has covariance I; shape (J, M or M + P).
+        noise: draws of each particle's own data around the common ones, whitened, in the shape of ``residuals``; None
+            for none.
+        perturbed: differences from each particle's own data, ``residuals - noise``.
         step_size: step size h.
         healthy: flags of the particles that take part, shape (J,).
         axis: devices over which the particles are spread.
@@ -69,7 +80,11 @@ class System(NamedTuple):
     """
 
     ensemble: Ensemble
+    raw: Array
+    covariance: NoiseCovariance
+    prior: Array | None
     residuals: Array
+    noise: Array | None
     perturbed: Array
     step_size: Array
     healthy: Array
@@ -82,26 +97,54 @@ class System(NamedTuple):
         size = jnp.maximum(count, 1).astype(self.residuals.dtype)
         return centred(self.residuals, self.healthy, size, self.axis), size
 
+    def mean_residual(self, size: Array) -> Array:
+        """The mean of the healthy particles' residuals, shape (M,); ``size`` is the number of those."""
+        return self.axis.sum(jnp.sum(self.residuals, axis=0)) / size
+
+
+class Method(NamedTuple):
+    """What one Kalman method does with the system of a step.
+
+    Attributes:
+        name: name of the method in errors.
+        solve: function of a :class:`System` that returns the kernel's products with the ensemble.
+        combination: function ``(scale, Z, own, residuals, mean) -> W`` for an analysis of single parameters: the
+            direction of a column of deviations U is ``W U / J``. It is given h / J, the anomalies of all particles, the
+            function that takes this device's rows, its rows of the residuals, perturbed or not, and their mean.
+    """
+
+    name: str
+    solve: Callable[[System], Products]
+    combination: Callable[..., Array]
+
 
 def analysis(
     forward: ForwardFn | None,
-    covariance: NoiseCovariance,
+    noise_covariance: Any,
     step_size: float | TemperingFn,
-    solve: Callable[[System], Products],
-    options: Options,
+    method: Method,
+    settings: KalmanSettings,
     key: Array | None = None,
 ) -> Solver:
     """A Kalman step as a solver, from how it solves its linear system.
 
     Args:
         forward: function ``forward(params, x) -> outputs`` of one particle; None where only ``update`` is used.
-        covariance: covariance Gamma of the noise.
+        noise_covariance: covariance Gamma of the noise; None where the targets bring it.
         step_size: step size h > 0, or a function of the misfits and the time.
-        solve: function of a :class:`System` that returns the kernel's products with the ensemble.
-        options: settings of the solver.
+        method: what the method does with the system.
+        settings: keywords that all Kalman steps share.
         key: JAX random key of the data's perturbations, or None for none.
     """
-    axis = options.axis
+    covariance = None if noise_covariance is None else as_noise_covariance(noise_covariance)
+    if not callable(step_size):
+        real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")
+    check_settings(settings, KalmanSettings)
+    own = ("prior", "localization", "inflation")
+    prior, localization, inflation = (settings.get(name) for name in own)
+    options = Options.of({name: value for name, value in settings.items() if name not in own}, SharedSettings)
+    axis, local = options.axis, as_localization(localization)
+    whitened = None if prior is None else whitened_prior(prior)
     if forward is not None:
         function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     if key is not None:
@@ -113,32 +156,44 @@ def analysis(
         return KalmanState(ensemble, jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
     def update(state: KalmanState, outputs: Any, targets: Any) -> tuple[KalmanState, Info]:
-        check_state(state, KalmanState, "enkf")
+        check_state(state, KalmanState, method.name)
         check_rows(outputs, local_size(state.ensemble, name="ensemble"))
-        residuals = _residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
-        check_size(covariance, residuals.shape[1])
+        gamma, targets = _covariance_and_data(covariance, targets, outputs)
+        raw = _residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
         # Whitened before anything is multiplied: data of many magnitudes, and the noise's own, keep their digits.
-        residuals = covariance.whiten(residuals)
+        residuals = gamma.whiten(raw)
+        of_prior = None if whitened is None else prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
+        raw = jnp.where(healthy[:, None], raw, 0)
         residuals = jnp.where(healthy[:, None], residuals, 0)
+        if of_prior is not None:
+            of_prior = jnp.where(healthy[:, None], of_prior, 0)
+            misfits = misfits + 0.5 * jnp.sum(of_prior * of_prior, axis=1)
+            residuals = jnp.concatenate([residuals, of_prior], axis=1)
         misfits = jnp.where(healthy, misfits, jnp.nan)
         h: Any = step_size
         if callable(step_size):
             h = step_size(axis.gathered(misfits), residuals.shape[1], state.time, state.count)
             h = axis.mean(h)  # the same number everywhere, which shard_map cannot know of gathered misfits
         h = jnp.asarray(real("step_size", h, NOT_NEGATIVE), residuals.dtype)
-        perturbed = residuals
+        noise, perturbed = None, residuals
         if key is not None:
             noise = _noise(jax.random.fold_in(key, state.count), residuals, options.axis_name)
-            perturbed = residuals - jnp.where(h > 0, jax.lax.rsqrt(jnp.where(h > 0, h, 1)), 0) * noise
-            perturbed = jnp.where(healthy[:, None], perturbed, 0)
-        products = solve(System(state.ensemble, residuals, perturbed, h, healthy, axis, options.precision))
+            noise = jnp.where(h > 0, jax.lax.rsqrt(jnp.where(h > 0, h, 1)), 0) * noise
+            perturbed = jnp.where(healthy[:, None], residuals - noise, 0)
+        system = System(
+            state.ensemble, raw, gamma, of_prior, residuals, noise, perturbed, h, healthy, axis, options.precision
+        )
+        if local is None:
+            products: Any = method.solve(system)
+        else:
+            products = LocalProducts.of(system, method.combination, local, outputs)
         blocks = lambda d, u: (u - h.astype(d.dtype) * d,)
         refusals = (
             (Reason.ENDED, done(state)),
             (Reason.TARGETS, bad_targets(targets, options.targets_axis)),
-            (Reason.SETTING, ~is_usable(covariance)),
+            (Reason.SETTING, ~is_usable(gamma)),
         )
         (ensemble,), info = take_step(
             products, (state.ensemble,), blocks, misfits, h, products.norm(), healthy, state.count, options, *refusals
@@ -151,7 +206,7 @@ def analysis(
         return KalmanState(ensemble, time, state.count + info.moved.astype(state.count.dtype)), info
 
     def step(state: KalmanState, batch: Batch) -> tuple[KalmanState, Info]:
-        check_state(state, KalmanState, "enkf")
+        check_state(state, KalmanState, method.name)
         x, targets = pair("batch", batch)
         return update(state, evaluate(given(forward), state.ensemble, x, chunk_size=options.chunk_size), targets)
 
@@ -161,7 +216,7 @@ def analysis(
     def done(state: KalmanState) -> Array:
         return state.time >= 1 if callable(step_size) else never_done(state)
 
-    return compiled(
+    solver = compiled(
         Solver(
             init,
             step,
@@ -173,6 +228,19 @@ def analysis(
             one_pass_a_particle,
         )
     )
+    return solver if inflation is None else inflated(solver, inflation, options.axis_name)
+
+
+def _covariance_and_data(covariance: NoiseCovariance | None, targets: Any, outputs: Any) -> tuple[NoiseCovariance, Any]:
+    """The covariance of these outputs, and the data: the targets, or what they are with a covariance of their own."""
+    if isinstance(targets, Data):
+        name = "targets.noise_covariance"
+        return fitted(as_noise_covariance(targets.noise_covariance, name), outputs, name), targets.values
+    if covariance is None:
+        raise TypeError(
+            "noise_covariance: None; wanted a covariance, or targets that are Data(values, noise_covariance)"
+        )
+    return fitted(covariance, outputs), targets
 
 
 def _residuals(outputs: Any, targets: Any, targets_axis: int | None) -> Array:

@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._checks import POSITIVE, one_of, real
+from eki_jax._checks import one_of
 from eki_jax._types import Array, ForwardFn, Space
 from eki_jax.kernel.axes import Axis
-from eki_jax.kernel.linear_algebra import damped_solve
+from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve, inverse_root
 from eki_jax.kernel.products import Products
-from eki_jax.solvers.kalman.analysis import System, analysis
-from eki_jax.solvers.kalman.noise_covariance import HIGHEST, as_noise_covariance
+from eki_jax.solvers.kalman.analysis import Method, System, analysis
+from eki_jax.solvers.kalman.settings import KalmanSettings
 from eki_jax.solvers.kalman.tempering import TemperingFn
-from eki_jax.solvers.protocol import Options, SharedSettings, Solver
+from eki_jax.solvers.protocol import Solver
 
 
 def enkf(
@@ -32,7 +32,7 @@ def enkf(
     *,
     key: Array | None = None,
     space: Space | Literal["data"] | None = None,
-    **settings: Unpack[SharedSettings],
+    **settings: Unpack[KalmanSettings],
 ) -> Solver:
     r"""The ensemble Kalman filter's analysis step as a solver (slides; Iglesias, Law and Stuart, 2013).
 
@@ -43,12 +43,14 @@ def enkf(
     Args:
         forward: function ``forward(params, x) -> outputs`` of one particle; None where only ``update`` is used.
         noise_covariance: covariance Gamma of the noise, positive definite: a number or shape (M,), variances; shape (M,
-            M); or a :class:`LowRankNoise`, which is never formed in the space of the ensemble.
+            M); a :class:`LowRankNoise`, which is never formed in the space of the ensemble; or a mapping of these with
+            the keys of the outputs, blocks that are independent. None where the targets are :class:`Data`, which bring
+            their own.
         step_size: step size h > 0, or a function such as :func:`tempered` and :func:`data_misfit_controller`.
         key: JAX random key that perturbs the data of every particle by its own ``xi_j``; None does not.
         space: space in which the system is solved, "output" (M x M) or "ensemble" (J x J); by default the cheaper one.
             "data" is another name for "output".
-        **settings: keywords that all solvers of ensembles share, see :class:`eki_jax.SharedSettings`.
+        **settings: keywords that all Kalman steps share, see :class:`KalmanSettings`.
 
     Returns:
         A :class:`eki_jax.Solver` with :class:`KalmanState`. In its ``Info``, ``losses`` are the misfits
@@ -67,16 +69,13 @@ def enkf(
     Array([[2.5],
            [3.5]], dtype=float32)
     """
-    covariance = as_noise_covariance(noise_covariance)
     one_of("space", space, ("output", "ensemble", "data", None))
-    if not callable(step_size):
-        real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")
 
     def solve(system: System) -> Products:
-        among_outputs = (space or _choose(system)) != "ensemble"
+        among_outputs = (space or cheaper_space_of(system)) != "ensemble"
         return _solve_among_outputs(system) if among_outputs else _solve_among_particles(system)
 
-    return analysis(forward, covariance, step_size, solve, Options.of(settings, SharedSettings), key)
+    return analysis(forward, noise_covariance, step_size, Method("enkf", solve, _combination), settings, key)
 
 
 def cheaper_space(ensemble_size: int, outputs: int, parameters: int) -> Space:
@@ -110,7 +109,8 @@ def _solve_among_outputs(system: System) -> Products:
         return z, damped_solve(scale * gram, system.perturbed.T, jnp.ones((), z.dtype))[0].T
 
     def by_singular_values() -> tuple[Array, Array]:
-        left, shrunk, right = _shrunk(system.axis.gathered(z), scale)
+        left, values, right = resolved_singular_values(system.axis.gathered(z))
+        shrunk = values / (1 + scale * values**2)
         left, right = (
             system.axis.own_part(left * shrunk[None]),
             jnp.matmul(system.perturbed, right.T, precision=HIGHEST),
@@ -118,7 +118,7 @@ def _solve_among_outputs(system: System) -> Products:
         missing = z.shape[1] - left.shape[1]
         return jnp.pad(left, ((0, 0), (0, missing))), jnp.pad(right, ((0, 0), (0, missing)))
 
-    outputs, cotangents = lax.cond(_is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    outputs, cotangents = lax.cond(is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
     return Products.of(
         system.ensemble,
         outputs,
@@ -144,15 +144,16 @@ def _solve_among_particles(system: System) -> Products:
         return damped_solve(scale * gram, right, jnp.ones((), z.dtype))[0].T
 
     def by_singular_values() -> Array:
-        left, shrunk, right = _shrunk(everyone, scale)
+        left, values, right = resolved_singular_values(everyone)
+        shrunk = values / (1 + scale * values**2)
         inner = jnp.matmul(right, system.perturbed.T, precision=HIGHEST)
         return jnp.matmul(left * shrunk[None], inner, precision=HIGHEST).T
 
-    weights = lax.cond(_is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    weights = lax.cond(is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
     return Products(z, system.perturbed, size, system.healthy, system.axis, weights, system.precision)
 
 
-def _is_resolved(z: Array, scale: Array, axis: Axis) -> Array:
+def is_resolved(z: Array, scale: Array, axis: Axis) -> Array:
     """Whether the 1 in ``I + scale Z^T Z`` is left of its rounding, so that a matrix of inner products may be formed.
 
     Where the noise is small beside the outputs it is not: a square has half of the digits.
@@ -161,20 +162,28 @@ def _is_resolved(z: Array, scale: Array, axis: Axis) -> Array:
     return ~(largest * jnp.finfo(z.dtype).eps > 1e-3)
 
 
-def _shrunk(z: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """P, ``s / (1 + scale s^2)`` and Q^T, from the singular values of ``Z = P diag(s) Q^T``.
+def resolved_singular_values(z: Array) -> tuple[Array, Array, Array]:
+    """P, s and Q^T of ``Z = P diag(s) Q^T``; NaN where Z is not finite.
 
-    Values that the rounding of the outputs alone explains are left out: no parameter stands behind them, but a large
+    Values that the rounding of the outputs alone explains are zero: no parameter stands behind them, but a large
     residual would be fitted by them.
     """
     finite = jnp.isfinite(z).all()
     left, values, right = jnp.linalg.svd(jnp.where(finite, z, 0), full_matrices=False)
     rounding = max(z.shape) * jnp.finfo(z.dtype).eps * values[0]
-    shrunk = jnp.where(values > rounding, values / (1 + scale * values**2), 0)
-    return left, jnp.where(finite, shrunk, jnp.nan), right
+    return left, jnp.where(values > rounding, values, 0), jnp.where(finite, right, jnp.nan)
 
 
-def _choose(system: System) -> Space:
+def _combination(scale: Array, everyone: Array, own: Any, residuals: Array, mean: Array) -> Array:
+    """``R Z^T (I + scale Z Z^T)^-1``, the rows of this device's particles."""
+    del own, mean
+    root, _ = inverse_root(scale * jnp.matmul(everyone, everyone.T, precision=HIGHEST))
+    inner = jnp.matmul(residuals, everyone.T, precision=HIGHEST)
+    return jnp.matmul(jnp.matmul(inner, root, precision=HIGHEST), root, precision=HIGHEST)
+
+
+def cheaper_space_of(system: System) -> Space:
+    """The cheaper space of a step's linear system; see :func:`cheaper_space`."""
     size, outputs = len(system.perturbed) * system.axis.size, system.perturbed.shape[1]
     leaves = jax.tree.leaves(system.ensemble)
     parameters = sum(leaf.size for leaf in leaves) // leaves[0].shape[0]

@@ -1,7 +1,9 @@
-"""The observation noise's covariance Gamma: diagonal, dense or diagonal plus low rank, never formed if need not be."""
+"""The observation noise's covariance Gamma: diagonal, dense, of low rank, in blocks; never formed if it need not be."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -24,6 +26,26 @@ class LowRankNoise(NamedTuple):
 
     diagonal: Any
     factor: Any
+
+
+class Data(NamedTuple):
+    """Data that come with the covariance of their own noise, in the place of the targets: a mini-batch, for example.
+
+    Attributes:
+        values: data y, in the shape of one particle's outputs; of every particle's own with ``targets_axis=0``.
+        noise_covariance: covariance Gamma of these data, in any form that a solver takes.
+
+    >>> import jax.numpy as jnp
+    >>> from eki_jax import kalman
+    >>> solver = kalman.etki(lambda u, x: x * u, None)
+    >>> state = solver.init(jnp.array([[1.0], [3.0]]))
+    >>> state, info = solver.step(state, (2.0, Data(jnp.array([8.0]), 4.0)))
+    >>> float(solver.estimate(state)[0])  # 2 + (8 - 4) / 4
+    3.0
+    """
+
+    values: Any
+    noise_covariance: Any
 
 
 class Diagonal(NamedTuple):
@@ -69,22 +91,46 @@ class DiagonalPlusLowRank(NamedTuple):
         return scaled + jnp.matmul(inner, factor.T, precision=HIGHEST)
 
 
+class Blocks(NamedTuple):
+    """Noise that is independent from one leaf of the outputs' tree to the next.
+
+    Attributes:
+        parts: covariance of each leaf, in the order of the tree.
+        structure: structure of the tree.
+        sizes: number of outputs of each leaf; None before they are known.
+    """
+
+    parts: tuple[NoiseCovariance, ...]
+    structure: Any
+    sizes: tuple[int, ...] | None = None
+
+    def whiten(self, rows: Array) -> Array:
+        """``rows W^T`` with ``W Gamma W^T = I``, shape (J, M)."""
+        assert self.sizes is not None
+        ends = np.cumsum(self.sizes)[:-1].tolist()
+        blocks = jnp.split(rows, ends, axis=1)
+        return jnp.concatenate([part.whiten(block) for part, block in zip(self.parts, blocks, strict=True)], axis=1)
+
+
+NoiseCovariance: TypeAlias = Diagonal | Dense | DiagonalPlusLowRank | Blocks
+
+
 def is_usable(covariance: NoiseCovariance) -> Array:
     """Whether all numbers that whiten are finite and none of the scales is zero, which is known where they are."""
+    if isinstance(covariance, Blocks):
+        return jnp.stack([is_usable(part) for part in covariance.parts]).all()
     parts = [jnp.asarray(part) for part in covariance]
     finite = jnp.stack([jnp.isfinite(part).all() for part in parts]).all()
     return finite & (isinstance(covariance, Dense) | (parts[0] > 0).all())
 
 
-NoiseCovariance: TypeAlias = Diagonal | Dense | DiagonalPlusLowRank
-
-
-def as_noise_covariance(value: Any) -> NoiseCovariance:
+def as_noise_covariance(value: Any, name: str = "noise_covariance") -> NoiseCovariance:
     """Check Gamma and factor it once.
 
     Args:
-        value: covariance Gamma: a number or shape (M,), the noise's variances; shape (M, M), the matrix; or a
-            `LowRankNoise`.
+        value: covariance Gamma: a number or shape (M,), the noise's variances; shape (M, M), the matrix; a
+            `LowRankNoise`; or a mapping of them with the keys of the outputs.
+        name: name of the argument in an error.
 
     Returns:
         The covariance with what is needed to whiten with it. What is not known while tracing and is no covariance
@@ -98,44 +144,116 @@ def as_noise_covariance(value: Any) -> NoiseCovariance:
     Array([[2., 1.]], dtype=float32)
     """
     if isinstance(value, LowRankNoise):
-        return _low_rank(value)
-    wanted = "wanted a number, (M,), (M, M) or a LowRankNoise"
+        return _low_rank(value, name)
+    if isinstance(value, Mapping):
+        is_one = lambda node: isinstance(node, LowRankNoise | list | tuple)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_one)
+        if not leaves:
+            raise ValueError(f"{name}: an empty mapping; wanted a covariance for every output")
+        parts = (as_noise_covariance(part, f"{name}{jax.tree_util.keystr(path)}") for path, part in leaves)
+        return Blocks(tuple(parts), structure)
+    wanted = "wanted a number, (M,), (M, M), a LowRankNoise or a mapping of them with the outputs' keys"
     if isinstance(value, bool) or (not jax.tree_util.all_leaves([value]) and not isinstance(value, list | tuple)):
-        raise TypeError(f"noise_covariance: {value!r}; {wanted}")
-    arrays("noise_covariance", value)
+        raise TypeError(f"{name}: {value!r}; {wanted}")
+    arrays(name, value)
     known = is_known(value)
     matrix = np.asarray(value, np.float64) if known else value
     if matrix.ndim > 2 or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
-        raise ValueError(f"noise_covariance: shape {matrix.shape}; wanted a number, (M,), (M, M) or a LowRankNoise")
+        raise ValueError(f"{name}: shape {matrix.shape}; {wanted}")
     if known and not np.all(np.isfinite(matrix)):
-        raise ValueError("noise_covariance: has values that are not finite; wanted a covariance")
+        raise ValueError(f"{name}: has values that are not finite; wanted a covariance")
     if matrix.ndim < 2:
         if known and not np.all(matrix > 0):
-            raise ValueError(f"noise_covariance: singular, least variance {matrix.min()}; wanted variances > 0")
+            raise ValueError(f"{name}: singular, least variance {matrix.min()}; wanted variances > 0")
         return Diagonal(np.sqrt(matrix) if known else jnp.sqrt(matrix))
-    return Dense(_cholesky(matrix) if known else jnp.linalg.cholesky(matrix))
+    return Dense(_cholesky(matrix, name) if known else jnp.linalg.cholesky(matrix))
 
 
-def check_size(covariance: NoiseCovariance, outputs: int) -> None:
+def fitted(covariance: NoiseCovariance, outputs: Any, name: str = "noise_covariance") -> NoiseCovariance:
+    """The covariance for outputs of these shapes, or an error where it is of others.
+
+    Args:
+        covariance: covariance that :func:`as_noise_covariance` returned.
+        outputs: outputs of the particles, arrays of shape (J, ...).
+        name: name of the covariance in an error.
+    """
+    sizes = tuple(math.prod(jnp.shape(leaf)[1:]) for leaf in jax.tree.leaves(outputs))
+    if isinstance(covariance, Blocks):
+        found: Any = jax.tree.structure(outputs)
+        if found != covariance.structure:
+            raise ValueError(f"{name}: structure {covariance.structure}, but the outputs have {found}; wanted the same")
+        for part, size in zip(covariance.parts, sizes, strict=True):
+            _check_size(part, size, name)
+        return covariance._replace(sizes=sizes)
+    _check_size(covariance, sum(sizes), name)
+    return covariance
+
+
+def _check_size(covariance: Any, outputs: int, name: str) -> None:
     """Raise unless the covariance is one of ``outputs`` numbers."""
     shape = jnp.shape(covariance.factor if isinstance(covariance, DiagonalPlusLowRank) else covariance[0])
     if shape and shape[0] != outputs and shape != (1,):
-        raise ValueError(f"noise_covariance: of {shape[0]} outputs, but a particle has {outputs}; wanted as many")
+        raise ValueError(f"{name}: of {shape[0]} outputs, but a particle has {outputs}; wanted as many")
 
 
-def _low_rank(value: LowRankNoise) -> DiagonalPlusLowRank:
-    arrays("noise_covariance", value)
+def shrinkage_covariance(samples: Any) -> Any:
+    r"""A covariance from samples that may be fewer than the outputs, shrunk to its diagonal.
+
+    .. math:: \Gamma = D\,\bigl((1 - \delta) R + \delta I\bigr)\,D
+
+    with D the samples' standard deviations, R their correlations, and the intensity delta of least expected error of
+    Ledoit and Wolf (Journal of Multivariate Analysis 88, 2004), from scikit-learn. In this form outputs of many
+    magnitudes are shrunk alike.
+
+    Args:
+        samples: draws of the outputs' noise, shape (n, M), for example repeated or long simulations.
+
+    Returns:
+        Shape (M, M), or a :class:`LowRankNoise` where samples are fewer than outputs.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: fewer than two samples, samples that are not finite, or an output that never varies.
+
+    >>> import numpy as np
+    >>> draws = np.random.default_rng(0).normal(size=(50, 3)) * [1.0, 10.0, 100.0]
+    >>> shrinkage_covariance(draws).shape, type(shrinkage_covariance(draws[:2])).__name__
+    ((3, 3), 'LowRankNoise')
+    """
+    try:
+        from sklearn.covariance import ledoit_wolf_shrinkage
+    except ImportError as error:
+        raise ImportError("shrinkage_covariance: needs scikit-learn; pip install 'eki_jax[calibrate]'") from error
+    rows = np.asarray(arrays("samples", samples), np.float64)
+    if rows.ndim != 2 or len(rows) < 2:
+        raise ValueError(f"samples: shape {rows.shape}; wanted (n, M) with n of at least 2")
+    if not np.all(np.isfinite(rows)):
+        raise ValueError("samples: have values that are not finite; wanted draws of the outputs' noise")
+    rows = rows - rows.mean(axis=0)
+    deviations = rows.std(axis=0, ddof=1)
+    if not np.all(deviations > 0):
+        raise ValueError(f"samples: output {int(np.argmin(deviations))} never varies; wanted it left out")
+    scaled = rows / deviations
+    delta = float(ledoit_wolf_shrinkage(scaled, assume_centered=True))
+    factor = math.sqrt((1 - delta) / (len(rows) - 1)) * rows.T
+    if len(rows) < rows.shape[1]:
+        return LowRankNoise(delta * deviations**2, factor)
+    return factor @ factor.T + np.diag(delta * deviations**2)
+
+
+def _low_rank(value: LowRankNoise, name: str) -> DiagonalPlusLowRank:
+    arrays(name, value)
     known = all(map(is_known, value))
     diagonal, factor = (np.asarray(part, np.float64) for part in value) if known else map(jnp.asarray, value)
     if factor.ndim != 2 or diagonal.shape not in ((), (1,), factor.shape[:1]):
         raise ValueError(
-            f"noise_covariance: diagonal of shape {diagonal.shape} and factor of shape {factor.shape}; wanted a number "
+            f"{name}: diagonal of shape {diagonal.shape} and factor of shape {factor.shape}; wanted a number "
             "or (M,), and (M, K)"
         )
     if known and not (np.all(np.isfinite(diagonal)) and np.all(np.isfinite(factor))):
-        raise ValueError("noise_covariance: has values that are not finite; wanted a covariance")
+        raise ValueError(f"{name}: has values that are not finite; wanted a covariance")
     if known and not np.all(diagonal > 0):
-        raise ValueError(f"noise_covariance: singular, least diagonal {diagonal.min()}; wanted a diagonal > 0")
+        raise ValueError(f"{name}: singular, least diagonal {diagonal.min()}; wanted a diagonal > 0")
     xp: Any = np if known else jnp
     scale = xp.sqrt(diagonal)
     factor = factor / scale.reshape(-1, 1)
@@ -146,20 +264,20 @@ def _low_rank(value: LowRankNoise) -> DiagonalPlusLowRank:
     return DiagonalPlusLowRank(scale, factor, (vectors / (-root * (1 + root))) @ vectors.T)
 
 
-def _cholesky(matrix: np.ndarray) -> np.ndarray:
+def _cholesky(matrix: np.ndarray, name: str) -> np.ndarray:
     """The factor of a covariance that is symmetric and, to double precision, not singular."""
     if not np.allclose(matrix, matrix.T, rtol=1e-5, atol=1e-8 * np.abs(matrix).max()):
-        raise ValueError("noise_covariance: a matrix that is not symmetric; wanted a covariance")
+        raise ValueError(f"{name}: a matrix that is not symmetric; wanted a covariance")
     diagonal = np.diag(matrix)
     if not np.all(diagonal > 0):
-        raise ValueError(f"noise_covariance: singular, least variance {diagonal.min():.3g}; wanted variances > 0")
+        raise ValueError(f"{name}: singular, least variance {diagonal.min():.3g}; wanted variances > 0")
     # As correlations: variances over many magnitudes make a matrix no more singular.
     scale = np.sqrt(diagonal)
     correlations = matrix / np.outer(scale, scale)
     eigenvalues = np.linalg.eigvalsh(correlations)
     if not eigenvalues[0] > len(matrix) * np.finfo(np.float64).eps * eigenvalues[-1]:
         raise ValueError(
-            f"noise_covariance: singular, eigenvalues of the correlations from {eigenvalues[0]:.3g} to "
+            f"{name}: singular, eigenvalues of the correlations from {eigenvalues[0]:.3g} to "
             f"{eigenvalues[-1]:.3g}; wanted a positive definite matrix"
         )
     return scale[:, None] * np.linalg.cholesky(correlations)

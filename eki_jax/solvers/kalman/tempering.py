@@ -61,7 +61,7 @@ def tempered(steps: int | Sequence[float]) -> TemperingFn:
     return schedule
 
 
-def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> TemperingFn:
+def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6, most_steps: int | None = None) -> TemperingFn:
     r"""Step sizes from the spread of the misfits, clipped so that they sum to one.
 
     .. math:: h = \max\left(\frac{M}{2\,\mathrm{mean}\,\Phi}, \sqrt{\frac{M}{2\,\mathrm{var}\,\Phi}}\right),
@@ -74,6 +74,8 @@ def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> Temperi
     Args:
         ddof: number subtracted from J in the variance of the J misfits; 1 (unbiased) or 0.
         tolerance: share of the remaining time, >= 0 and below 1.
+        most_steps: number of steps at most; the last of them takes all the time that is left, however large that is.
+            None for no limit.
 
     Returns:
         ``f(misfits, outputs, time, count) -> step size``.
@@ -89,13 +91,15 @@ def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6) -> Temperi
     """
     one_of("ddof", ddof, (0, 1))
     real("tolerance", tolerance, SHARE)
+    if most_steps is not None:
+        whole("most_steps", most_steps, or_="None for no limit")
 
     def controller(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
-        del count
         mean, variance = jnp.nanmean(misfits), jnp.nanvar(misfits, ddof=ddof)
         wanted = jnp.maximum(outputs / (2 * mean), jnp.sqrt(outputs / (2 * variance)))
         remaining = jnp.maximum(1 - time, 0)
-        step = jnp.where(wanted >= remaining - tolerance, remaining, wanted)
+        last = False if most_steps is None else count >= most_steps - 1
+        step = jnp.where((wanted >= remaining - tolerance) | last, remaining, wanted)
         return jnp.where(remaining <= tolerance, 0, step)
 
     return controller
