@@ -5,7 +5,7 @@
 """
 
 from eki_jax.calibrate.calibration import Calibration as Calibration
-from eki_jax.calibrate.calibration import Iteration as Iteration
+from eki_jax.calibrate.history import Iteration as Iteration
 from eki_jax.calibrate.observations import Observations as Observations
 from eki_jax.calibrate.posterior import Posterior as Posterior
 from eki_jax.calibrate.priors import Group as Group
@@ -21,3 +21,5 @@ from eki_jax.calibrate.priors import normal as normal
 from eki_jax.calibrate.priors import positive as positive
 from eki_jax.calibrate.report import Report as Report
 from eki_jax.calibrate.results import MemberFailed as MemberFailed
+from eki_jax.calibrate.workers import map_particles as map_particles
+from eki_jax.calibrate.workers import process_pool as process_pool

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eki_jax._checks import SHARE, function, one_of, real, whole
+from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
 from eki_jax.calibrate.observations import Observations, observations
 from eki_jax.calibrate.posterior import Posterior, in_members, posterior_of
-from eki_jax.calibrate.priors import JointPrior, joint
+from eki_jax.calibrate.priors import JointPrior, from_spec, joint
 from eki_jax.calibrate.report import Report, commonest
 from eki_jax.calibrate.results import collected
+from eki_jax.calibrate.storage import read, write
 from eki_jax.solvers import Reason, Solver, StepRefused, kalman
 from eki_jax.solvers.failures import redraw_failed
 from eki_jax.solvers.protocol import makes_its_particles
 
+_KIND, _VERSION = "eki_jax calibration", 1
 _BEYOND = "outputs far beyond all others', or a misfit that overflows"
-
-
-class Iteration(NamedTuple):
-    """One step of a calibration that was taken.
-
-    Attributes:
-        report: numbers of the step.
-        parameters: physical values of each parameter before the step, shape (J, ...).
-        outputs: outputs by their names, shape (J, ...), float64; NaN for members that failed.
-        misfits: misfits ``1/2 ||y - G(u_j)||^2_Gamma``, shape (J,); NaN for members that failed.
-        healthy: flags of the members that took part, shape (J,).
-    """
-
-    report: Report
-    parameters: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    misfits: np.ndarray
-    healthy: np.ndarray
 
 
 class Calibration:
@@ -108,6 +94,7 @@ class Calibration:
     ) -> None:
         self.prior: JointPrior = joint(prior)
         self._observations: Observations = observations(data, noise)
+        self._given = {"data": encoded("data", data), "noise": encoded("noise", noise)}
         self._particles = whole("particles", particles, 2)
         self._seed = whole("seed", seed, 0)
         self._impute = float(real("impute", impute, SHARE))
@@ -251,6 +238,94 @@ class Calibration:
             )
         return posterior_of(self.prior.to_physical(latent), probabilities)
 
+    def save(self, path: Path | str) -> None:
+        """Write all of it to a file, from which :meth:`load` goes on bit for bit.
+
+        The file has a JSON header and arrays, in the format of :func:`numpy.savez`, and no pickle. It is whole or not
+        there at all.
+
+        Args:
+            path: name of the file; one that is there is replaced.
+        """
+        header, arrays = state_of_history(self.history)
+        leaves = [_plain(leaf) for leaf in jax.tree.leaves(self._state)]
+        arrays |= {f"state/{i}": leaf for i, leaf in enumerate(leaves)}
+        arrays |= {"healthy": self._healthy}
+        for _, given in self._given.values():
+            arrays |= given
+        header |= {
+            "kind": _KIND,
+            "version": _VERSION,
+            "prior": self.prior.specs,
+            "method": self._method,
+            "settings": {
+                "particles": self._particles,
+                "seed": self._seed,
+                "impute": self._impute,
+                "most_iterations": self._most_iterations,
+                "most_refusals": self._most_refusals,
+            },
+            "given": {name: description for name, (description, _) in self._given.items()},
+            "refused": self._refused,
+        }
+        write(path, header, arrays)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        prior: Mapping[str, Any] | None = None,
+        method: Callable[[np.ndarray], Solver] | None = None,
+    ) -> Calibration:
+        """The calibration that :meth:`save` wrote.
+
+        Args:
+            path: name of the file.
+            prior: priors that no file can hold, by their names: those of :func:`from_distribution`.
+            method: method, where it was a function, which no file can hold.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TypeError: a prior or method that is missing.
+            ValueError: a file of another kind or version; a state of another method or precision.
+        """
+        header, arrays = read(path)
+        if not isinstance(header, dict) or header.get("kind") != _KIND or header.get("version") != _VERSION:
+            raise ValueError(f"{path}: no calibration of version {_VERSION}; wanted a file that save() wrote")
+        if header["method"] is None and method is None:
+            raise TypeError("method: None; wanted the function that the saved calibration had, which no file can hold")
+        given = dict(prior or {})
+        entries = {}
+        for name, spec in header["prior"].items():
+            if spec is None and name not in given:
+                raise TypeError(f"prior: without {name!r}; wanted the distribution that it had, which no file can hold")
+            entries[name] = given.pop(name) if spec is None else from_spec(spec)
+        if given:
+            raise ValueError(f"prior: {sorted(given)}; wanted those alone that the file does not hold")
+        calibration = cls(
+            entries,
+            decoded(header["given"]["data"], arrays),
+            decoded(header["given"]["noise"], arrays),
+            method=method if header["method"] is None else header["method"],  # type: ignore[arg-type]  # asked above
+            **header["settings"],
+        )
+        leaves, structure = jax.tree.flatten(calibration._state)
+        saved = [arrays[f"state/{i}"] for i in range(sum(name.startswith("state/") for name in arrays))]
+        found = [(leaf.shape, str(leaf.dtype)) for leaf in saved]
+        wanted = [(leaf.shape, str(leaf.dtype)) for leaf in map(_plain, leaves)]
+        if found != wanted:
+            raise ValueError(
+                f"{path}: a state of {found}; wanted {wanted}, those of this method in this precision "
+                "(jax.config jax_enable_x64)"
+            )
+        restored = [_like(leaf, new) for leaf, new in zip(leaves, saved, strict=True)]
+        calibration._state = jax.tree.unflatten(structure, restored)
+        calibration._healthy = arrays["healthy"]
+        calibration._refused = header["refused"]
+        calibration.history = history_of_state(header, arrays)
+        return calibration
+
     def _latent(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(values) for name, values in self._solver.ensemble(self._state).items()}
 
@@ -262,12 +337,24 @@ class Calibration:
             )
 
 
+def _plain(leaf: Any) -> np.ndarray:
+    """An array of a state as numbers, JAX's keys included."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _like(leaf: Any, numbers: np.ndarray) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(numbers), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(numbers)
+
+
 def _solver(method: Any, outputs: int, key: jax.Array) -> Solver:
     noise_covariance = np.ones(outputs)
     if not callable(method):
         one_of("method", method, ("etki", "enkf"))
         failures, schedule = redraw_failed(jax.random.fold_in(key, 1)), kalman.data_misfit_controller()
-        if method == "etki" and hasattr(kalman, "etki"):
+        if method == "etki":
             return kalman.etki(None, noise_covariance, schedule, failures=failures)
         return kalman.enkf(None, noise_covariance, schedule, key=jax.random.fold_in(key, 2), failures=failures)
     solver = function("method", method, "a method(noise_covariance) -> solver", arguments=1)(noise_covariance)
