@@ -390,6 +390,33 @@ def test_bad_settings_are_named() -> None:
     assert solver.passes(4) == 7
 
 
+@pytest.mark.slow
+def test_a_step_can_be_differentiated(x64: None) -> None:
+    """In the parameters and in its settings, against central differences; settings are rounded to single precision."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, y = jax.random.normal(keys[0], (6, 3)), jax.random.normal(keys[1], (6, 2))
+    params = {"w": jax.random.normal(keys[2], (3, 2)) / 2, "b": jnp.full(2, 0.1)}
+    towards = jax.tree.map(jnp.cos, params)
+    forward, loss = lambda p, x: jnp.tanh(x @ p["w"] + p["b"]), eki_jax.squared_error()
+
+    def after(settings: dict[str, Any]) -> Any:
+        u = jax.tree.map(lambda leaf, t: leaf + settings["along"] * t, params, towards)
+        chosen = {name: value for name, value in settings.items() if name != "along"}
+        solver = natural.natural_gradient(forward, loss, 12, localized=True, loss_limit=None, **chosen)
+        state, info = solver.step(solver.init(u, keys[3]), (x, y))
+        return loss(forward(state.position, x), y), info.moved
+
+    at = {"along": 0.0, "sigma": 0.3, "damping": 0.02, "learning_rate": 0.7, "norm_constraint": 0.05}
+    value_and_grad = jax.jit(jax.value_and_grad(after, has_aux=True))
+    (_, moved), slopes = value_and_grad(at)
+    assert bool(moved)
+    for name, slope in slopes.items():
+        step = 1e-6 if name == "along" else 1e-3 * at[name]
+        up, down = (value_and_grad(at | {name: at[name] + sign * step})[0][0] for sign in (1, -1))
+        np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-6 if name == "along" else 1e-3)
+        assert abs(float(slope)) > 1e-3
+
+
 @pytest.mark.parametrize(("x64", "dtype"), [(False, jnp.bfloat16), (True, jnp.float32)])
 def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
     """Also where nothing reaches a sample in few numbers: one matrix, multiplied twice."""
