@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from eki_jax._checks import SHARE, function, one_of, real, whole
 from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
 from eki_jax.calibrate.observations import Observations, observations
+from eki_jax.calibrate.plotting import Picture, draw
 from eki_jax.calibrate.posterior import Posterior, in_members, posterior_of
 from eki_jax.calibrate.priors import JointPrior, from_spec, joint
 from eki_jax.calibrate.report import Report, commonest
@@ -101,7 +103,7 @@ class Calibration:
         self._most_iterations = whole("most_iterations", most_iterations)
         self._most_refusals = whole("most_refusals", most_refusals)
         self._method = method if isinstance(method, str) else None
-        self._solver = _solver(method, self._observations.size, jax.random.key(self._seed))
+        self._solver = _solver(method, self._observations.size, self._seed)
         draws = jax.random.normal(jax.random.fold_in(jax.random.key(self._seed), 0), (particles, self.prior.size))
         self._state = self._solver.init(self.prior.split(draws))
         self._healthy = np.ones(self._particles, bool)
@@ -238,6 +240,32 @@ class Calibration:
             )
         return posterior_of(self.prior.to_physical(latent), probabilities)
 
+    def plot(self, what: str = "all", *, predictions: Any = None) -> Any:
+        """A picture of the calibration so far.
+
+        Args:
+            what: kind of picture: "parameters" with their bands against the iterations and the prior; "data" beside the
+                predictions of the first members and of the last ones; "pairs" of parameters; or "all" three.
+            predictions: results of the members of :meth:`posterior`, as ``tell`` takes them: what the posterior
+                predicts, ``map_particles(simulate, calibration.posterior().members())``. By default the picture has the
+                outputs of the last members that were run, which are those before the last step.
+
+        Returns:
+            A :class:`matplotlib.figure.Figure`; ``savefig(path)`` writes it.
+
+        Raises:
+            ImportError: matplotlib is not installed; it comes with the extra ``calibrate``.
+            ValueError: another kind, or predictions that do not fit the data.
+        """
+        one_of("what", what, ("parameters", "data", "pairs", "all"))
+        wanted, outputs = self._observations, None
+        if predictions is not None:
+            found = collected(predictions, wanted.shapes, wanted.observed, None, 0.0)
+            fine = [j for j in range(len(predictions)) if j not in found.failures]
+            outputs = wanted.split(found.rows[fine])
+        current = {name: values[self._healthy] for name, values in self.prior.to_physical(self._latent()).items()}
+        return draw(Picture(self.prior, wanted, self.history, current, outputs), what)
+
     def save(self, path: Path | str) -> None:
         """Write all of it to a file, from which :meth:`load` goes on bit for bit.
 
@@ -349,20 +377,25 @@ def _like(leaf: Any, numbers: np.ndarray) -> jax.Array:
     return jnp.asarray(numbers)
 
 
-def _solver(method: Any, outputs: int, key: jax.Array) -> Solver:
-    noise_covariance = np.ones(outputs)
+def _solver(method: Any, outputs: int, seed: int) -> Solver:
     if not callable(method):
-        one_of("method", method, ("etki", "enkf"))
-        failures, schedule = redraw_failed(jax.random.fold_in(key, 1)), kalman.data_misfit_controller()
-        if method == "etki":
-            return kalman.etki(None, noise_covariance, schedule, failures=failures)
-        return kalman.enkf(None, noise_covariance, schedule, key=jax.random.fold_in(key, 2), failures=failures)
-    solver = function("method", method, "a method(noise_covariance) -> solver", arguments=1)(noise_covariance)
+        return _standard(one_of("method", method, ("etki", "enkf")), seed)
+    solver = function("method", method, "a method(noise_covariance) -> solver", arguments=1)(np.ones(outputs))
     if not isinstance(solver, Solver):
         raise TypeError(f"method: it returned {solver!r}; wanted an eki_jax.Solver, such as kalman.enkf(None, ...)")
     if makes_its_particles(solver):
         raise TypeError("method: its solver makes its own particles; wanted one that starts from an ensemble")
     return solver
+
+
+@functools.lru_cache(maxsize=8)
+def _standard(method: str, seed: int) -> Solver:
+    """A method by its name; kept, so that a second calibration of the same seed and sizes compiles nothing."""
+    key = jax.random.key(seed)
+    failures, schedule = redraw_failed(jax.random.fold_in(key, 1)), kalman.data_misfit_controller()
+    if method == "etki":
+        return kalman.etki(None, 1.0, schedule, failures=failures)
+    return kalman.enkf(None, 1.0, schedule, key=jax.random.fold_in(key, 2), failures=failures)
 
 
 def _check_survivors(failures: dict[int, str], particles: int) -> None:

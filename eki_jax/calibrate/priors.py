@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eki_jax._checks import arrays, random_key, whole
+from eki_jax._checks import Within, arrays, random_key, real, whole
 from eki_jax.calibrate.extras import extra
 
+_PROBABILITY = Within("a number in (0, 1)", low=0, high=1)
 # Beyond it the normal distribution function is 1 in double precision.
 _FARTHEST = 8.2
 # Order of the expansions by which correlations of physical variables are computed.
@@ -34,7 +35,7 @@ class Marginal(NamedTuple):
     Attributes:
         shape: shape of the parameter, () for a number.
         transform: function from latent values, shape (..., *shape), to physical ones of the same shape, increasing
-            or decreasing in each entry.
+            in each entry.
         inverse: function from physical values back to latent ones, or None where it is not known.
         spec: description that JSON knows and from which the prior is made again, ``{"kind": ..., ...}``; None for a
             prior that no file can hold.
@@ -169,11 +170,11 @@ def lognormal(
 
     def transform(z: np.ndarray) -> np.ndarray:
         with np.errstate(under="ignore"):
-            x = bound + sign * np.exp(mu + sigma * z)
+            x = bound + sign * np.exp(mu + sign * sigma * z)
         return np.maximum(x, edge) if sign > 0 else np.minimum(x, edge)
 
     def inverse(x: np.ndarray) -> np.ndarray:
-        return (np.log(sign * (x - bound)) - mu) / sigma
+        return sign * (np.log(sign * (x - bound)) - mu) / sigma
 
     bounds = {"low": bound} if sign > 0 else {"high": bound}
     return Marginal(mean.shape, transform, inverse, _spec("lognormal", mean.shape, mean=mean, sd=sd, **bounds))
@@ -455,6 +456,25 @@ class JointPrior:
                     parts.append(marginal.inverse(values).reshape(len(values), -1))
             latent[name] = np.linalg.solve(group.factor, np.concatenate(parts, axis=1).T).T
         return latent
+
+    def quantile(self, probability: float) -> dict[str, np.ndarray]:
+        """The prior's quantile of each number for itself, exact.
+
+        Args:
+            probability: probability in (0, 1).
+
+        Returns:
+            The quantiles by the parameters' names, each of the parameter's shape.
+
+        >>> joint({"share": bounded(0.0, 2.0)}).quantile(0.25)["share"].round(6)
+        np.float64(0.5)
+        """
+        z = float(_special().ndtri(real("probability", probability, _PROBABILITY)))
+        return {
+            name: marginal.transform(np.full(marginal.shape, z))
+            for group in self._groups.values()
+            for name, marginal in group.members.items()
+        }
 
     def split(self, rows: Any) -> dict[str, Any]:
         """The columns of an array of shape (J, P), entry by entry."""

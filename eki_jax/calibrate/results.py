@@ -53,7 +53,7 @@ def last_line(error: BaseException) -> str:
 
 
 def collected(
-    results: Any, shapes: Mapping[str, tuple[int, ...]], observed: np.ndarray, particles: int, impute: float
+    results: Any, shapes: Mapping[str, tuple[int, ...]], observed: np.ndarray, particles: int | None, impute: float
 ) -> Outputs:
     """The results of all members, checked.
 
@@ -62,7 +62,7 @@ def collected(
             for a member that failed.
         shapes: shapes of the outputs by their names.
         observed: flags of the numbers that are compared with data, shape (N,); what the others are is of no concern.
-        particles: number of members J.
+        particles: number of members J; None for any number.
         impute: largest share of a member's observed numbers that may be NaN, and are then given the mean of the other
             members'.
 
@@ -73,12 +73,11 @@ def collected(
     if isinstance(results, str | bytes | Mapping) or not isinstance(results, Sequence):
         shape = f" of shape {results.shape}" if hasattr(results, "shape") else ""
         raise TypeError(
-            f"results: a {type(results).__name__}{shape}; wanted a list of {particles} results, for each member a dict "
-            "of its outputs"
+            f"results: a {type(results).__name__}{shape}; wanted a list with a dict of outputs for each member"
         )
-    if len(results) != particles:
+    if particles is not None and len(results) != particles:
         raise ValueError(f"results: {len(results)} of them; wanted {particles}, one for each member, in their order")
-    rows = np.full((particles, len(observed)), np.nan)
+    rows = np.full((len(results), len(observed)), np.nan)
     failures = {}
     for j, result in enumerate(results):
         reason = _failure(result)
@@ -87,7 +86,7 @@ def collected(
         else:
             failures[j] = reason
     imputed = _impute(rows, failures, observed, impute)
-    for j in range(particles):
+    for j in range(len(results)):
         bad = ~np.isfinite(rows[j]) & observed
         if j not in failures and bad.any():
             failures[j] = _not_finite(rows[j], bad, observed, shapes)
