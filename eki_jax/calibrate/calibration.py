@@ -14,10 +14,10 @@ import numpy as np
 
 from eki_jax._checks import SHARE, function, one_of, real, whole
 from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
+from eki_jax.calibrate.joint import JointPrior, from_spec, joint
 from eki_jax.calibrate.observations import Observations, observations
 from eki_jax.calibrate.plotting import Picture, draw
 from eki_jax.calibrate.posterior import Posterior, in_members, posterior_of
-from eki_jax.calibrate.priors import JointPrior, from_spec, joint
 from eki_jax.calibrate.report import Report, commonest
 from eki_jax.calibrate.results import collected
 from eki_jax.calibrate.storage import read, write

@@ -26,3 +26,8 @@ def extra(module: str, name: str = "calibrate") -> Any:
     except ImportError as error:
         package = module.split(".")[0]
         raise ImportError(f"{package} is not installed: pip install 'eki_jax[{name}]'") from error
+
+
+def special() -> Any:
+    """SciPy's special functions, those of the normal distribution among them."""
+    return extra("scipy.special")

@@ -9,8 +9,8 @@ import numpy as np
 
 from eki_jax.calibrate.extras import extra
 from eki_jax.calibrate.history import Iteration
+from eki_jax.calibrate.joint import JointPrior
 from eki_jax.calibrate.observations import Observations
-from eki_jax.calibrate.priors import JointPrior
 
 PRIOR, POSTERIOR, DATA = "#8c8c8c", "#1f6f8b", "#c1440e"
 _MOST_PANELS, _MOST_PAIRS = 12, 6

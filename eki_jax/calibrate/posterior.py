@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eki_jax._checks import Within, real
-from eki_jax.calibrate.priors import scalar_names
+from eki_jax.calibrate.joint import scalar_names
 
 _PROBABILITY = Within("a number in [0, 1]", low=0, high=1, low_counts=True, high_counts=True)
 
