@@ -86,6 +86,8 @@ def natural_row(loss: Callable[[Any, Any], Any], **own: Any) -> Row:
 
 STEP = eki_jax.frobenius_step_size(0.5)
 NOISE = 0.5
+NEAR = kalman.taper({"w": np.tile([0.0, 1.0], (3, 1)), "b": np.array([0.0, 1.0])}, 0.2, 2.0)
+GROWTH = kalman.multiplicative_inflation(1.02)
 of_misfits = lambda state, outputs: mean_loss(state, outputs) / NOISE
 at_mean_output = lambda state, outputs: LOSS(outputs.mean(axis=0), TARGETS)
 at_mean = lambda state, outputs: LOSS(forward(state.position, X), TARGETS)
@@ -105,12 +107,17 @@ SOLVERS: dict[str, Row] = {
     "enkf_tempered": Row(
         lambda f, **s: kalman.enkf(f, NOISE, kalman.tempered(3), key=KEY, **s), ends=True, draws=True, loss=of_misfits
     ),
+    "aldi": Row(lambda f, **s: kalman.aldi(f, NOISE, **{"prior": PRIOR, "key": KEY, **s}), draws=True, loss=of_misfits),
     "uki": Row(
         lambda f, **s: kalman.uki(f, NOISE, kalman.tempered(3), **{"prior": PRIOR, "particles": 24, **s}),
         around_a_mean=True,
         ends=True,
         particles=24,
         loss=of_misfit_at_mean,
+    ),
+    "etki": Row(lambda f, **s: kalman.etki(f, NOISE, 0.3, **s), loss=of_misfits),
+    "etki_local": Row(
+        lambda f, **s: kalman.etki(f, NOISE, 0.3, **{"localization": NEAR, "inflation": GROWTH, **s}), loss=of_misfits
     ),
     "natural_full": natural_row(at_mean_output, deviations=natural.full_rank(1.0)),
     "natural_low": natural_row(at_mean_output, averaging=0.5),

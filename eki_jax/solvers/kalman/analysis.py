@@ -140,9 +140,9 @@ def analysis(
     if not callable(step_size):
         real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")
     check_settings(settings, KalmanSettings)
-    own = ("prior", "localization", "inflation")
-    prior, localization, inflation = (settings.get(name) for name in own)
-    options = Options.of({name: value for name, value in settings.items() if name not in own}, SharedSettings)
+    prior, localization, inflation = settings.get("prior"), settings.get("localization"), settings.get("inflation")
+    shared = {name: value for name, value in settings.items() if name in SharedSettings.__optional_keys__}
+    options = Options.of(shared, SharedSettings)
     axis, local = options.axis, as_localization(localization)
     whitened = None if prior is None else whitened_prior(prior)
     if forward is not None:

@@ -3,8 +3,8 @@ r"""The deterministic Kalman step: the ensemble's mean and its deviations, moved
 .. math:: \bar u \leftarrow \bar u + C_{uw} (C_{ww} + \Gamma / h)^{-1} (y - \bar G), \qquad
           U \leftarrow (I + \tfrac{h}{J} Z \Gamma^{-1} Z^T)^{-1/2} U
 
-with U the deviations of the parameters, one row a particle, and Z those of the outputs. Mean and covariance are Kalman's
-at every J.
+with U the deviations of the parameters, one row a particle, and Z those of the outputs. Mean and covariance are
+Kalman's at every J.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def etki(
     space: Space | Literal["data"] | None = None,
     **settings: Unpack[KalmanSettings],
 ) -> Solver:
-    r"""The ensemble transform Kalman inversion as a solver: a deterministic square-root step, the default for calibration.
+    r"""The ensemble transform Kalman inversion as a solver: a deterministic square-root step, calibration's default.
 
     For a linear model the ensemble's mean and covariance after a step of size h are exactly those of Kalman's update of
     its own mean and covariance with noise ``Gamma / h``, whatever J is; steps whose sizes sum to one lead from prior to
@@ -42,8 +42,8 @@ def etki(
     Args:
         forward: function ``forward(params, x) -> outputs`` of one particle; None where only ``update`` is used.
         noise_covariance: covariance Gamma of the noise, positive definite: a number or shape (M,), variances; shape (M,
-            M); a :class:`LowRankNoise`; or a mapping of these with the keys of the outputs, blocks that are independent.
-            None where the targets are :class:`Data`, which bring their own.
+            M); a :class:`LowRankNoise`; or a mapping of these with the keys of the outputs, for blocks that are
+            independent. None where the targets are :class:`Data`, which bring their own.
         step_size: step size h > 0, or a function such as :func:`tempered` and :func:`data_misfit_controller`.
         space: space in which the system is solved, "output" (M x M) or "ensemble" (J x J); by default the cheaper one.
             "data" is another name for "output".
@@ -62,9 +62,8 @@ def etki(
     >>> solver = etki(lambda u, x: x * u, noise_covariance=4.0)
     >>> state = solver.init(jnp.array([[1.0], [3.0]]))  # mean 2, variance 1
     >>> state, info = solver.step(state, (2.0, jnp.array([8.0])))
-    >>> state.ensemble  # mean 2 + 2 / (4 + 4) (8 - 4), variance 1 - 2 / (4 + 4) 2
-    Array([[2.2928934],
-           [3.7071068]], dtype=float32)
+    >>> state.ensemble.ravel().round(2)  # mean 2 + 2 / (4 + 4) (8 - 4), variance 1 - 2 / (4 + 4) 2
+    Array([2.29, 3.71], dtype=float32)
 
     Huang, Huang, Reich and Stuart, Inverse Problems 38, 2022; Bishop, Etherton and Majumdar, Monthly Weather Review
     129, 2001.

@@ -16,6 +16,7 @@ from eki_jax.kernel.health import finite_particles, masked_mean
 from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.particles import local_size, wide_dtype
 from eki_jax.solvers.protocol import Info, Solver, check_state, compiled
+from eki_jax.solvers.reasons import Reason
 
 
 class Inflation(NamedTuple):
@@ -142,12 +143,21 @@ def inflated(solver: Solver, inflation: Inflation, axis_name: str | None) -> Sol
         raise TypeError(f"inflation: {inflation!r}; wanted an Inflation, such as multiplicative_inflation(1.05)")
 
     def grown(state: InflatedState, inner: Any, info: Info) -> tuple[InflatedState, Info]:
-        # A refused step changes nothing: the particles of ``inner`` are the old ones, which are inflated already.
-        taken = lambda new, old: jnp.where(info.moved, new, old)
         analysed = solver.ensemble(inner)
         wide = inflation.apply(analysed, info.step_size, inner.count, axis_name)
-        later = solver.with_ensemble(inner, jax.tree.map(taken, wide, analysed))
-        return InflatedState(later, jax.tree.map(taken, analysed, state.position)), info
+        spoiled = finite_particles(analysed) & ~finite_particles(wide)  # by a step size or a traced factor
+        bad = info.moved & ~Axis(axis_name).all(~spoiled.any())
+        info = info._replace(
+            is_finite=info.is_finite & ~bad,
+            moved=info.moved & ~bad,
+            reason=jnp.where(bad, jnp.asarray(Reason.SETTING, info.reason.dtype), info.reason),
+        )
+        later = InflatedState(solver.with_ensemble(inner, wide), analysed)
+        # A refused step changes nothing but what the policy for failed particles does to them.
+        refused = InflatedState(
+            jax.tree.map(lambda new, old: jnp.where(bad, old, new), inner, state.inner), state.position
+        )
+        return jax.tree.map(lambda new, old: jnp.where(info.moved, new, old), later, refused), info
 
     def step(state: InflatedState, batch: Any) -> tuple[InflatedState, Info]:
         check_state(state, InflatedState, "an inflated solver")

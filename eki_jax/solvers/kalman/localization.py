@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
 
     Attributes:
         places: number of each parameter's place, shape (P,); parameters of one place share an analysis.
-        count: number of places.
+        number: number of places.
         weights: function ``weights(place, deviations, anomalies) -> (M,)`` from the number of a place, the deviations
             of its last parameter, shape (J,), and the whitened anomalies of the outputs, shape (J, M).
         near: function ``near(place) -> (P,)``: weights of the prior of every parameter; None where there are none.
@@ -41,7 +41,7 @@ class Fitted(NamedTuple):
     """
 
     places: np.ndarray
-    count: int
+    number: int
     weights: Callable[[Array, Array, Array], Array]
     near: Callable[[Array], Array] | None = None
     looks: bool = False
@@ -72,8 +72,7 @@ def taper(
 
     Args:
         parameter_coordinates: pytree like the parameters: for every leaf a coordinate for each entry, an array of the
-            leaf's shape, or of d coordinates, an array of the leaf's shape and d; or one for all entries, shape () or
-            (d,).
+            leaf's shape; d of them, an array of the leaf's shape and d; or one number for all entries.
         output_coordinates: pytree like the outputs of one particle, in the same form and with the same d.
         radius: distance > 0 from which on the weight is zero, in the coordinates' units.
         period: length > 0 after which a coordinate repeats, a number or shape (d,); None for none.
@@ -228,6 +227,9 @@ def as_localization(value: Any) -> Localization | None:
     if value is None or isinstance(value, Localization):
         return value
     arrays("localization", value)
+    known = [np.asarray(part) for part in jax.tree.leaves(value) if is_known(part)]
+    if not all(np.all((part >= 0) & (part <= 1)) for part in known):
+        raise ValueError("localization: has values that are no weights; wanted numbers in [0, 1]")
 
     def fit(ensemble: Ensemble, outputs: Any) -> Fitted:
         outputs_size = sum(_sizes(outputs))
@@ -242,8 +244,6 @@ def as_localization(value: Any) -> Localization | None:
                 f"every parameter, or {wanted}"
             )
         table = jnp.concatenate([jnp.reshape(jnp.asarray(part), (-1, outputs_size)) for part in parts])
-        if is_known(table) and not bool(((table >= 0) & (table <= 1)).all()):
-            raise ValueError("localization: has values that are no weights; wanted numbers in [0, 1]")
         return Fitted(np.arange(parameters), parameters, lambda place, *_: table[place])
 
     return Localization(fit)
@@ -291,7 +291,7 @@ class LocalProducts(NamedTuple):
         fitted = localization.fit(system.ensemble, outputs)
         if system.prior is not None and fitted.near is None:
             raise ValueError(
-                "localization: says nothing of the prior's parameters; wanted taper(...), update_groups(...), or no prior="
+                "localization: says nothing of the prior's rows; wanted taper(...), update_groups(...), or no prior"
             )
         healthy = system.healthy
         size = jnp.maximum(axis.sum(jnp.sum(healthy, dtype=jnp.int32)), 1)
@@ -319,10 +319,10 @@ class LocalProducts(NamedTuple):
         local, particles = len(healthy), len(all_healthy)
         one = raw.dtype.itemsize * particles * (3 * particles + 3 * whole.shape[1])
         batch = max(1, _ANALYSIS_BYTES // one)
-        shared = fitted.count < len(fitted.places) and not fitted.looks
-        if shared and fitted.count * local * particles * raw.dtype.itemsize <= _SHARED_BYTES:
+        shared = fitted.number < len(fitted.places) and not fitted.looks
+        if shared and fitted.number * local * particles * raw.dtype.itemsize <= _SHARED_BYTES:
             first = jnp.zeros(particles, u.dtype)  # no weights look at it
-            matrices = lax.map(lambda place: analysis(place, first), jnp.arange(fitted.count), batch_size=batch)
+            matrices = lax.map(lambda place: analysis(place, first), jnp.arange(fitted.number), batch_size=batch)
             column = lambda args: jnp.matmul(matrices[args[0]], args[1], precision=HIGHEST)
         else:
             column = lambda args: jnp.matmul(analysis(*args).astype(u.dtype), args[1], precision=HIGHEST)
@@ -338,7 +338,7 @@ class LocalProducts(NamedTuple):
     def map_blocks(
         self, fn: Callable[..., tuple[Array, ...]], *trees: Ensemble, when: Array | None = None
     ) -> tuple[tuple[Ensemble, ...], Array]:
-        """``fn(direction, *trees)`` leaf by leaf, and tr C(u); see :meth:`eki_jax.kernel.products.Products.map_blocks`."""
+        """``fn(direction, *trees)`` leaf by leaf, and tr C(u), as the kernel's products do by blocks."""
         moved = []
         for d, *old in zip(jax.tree.leaves(self.directions), *map(jax.tree.leaves, trees), strict=True):
             new = fn(d, *old)
@@ -376,22 +376,19 @@ def _euclidean(period: Any) -> Callable[[Array, Array], Array]:
 
 def _coordinates(name: str, tree: Any, like: Any, of: str) -> np.ndarray:
     """The coordinates of all entries of one row of ``like``, shape (n, d)."""
-    structure: Any = jax.tree.structure(like)
-    try:
-        values = structure.flatten_up_to(tree)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: its structure does not fit that of the {of}: {error}") from error
+    wanted: Any = jax.tree.structure(like)
+    found: Any = jax.tree.structure(tree, is_leaf=lambda node: isinstance(node, list))
+    if wanted != found:
+        raise ValueError(f"{name}: structure {found}, but the {of} have {wanted}; wanted the same")
     rows = []
-    for value, (path, leaf) in zip(values, jax.tree_util.tree_leaves_with_path(like), strict=True):
+    for value, (path, leaf) in zip(wanted.flatten_up_to(tree), jax.tree_util.tree_leaves_with_path(like), strict=True):
         shape, array = jnp.shape(leaf)[1:], np.asarray(value, np.float64)
-        if array.shape == shape:
-            array = array[..., None]
-        elif array.ndim <= 1 and shape != () and array.shape[:1] != shape[:1]:  # one place for all entries
-            array = np.broadcast_to(array.reshape(-1), (*shape, array.size))
+        if array.shape in ((), shape):
+            array = np.broadcast_to(array, shape)[..., None]
         if array.shape[:-1] != shape:
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)}: shape {np.shape(value)}; wanted {shape}, a coordinate for each "
-                f"of the {of}, or {(*shape, 'd')}"
+                f"of the {of}, {(*shape, 'd')}, or one number for all"
             )
         rows.append(array.reshape(-1, array.shape[-1]))
     if len({row.shape[1] for row in rows}) > 1:
@@ -424,6 +421,7 @@ def _columns(tree: Ensemble) -> Array:
 
 
 def _like(columns: Array, tree: Ensemble) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(tree)
+    structure: Any = jax.tree.structure(tree)
     parts = jnp.split(columns, np.cumsum(_sizes(tree))[:-1].tolist(), axis=1)
     return structure.unflatten([part.reshape(jnp.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)])

@@ -1,8 +1,8 @@
 r"""The prior, imposed by every step: Tikhonov-regularized ensemble Kalman inversion.
 
 The outputs are joined by the parameters, :math:`[G(u); u]`, the data by the prior's mean, and the noise's covariance by
-the prior's (Chada, Stuart and Tong, SIAM Journal on Numerical Analysis 58, 2020). Run to a long time, an ensemble is then at
-the posterior's mode instead of the least misfit.
+the prior's (Chada, Stuart and Tong, SIAM Journal on Numerical Analysis 58, 2020). Run to a long time, an ensemble is
+then at the posterior's mode instead of the least misfit.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def whitened_prior(prior: Any) -> WhitenedPrior:
 
 def prior_residuals(prior: WhitenedPrior, ensemble: Ensemble) -> Array:
     """``F^-1 (u_j - m_0)`` with the prior's covariance ``F F^T``, shape (J, P)."""
-    found, wanted = (jax.tree.map(lambda leaf: jnp.shape(leaf)[n:], t) for n, t in ((1, ensemble), (0, prior.mean)))
+    found, wanted = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], ensemble), jax.tree.map(jnp.shape, prior.mean)
     if found != wanted:
         raise ValueError(f"prior: of shapes {wanted}, but a particle has {found}; wanted the same")
     rows = []
@@ -80,10 +80,12 @@ def tikhonov(
     weight: Any = 1.0,
     **settings: Any,
 ) -> Solver:
-    r"""A solver that imposes a Gaussian prior in every step: its loss is :math:`L(G(u), y) + \tfrac w2 \|u - m_0\|_{C_0}^2`.
+    r"""A solver that imposes a Gaussian prior in every step.
 
-    For Kalman steps it is their keyword ``prior=``, with w = 1; for discretizations of the flow the prior becomes a part of
-    outputs and loss. The model is evaluated as often as without.
+    .. math:: L_w(u) = L(G(u), y) + \tfrac w2 \|u - m_0\|_{C_0}^2
+
+    For Kalman steps it is their keyword ``prior=``, with w = 1; for discretizations of the flow the prior becomes a
+    part of outputs and loss. The model is evaluated as often as without.
 
     Args:
         solver: function that makes the solver, such as :func:`eki_jax.euler` or :func:`etki`.
@@ -91,8 +93,8 @@ def tikhonov(
         loss: loss of one particle, or the noise's covariance: the second argument of ``solver``.
         *args: further arguments of ``solver``, such as the step size.
         prior: Gaussian prior of one particle's parameters, with mean m_0 and covariance C_0.
-        weight: weight w >= 0 of the prior beside the loss. Where the loss is a mean over n data of negative log-likelihoods,
-            1 / n is Bayes' rule.
+        weight: weight w >= 0 of the prior beside the loss. Where the loss is a mean over n data of negative
+            log-likelihoods, 1 / n is Bayes' rule.
         **settings: keywords of ``solver``.
 
     Returns:
@@ -110,7 +112,7 @@ def tikhonov(
     >>> step = jax.jit(solver.step)
     >>> for _ in range(200):
     ...     state, info = step(state, (2.0, jnp.array([8.0])))
-    >>> float(jnp.round(solver.estimate(state)[0], 2))  # the minimum of (2 u - 8)^2 / 2 + u^2 / 2
+    >>> round(float(solver.estimate(state)[0]), 1)  # the minimum of (2 u - 8)^2 / 2 + u^2 / 2
     3.2
     """
     function("solver", solver, "a function that makes a solver, such as eki_jax.euler")
