@@ -15,6 +15,10 @@ from jax import lax
 from eki_jax._types import Array
 
 
+class UnmappedAxis(ValueError):
+    """A named axis that no map around the call has."""
+
+
 class Axis(NamedTuple):
     """The devices along a mapped axis, or one device alone.
 
@@ -43,7 +47,7 @@ class Axis(NamedTuple):
         try:
             return lax.axis_size(self.name)
         except NameError:
-            raise ValueError(
+            raise UnmappedAxis(
                 f"axis_name: {self.name!r} is no mapped axis here; wanted a call inside of vmap or shard_map with "
                 "that axis, as sharding.shard_solver makes it, or None on one device"
             ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Prior
 from eki_jax.ensembles import drawing
+from eki_jax.kernel.axes import UnmappedAxis
 from eki_jax.sharding.drivers import Driver, over_devices
 from eki_jax.sharding.mesh import BATCH, PARTICLES, nearest_sizes
 from eki_jax.sharding.specs import result_specs
@@ -42,7 +43,8 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
         in place.
 
     Raises:
-        ValueError: as :func:`over_devices`; from ``init`` a J that the devices do not divide.
+        ValueError: as :func:`over_devices`; from ``init`` a J that the devices do not divide, and a solver made without
+            ``axis_name``, whose devices would step each by itself.
 
     >>> import jax.numpy as jnp
     >>> import eki_jax
@@ -66,7 +68,9 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
 
     def init(*start: Any) -> Any:
         specs = (_SAME,) * len(start) if makes_its_particles(solver) else (_SPREAD,)
-        return run(solver.init, in_specs=specs)(*start)
+        state = run(solver.init, in_specs=specs)(*start)
+        _check_axis("solver", (solver.estimate, solver.ensemble), state)
+        return state
 
     def of_state(fn: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
         return lambda state, *args: run(fn, in_specs=(state_specs(state), *specs))(state, *args)
@@ -87,6 +91,19 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
         of_state(solver.with_ensemble, _SPREAD),
         solver.done,
         solver.passes,
+    )
+
+
+def _check_axis(name: str, functions: Sequence[Callable[..., Any]], *args: Any) -> None:
+    """Raise ValueError unless one of the functions asks for an axis, which there is none of outside of a map."""
+    for fn in functions:
+        try:
+            jax.eval_shape(fn, *args)
+        except (NameError, UnmappedAxis):  # JAX's own and the kernel's
+            return
+    raise ValueError(
+        f"{name}: made without axis_name, so that the devices' particles would not come together; wanted one made with "
+        f"axis_name={PARTICLES!r}"
     )
 
 
@@ -117,9 +134,17 @@ def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") ->
         A method of global arrays; accuracies are the same on all devices, those of the single particles included.
 
     Raises:
-        ValueError: as :func:`over_devices`.
+        ValueError: as :func:`over_devices`; a method made without ``axis_name``; from ``step``, one whose solver was.
     """
-    state_specs = result_specs(method.init, mesh, (_SAME,), jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    _check_axis("method", (method.init,), key)
+    state_specs = result_specs(method.init, mesh, (_SAME,), key)
+
+    def step(state: Any, key: Array, batch: Batch) -> Any:
+        _check_axis("method: its solver", (method.step,), state, key, batch)
+        return over_devices(method.step, mesh, (state_specs, _SAME, batch_specs(mesh)), driver=driver)(
+            state, key, batch
+        )
 
     def accuracy(state: Any, x: Array, labels: Array) -> Any:
         found = over_devices(method.accuracy, mesh, (state_specs, _SAME, _SAME), driver=driver)(state, x, labels)
@@ -135,7 +160,7 @@ def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") ->
 
     return method._replace(
         init=over_devices(method.init, mesh, (_SAME,), driver=driver),
-        step=over_devices(method.step, mesh, (state_specs, _SAME, batch_specs(mesh)), driver=driver),
+        step=step,
         accuracy=accuracy,
         estimate=lambda state: over_devices(method.estimate, mesh, (state_specs,), driver=driver)(state),
         redraw=None if method.redraw is None else redraw,

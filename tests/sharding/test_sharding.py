@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import eki_jax
 from benchmarks.problems import registry
 from benchmarks.scaling import hlo
+from eki_jax import kalman, natural, sharding, training
 from eki_jax import optax as eki_optax
-from eki_jax import sharding, training
 from eki_jax.checkpoints import Checkpoints
 from eki_jax.metrics import classification_accuracy as metrics_of
 from eki_jax.optax import ensemble_gradient, value_and_extra_args
@@ -223,6 +223,44 @@ def test_update_takes_outputs_from_elsewhere(toy: Toy) -> None:
     state, _ = jax.jit(solver.update)(solver.init(ensemble), outputs, toy.batch[1])
     single = eki_jax.euler(toy.forward, toy.loss)
     assert largest_difference(state, single.step(single.init(ensemble), toy.batch)[0]) < 1e-5
+
+
+SOLVERS_OF_AN_AXIS: dict[str, Any] = {
+    "euler": lambda f, loss, **axis: eki_jax.euler(f, loss, **axis),
+    "enkf": lambda f, loss, **axis: kalman.enkf(f, 1.0, **axis),
+    "natural": lambda f, loss, **axis: natural.natural_gradient(f, loss, 8, **axis),
+}
+
+
+@pytest.mark.parametrize("driver", sharding.DRIVERS)
+@pytest.mark.parametrize("name", SOLVERS_OF_AN_AXIS)
+def test_a_solver_without_an_axis_is_named(name: str, driver: Any, toy: Toy) -> None:
+    """Its devices would each take a step of their own, under pmap without a word."""
+    mesh, make = sharding.make_mesh(4), SOLVERS_OF_AN_AXIS[name]
+    key = jax.random.key(0)
+    start = (toy.prior.sample(key), key) if name == "natural" else (eki_jax.sample_ensemble(key, toy.prior, 8),)
+    with pytest.raises(
+        ValueError, match=r"solver: made without axis_name.*; wanted one made with axis_name='particles'"
+    ):
+        sharding.shard_solver(make(toy.forward, toy.loss), mesh, driver=driver).init(*start)
+    sharding.shard_solver(make(toy.forward, toy.loss, axis_name="particles"), mesh, driver=driver).init(*start)
+
+
+@pytest.mark.parametrize("driver", sharding.DRIVERS)
+def test_a_method_without_an_axis_is_named(driver: Any, toy: Toy) -> None:
+    """Without one anywhere, or with a solver without one."""
+    mesh, key = sharding.make_mesh(4), jax.random.key(0)
+    alone, spread = ({}, {"axis_name": "particles"})
+    make = lambda inner, outer: sharding.shard_method(
+        training.ensemble_method(eki_jax.euler(toy.forward, toy.loss, **inner), toy.forward, toy.prior, 8, **outer),
+        mesh,
+        driver=driver,
+    )
+    with pytest.raises(ValueError, match="method: made without axis_name"):
+        make(alone, alone)
+    method = make(alone, spread)
+    with pytest.raises(ValueError, match="method: its solver: made without axis_name"):
+        method.step(method.init(key), key, toy.batch)
 
 
 @pytest.mark.parametrize(("driver", "communication"), [("shard_map", "all_to_all"), ("jit", None)])
