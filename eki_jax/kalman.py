@@ -5,11 +5,13 @@ from eki_jax.solvers.kalman import InflatedState as InflatedState
 from eki_jax.solvers.kalman import Inflation as Inflation
 from eki_jax.solvers.kalman import KalmanSettings as KalmanSettings
 from eki_jax.solvers.kalman import KalmanState as KalmanState
+from eki_jax.solvers.kalman import LangevinState as LangevinState
 from eki_jax.solvers.kalman import Localization as Localization
 from eki_jax.solvers.kalman import LowRankNoise as LowRankNoise
 from eki_jax.solvers.kalman import UnscentedSettings as UnscentedSettings
 from eki_jax.solvers.kalman import UnscentedState as UnscentedState
 from eki_jax.solvers.kalman import additive_inflation as additive_inflation
+from eki_jax.solvers.kalman import aldi as aldi
 from eki_jax.solvers.kalman import cheaper_space as cheaper_space
 from eki_jax.solvers.kalman import correlation_taper as correlation_taper
 from eki_jax.solvers.kalman import data_misfit_controller as data_misfit_controller

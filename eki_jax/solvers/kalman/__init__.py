@@ -3,6 +3,8 @@
 The steps are implicit in the outputs, where those of the flow's discretizations are explicit.
 """
 
+from eki_jax.solvers.kalman.aldi import LangevinState as LangevinState
+from eki_jax.solvers.kalman.aldi import aldi as aldi
 from eki_jax.solvers.kalman.analysis import KalmanState as KalmanState
 from eki_jax.solvers.kalman.enkf import cheaper_space as cheaper_space
 from eki_jax.solvers.kalman.enkf import enkf as enkf
