@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eki_jax._checks import arrays, random_key
+from eki_jax._checks import arrays, random_key, real
 from eki_jax.calibrate.extras import special
 from eki_jax.calibrate.priors import Marginal, ask
 
@@ -34,23 +34,27 @@ class Group(NamedTuple):
     spec: dict[str, Any] | None
 
 
-def from_samples(samples: Any) -> Any:
+def from_samples(samples: Any, *, low: Any = None, high: Any = None) -> Any:
     r"""A prior that is known by draws of it, an earlier posterior for example.
 
     Each entry's transform takes normal scores to the sorted draws, :math:`T(\Phi^{-1}((i - 1/2) / N)) = x_{(i)}`,
-    linear in between and, with the slope of the outermost tenth of the draws, beyond: tails as of a normal variable.
-    Entries are correlated as their normal scores are (a Gaussian copula).
+    linear in between and, with the slope of the outermost twentieth of the draws, beyond: tails as of a normal
+    variable. With bounds this is done for ``log(x - low)``, ``-log(high - x)`` or their sum, so that no tail reaches
+    them. Entries are correlated as their normal scores are (a Gaussian copula).
 
     Args:
         samples: draws of the parameter, shape (N, ...), N >= 10; or a dict of them, N the same, for parameters that
             belong together.
+        low: lower bound, below all draws; for a dict of draws a dict with some of its names.
+        high: upper bound, above all draws; the same.
 
     Returns:
         A :class:`Marginal` for draws of a number; else a :class:`Group`, whose one member is called as the group is.
 
     Raises:
         TypeError: no real numbers.
-        ValueError: fewer than ten draws, draws that are not finite or all the same; numbers of draws that differ.
+        ValueError: fewer than ten draws, draws that are not finite, beyond a bound or all the same; numbers of draws
+            that differ; bounds of other parameters.
 
     >>> draws = np.random.default_rng(0).gamma(3.0, size=5000)
     >>> mean, sd = from_samples(draws).moments()
@@ -59,10 +63,16 @@ def from_samples(samples: Any) -> Any:
     """
     if not isinstance(samples, Mapping):
         draws = _draws("samples", samples)
-        return interpolated(draws) if draws.ndim == 1 else _copula({"": draws})
+        bounds = [None if end is None else float(real(n, end)) for n, end in (("low", low), ("high", high))]
+        return interpolated(draws, *bounds) if draws.ndim == 1 else _copula({"": draws}, {"": bounds})
     if not samples:
         raise ValueError("samples: an empty dict; wanted the draws of at least one parameter")
-    return _copula({name: _draws(f"samples[{name!r}]", draws) for name, draws in samples.items()})
+    for end, of_names in (("low", low), ("high", high)):
+        if of_names is not None and not (isinstance(of_names, Mapping) and set(of_names) <= set(samples)):
+            shown = f"for {sorted(of_names)}" if isinstance(of_names, Mapping) else of_names
+            raise ValueError(f"{end}: {shown}; wanted names of the samples {list(samples)} with a bound for each")
+    ends = {name: [(low or {}).get(name), (high or {}).get(name)] for name in samples}
+    return _copula({name: _draws(f"samples[{name!r}]", draws) for name, draws in samples.items()}, ends)
 
 
 def correlated(members: Mapping[str, Marginal], correlation: Any) -> Group:
@@ -211,28 +221,54 @@ def _scores(number: int) -> np.ndarray:
     return special().ndtri((np.arange(number) + 0.5) / number)
 
 
-def interpolated(draws: np.ndarray) -> Marginal:
-    """The prior of one number, from its draws."""
+def interpolated(draws: np.ndarray, low: float | None = None, high: float | None = None) -> Marginal:
+    """The prior of one number, from its draws and its bounds."""
     known, scores = np.sort(draws), _scores(len(draws))
+    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    ask(known[0] > least, "low", np.array(least), f"wanted bounds below all draws, the least is {known[0]:.6g}")
+    ask(known[-1] < most, "high", np.array(most), f"wanted bounds above all draws, the most is {known[-1]:.6g}")
+    edges = np.nextafter(least, np.inf), np.nextafter(most, -np.inf)
+    free = _free(known, low, high)
     tail = max(2, len(draws) // 20)
     slopes = [
-        np.polyfit(scores[part], known[part], 1)[0] if np.ptp(known[part]) else 0.0
+        np.polyfit(scores[part], free[part], 1)[0] if np.ptp(free[part]) else 0.0
         for part in (slice(tail), slice(-tail, None))
     ]
 
     def transform(z: np.ndarray) -> np.ndarray:
         below, above = np.minimum(z - scores[0], 0), np.maximum(z - scores[-1], 0)
-        return np.interp(z, scores, known) + slopes[0] * below + slopes[1] * above
+        return np.clip(_bound(np.interp(z, scores, free) + slopes[0] * below + slopes[1] * above, low, high), *edges)
 
     def inverse(x: np.ndarray) -> np.ndarray:
-        below, above = np.minimum(x - known[0], 0), np.maximum(x - known[-1], 0)
+        x = _free(x, low, high)
+        below, above = np.minimum(x - free[0], 0), np.maximum(x - free[-1], 0)
         ends = [part / slope if slope else part * 0 for part, slope in zip((below, above), slopes, strict=True)]
-        return np.interp(x, known, scores) + ends[0] + ends[1]
+        return np.interp(x, free, scores) + ends[0] + ends[1]
 
-    return Marginal((), transform, inverse, {"kind": "samples", "samples": known.tolist()})
+    return Marginal((), transform, inverse, {"kind": "samples", "samples": known.tolist(), "low": low, "high": high})
 
 
-def _copula(samples: dict[str, np.ndarray]) -> Group:
+def _free(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+    """Bounded numbers as ones without bounds."""
+    if low is None and high is None:
+        return x
+    above = np.zeros(np.shape(x)) if low is None else np.log(x - low)
+    return above if high is None else above - np.log(high - x)
+
+
+def _bound(y: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+    """The inverse of :func:`_free`."""
+    if low is None and high is None:
+        return y
+    with np.errstate(over="ignore", under="ignore"):
+        if high is None:
+            return low + np.exp(y)
+        if low is None:
+            return high - np.exp(-y)
+        return np.where(y > 0, high - (high - low) / (1 + np.exp(y)), low + (high - low) / (1 + np.exp(-y)))
+
+
+def _copula(samples: dict[str, np.ndarray], bounds: Mapping[str, Any]) -> Group:
     """Parameters from their draws, with the correlations of the normal scores."""
     if len({len(draws) for draws in samples.values()}) > 1:
         raise ValueError(f"samples: {[len(draws) for draws in samples.values()]} draws; wanted as many of each")
@@ -240,7 +276,7 @@ def _copula(samples: dict[str, np.ndarray]) -> Group:
     for name, draws in samples.items():
         flat = draws.reshape(len(draws), -1)
         columns.append(flat)
-        members[name] = stacked([interpolated(column) for column in flat.T], draws.shape[1:])
+        members[name] = stacked([interpolated(column, *bounds[name]) for column in flat.T], draws.shape[1:])
     rows = np.concatenate(columns, axis=1)
     ranks = np.argsort(np.argsort(rows, axis=0, kind="stable"), axis=0, kind="stable")
     latent = np.atleast_2d(np.corrcoef(_scores(len(rows))[ranks], rowvar=False))

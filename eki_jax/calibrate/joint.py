@@ -165,7 +165,7 @@ def from_spec(spec: Mapping[str, Any]) -> Any:
         latent = np.array(settings["latent"], np.float64)
         return group_of(members, latent, "correlation", dict(spec))
     if kind == "samples":
-        return interpolated(np.array(settings["samples"], np.float64))
+        return interpolated(np.array(settings["samples"], np.float64), settings["low"], settings["high"])
     shape = tuple(settings.pop("shape"))
     if kind == "stack":
         return stacked([from_spec(entry) for entry in settings["entries"]], shape)

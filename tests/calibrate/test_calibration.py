@@ -1,9 +1,13 @@
-"""The front door: ask, tell, and the posterior, beside what is exact."""
+"""The front door: ask, tell and the posterior, beside what is exact."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +15,11 @@ import eki_jax
 from eki_jax import calibrate, kalman
 
 MAP = np.random.default_rng(0).normal(size=(6, 2))
+PRIOR = {"a": calibrate.normal(0.5, 2.0), "b": calibrate.normal(0.0, 3.0)}
+PRIOR_MEAN, PRIOR_SD = np.array([0.5, 0.0]), np.array([2.0, 3.0])
+NOISE = {"first": 0.3**2, "second": 0.5**2}
+VARIANCES = np.repeat([0.3**2, 0.5**2], [4, 2])
+J = 30
 
 
 def line(member: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -20,39 +29,423 @@ def line(member: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 DATA = line({"a": 1.0, "b": -2.0})
-PRIOR = {"a": calibrate.normal(0.5, 2.0), "b": calibrate.normal(0.0, 3.0)}
+
+
+def linear(**settings: Any) -> calibrate.Calibration:
+    return calibrate.Calibration(**{"prior": PRIOR, "data": DATA, "noise": NOISE, "particles": J} | settings)
+
+
+def outputs_of(calibration: calibrate.Calibration, simulate: Any = line) -> list[Any]:
+    return [simulate(member) for member in calibration.ask()]
 
 
 def run(calibration: calibrate.Calibration, simulate: Any = line) -> list[calibrate.Report]:
     reports = []
     while not calibration.done:
-        reports.append(calibration.tell([simulate(member) for member in calibration.ask()]))
+        reports.append(calibration.tell(outputs_of(calibration, simulate)))
     return reports
-
-
-def exact(variances: np.ndarray, data: np.ndarray, observed: Any = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-    """The posterior's mean and covariance for the linear simulator."""
-    matrix, mean, precision = MAP[observed], np.array([0.5, 0.0]), np.diag([1 / 4, 1 / 9])
-    covariance = np.linalg.inv(precision + matrix.T @ (matrix / variances[observed, None]))
-    right = precision @ mean + matrix.T @ (data[observed] / variances[observed])
-    return covariance @ right, covariance
 
 
 def flat(outputs: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([np.ravel(value) for value in outputs.values()])
 
 
+def of_members(calibration: calibrate.Calibration) -> np.ndarray:
+    return np.array([[member["a"], member["b"]] for member in calibration.ask()])
+
+
+def updated(members: np.ndarray, gamma: np.ndarray, observed: Any = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+    """The members' mean and covariance after Kalman's update of their own."""
+    matrix, data = MAP[observed], flat(DATA)[observed]
+    mean, covariance = members.mean(axis=0), np.cov(members, rowvar=False, ddof=0)
+    gain = covariance @ matrix.T @ np.linalg.inv(matrix @ covariance @ matrix.T + gamma)
+    return mean + gain @ (data - matrix @ mean), covariance - gain @ matrix @ covariance
+
+
+def of_posterior(posterior: calibrate.Posterior) -> tuple[np.ndarray, np.ndarray]:
+    samples = np.stack([posterior.samples["a"], posterior.samples["b"]], axis=1)
+    return samples.mean(axis=0), np.cov(samples, rowvar=False, ddof=0)
+
+
+CORRELATED = 0.2 * np.eye(4) + 0.1
+FACTOR = np.array([[0.5, 0.0], [0.5, 0.1], [0.0, 0.3], [-0.2, 0.4]])
+LOW_RANK = kalman.LowRankNoise(0.1, FACTOR)
+
+
+def blocks(first: np.ndarray) -> np.ndarray:
+    """Gamma of both outputs, the second's of variance 0.2."""
+    matrix = 0.2 * np.eye(6)
+    matrix[:4, :4] = first
+    return matrix
+
+
+GAMMAS = {
+    "numbers": (NOISE, np.diag(VARIANCES)),
+    "one number": (0.04, 0.04 * np.eye(6)),
+    "diagonal": ({"first": np.arange(1.0, 5.0), "second": [0.2, 0.3]}, np.diag([1, 2, 3, 4, 0.2, 0.3])),
+    "shaped": ({"first": np.arange(1.0, 5.0).reshape(2, 2), "second": 0.2}, blocks(np.diag([1, 2, 3, 4]))),
+    "dense": ({"first": CORRELATED, "second": 0.2}, blocks(CORRELATED)),
+    "low rank": ({"first": LOW_RANK, "second": 0.2}, blocks(0.1 * np.eye(4) + FACTOR @ FACTOR.T)),
+    "of all": (0.2 * np.eye(6) + 0.1, 0.2 * np.eye(6) + 0.1),
+}
+
+
+@pytest.mark.parametrize("name", GAMMAS)
+def test_the_posterior_is_kalmans(name: str) -> None:
+    """Linear simulator, every kind of noise: the members' own mean and covariance, updated exactly."""
+    noise, gamma = GAMMAS[name]
+    calibration = linear(noise=noise)
+    start = of_members(calibration)
+    run(calibration)
+    mean, covariance = of_posterior(calibration.posterior())
+    wanted_mean, wanted = updated(start, gamma)
+    np.testing.assert_allclose(mean, wanted_mean, atol=2e-3 * np.sqrt(wanted.max()))
+    np.testing.assert_allclose(covariance, wanted, atol=1e-3 * wanted.max())
+
+
+@pytest.mark.parametrize("name", GAMMAS)
+def test_data_that_are_nan_are_left_out(name: str) -> None:
+    """Rows and columns of Gamma too; what the simulator says there is of no concern."""
+    noise, gamma = GAMMAS[name]
+    gaps = {"first": DATA["first"].copy(), "second": DATA["second"].copy()}
+    gaps["first"][0, 1] = gaps["second"][0] = np.nan
+    seen = np.array([True, False, True, True, False, True])
+
+    def simulate(member: dict[str, Any]) -> dict[str, np.ndarray]:
+        outputs = line(member)
+        outputs["first"][0, 1] = np.nan if member["a"] > 0 else 1e30
+        return outputs
+
+    calibration = linear(data=gaps, noise=noise)
+    start = of_members(calibration)
+    reports = run(calibration, simulate)
+    assert {report.masked for report in reports} == {2}
+    assert {report.failed for report in reports} == {0}
+    assert "2 data masked" in str(reports[0])
+    mean, covariance = of_posterior(calibration.posterior())
+    wanted_mean, wanted = updated(start, gamma[np.ix_(seen, seen)], seen)
+    np.testing.assert_allclose(mean, wanted_mean, atol=2e-3 * np.sqrt(wanted.max()))
+    np.testing.assert_allclose(covariance, wanted, atol=2e-3 * wanted.max())
+
+
+def test_an_output_without_any_data() -> None:
+    """One of two outputs all NaN, its noise too, and masked arrays."""
+    gone = {"first": np.ma.masked_array(DATA["first"], mask=True), "second": DATA["second"]}
+    calibration = linear(data=gone, noise={"first": np.nan, "second": 0.25})
+    assert calibration.tell(outputs_of(calibration)).masked == 4
+
+
+@pytest.mark.slow
 def test_the_posterior_is_the_exact_one() -> None:
-    """Linear simulator, normal priors, noise of two sizes."""
-    noise = {"first": 0.3**2, "second": 0.5**2}
-    calibration = calibrate.Calibration(PRIOR, DATA, noise, particles=2000)
+    """With many members and perturbed data or none; physical units."""
+    precision = np.diag(PRIOR_SD**-2)
+    wanted = np.linalg.inv(precision + MAP.T @ (MAP / VARIANCES[:, None]))
+    mean = wanted @ (precision @ PRIOR_MEAN + MAP.T @ (flat(DATA) / VARIANCES))
+    for method in ("etki", "enkf"):
+        calibration = linear(particles=2000, method=method)
+        run(calibration)
+        posterior = calibration.posterior()
+        sd = np.sqrt(np.diag(wanted))
+        assert np.abs([posterior.mean["a"], posterior.mean["b"]] - mean).max() < 0.1 * sd.min()
+        np.testing.assert_allclose([posterior.sd["a"], posterior.sd["b"]], sd, rtol=0.06)
+        assert posterior.correlations[0, 1] == pytest.approx(wanted[0, 1] / sd.prod(), abs=0.05)
+        low, high = mean[0] + 1.645 * sd[0] * np.array([-1, 1])
+        np.testing.assert_allclose(posterior.quantiles["a"][[0, -1]], [low, high], atol=0.2 * sd[0])
+
+
+def test_a_report_is_one_line() -> None:
+    calibration = linear()
     reports = run(calibration)
-    posterior = calibration.posterior()
-    mean, covariance = exact(np.repeat([0.3**2, 0.5**2], [4, 2]), flat(DATA))
-    sd = np.sqrt(np.diag(covariance))
-    found = np.array([posterior.mean["a"], posterior.mean["b"]])
-    assert np.abs(found - mean).max() < 0.1 * sd.min()
-    np.testing.assert_allclose([posterior.sd["a"], posterior.sd["b"]], sd, rtol=0.06)
-    assert posterior.correlations[0, 1] == pytest.approx(covariance[0, 1] / sd.prod(), abs=0.05)
     assert reports[-1].time == 1.0
-    assert len(calibration.history) == len(reports) == calibration.iteration
+    assert reports[-1].done
+    assert [report.iteration for report in reports] == list(range(1, len(reports) + 1))
+    assert str(reports[0]).startswith("iteration 1: time ")
+    assert all("\n" not in str(report) for report in reports)
+    residuals = (np.stack([flat(line(m)) for m in linear().ask()]) - flat(DATA)) / np.sqrt(VARIANCES)
+    assert reports[0].misfit == pytest.approx(np.mean(residuals**2))
+    assert reports[0].misfit_of_mean == pytest.approx(np.mean(residuals.mean(axis=0) ** 2))
+    latent = calibration.prior.to_latent(calibration.posterior().samples)
+    spread = np.sqrt(np.mean([latent["a"].var(ddof=1), latent["b"].var(ddof=1)]))
+    assert reports[-1].spread == pytest.approx(spread, rel=1e-5)
+
+
+def test_history_has_every_iteration() -> None:
+    """Parameters before a step, and what the simulator said of them."""
+    calibration = linear()
+    asked = []
+    while not calibration.done:
+        asked.append(calibration.ask())
+        calibration.tell([line(member) for member in asked[-1]])
+    assert len(calibration.history) == len(asked) > 1
+    for members, iteration in zip(asked, calibration.history, strict=True):
+        assert iteration.parameters["a"].tolist() == [member["a"] for member in members]
+        np.testing.assert_array_equal(iteration.outputs["first"], [line(member)["first"] for member in members])
+        residuals = (np.stack([flat(line(m)) for m in members]) - flat(DATA)) / np.sqrt(VARIANCES)
+        np.testing.assert_allclose(iteration.misfits, 0.5 * np.sum(residuals**2, axis=1))
+
+
+def test_members_are_physical_numpy_values() -> None:
+    """A list of dicts of float64, the same until they are told."""
+    calibration = linear(prior={"a": calibrate.positive(1.0, 0.5), "b": calibrate.bounded(-1, 1, shape=(2,))})
+    members = calibration.ask()
+    assert len(members) == J
+    assert isinstance(members[0]["a"], np.float64)
+    assert members[0]["b"].shape == (2,)
+    assert all(member["a"] > 0 and np.all(np.abs(member["b"]) < 1) for member in members)
+    again = calibration.ask()
+    assert all(np.array_equal(one["b"], two["b"]) for one, two in zip(members, again, strict=True))
+
+
+def test_a_correlated_group_is_seen_member_by_member() -> None:
+    """The simulator sees parameters, not groups; the first ensemble has their correlation."""
+    pair = calibrate.correlated({"a": PRIOR["a"], "b": PRIOR["b"]}, 0.9)
+    calibration = linear(prior={"pair": pair}, particles=500)
+    members = of_members(calibration)
+    assert np.corrcoef(members, rowvar=False)[0, 1] == pytest.approx(0.9, abs=0.03)
+    calibration.tell(outputs_of(calibration))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, np.int64, "jax", "list"])
+def test_any_dtype_is_taken_without_a_word(dtype: Any) -> None:
+    """Warnings are errors here."""
+    calibration = linear()
+
+    def simulate(member: dict[str, Any]) -> dict[str, Any]:
+        outputs = line(member)
+        if dtype == "jax":
+            return {name: jnp.asarray(value) for name, value in outputs.items()}
+        return {n: v.tolist() if dtype == "list" else v.astype(dtype) for n, v in outputs.items()}
+
+    assert calibration.tell(outputs_of(calibration, simulate)).moved
+
+
+def test_nothing_compiles_after_the_first_step() -> None:
+    """Nor in another calibration of the same sizes."""
+    run(linear(seed=5))
+    calibration, compiled = linear(seed=5), []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    try:
+        run(calibration)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [name for name in compiled if "compile" in name]
+
+
+def test_double_precision() -> None:
+    """With JAX's switch on, the members are float64 and the update is exact to ten digits."""
+    with jax.enable_x64(True):
+        calibration = linear(seed=1)
+        start = of_members(calibration)
+        run(calibration)
+        mean, covariance = of_posterior(calibration.posterior())
+    wanted_mean, wanted = updated(start, np.diag(VARIANCES))
+    np.testing.assert_allclose(mean, wanted_mean, rtol=1e-10)
+    np.testing.assert_allclose(covariance, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_method_is_any_solver() -> None:
+    """Ten tempered steps, told by a function of the whitened noise's covariance; time ends at one exactly."""
+    seen = []
+
+    def method(noise_covariance: Any) -> eki_jax.Solver:
+        seen.append(noise_covariance)
+        return kalman.enkf(None, noise_covariance, kalman.tempered(7), key=jax.random.key(3))
+
+    calibration = linear(method=method)
+    reports = run(calibration)
+    assert seen[0].tolist() == [1.0] * 6
+    assert len(reports) == 7
+    assert reports[-1].time == 1.0
+    euler = linear(method=lambda gamma: eki_jax.euler(None, eki_jax.squared_error()), most_iterations=4)
+    reports = run(euler)
+    assert [report.time for report in reports] == [None] * 4
+    assert reports[-1].misfit < reports[0].misfit
+
+
+def test_perturbed_data_are_new_in_each_step() -> None:
+    """And the same again with the same seed: two steps from one state differ by their noise alone."""
+
+    def method(noise_covariance: Any) -> eki_jax.Solver:
+        return kalman.enkf(None, noise_covariance, 1e-3, key=jax.random.key(3))
+
+    moves = []
+    for _ in range(2):
+        calibration = linear(method=method, most_iterations=2)
+        results = outputs_of(calibration)
+        for _ in range(2):
+            before = of_members(calibration)
+            calibration.tell(results)
+            moves.append(calibration.prior.to_physical(calibration._latent())["a"] - before[:, 0])
+    np.testing.assert_array_equal(moves[0], moves[2])
+    assert np.corrcoef(moves[0], moves[1])[0, 1] < 0.5
+
+
+def test_a_run_ends_at_the_most_iterations() -> None:
+    """It says so where its result is looked at."""
+    calibration = linear(most_iterations=1)
+    report = calibration.tell(outputs_of(calibration))
+    assert calibration.done
+    assert report.done
+    with pytest.warns(UserWarning, match=r"not at its end, after 1 iterations at time 0\.\d+ of 1"):
+        calibration.posterior()
+    for call in (calibration.ask, lambda: calibration.tell([])):
+        with pytest.raises(RuntimeError, match=r"the calibration is done after 1 iterations; wanted posterior\(\)"):
+            call()
+
+
+def test_jobs_after_the_end() -> None:
+    calibration = linear()
+    results = outputs_of(calibration)
+    run(calibration)
+    with pytest.raises(RuntimeError, match="tell: the calibration is done"):
+        calibration.tell(results)
+    with pytest.raises(RuntimeError, match="ask: the calibration is done"):
+        calibration.ask()
+
+
+def test_a_posterior_of_few_members_warns() -> None:
+    calibration = linear(particles=2)
+    run(calibration)
+    with pytest.warns(UserWarning, match=r"2 healthy members for 2 latent .*at most rank 1; wanted at least 3"):
+        calibration.posterior()
+
+
+def test_a_scalar_problem() -> None:
+    """One parameter, one number of data."""
+    calibration = calibrate.Calibration({"a": calibrate.normal(0.0, 1.0)}, {"y": 1.0}, 0.5, particles=400)
+    run(calibration, lambda member: {"y": 2 * member["a"]})
+    posterior = calibration.posterior()
+    assert posterior.mean["a"] == pytest.approx(4 / 4.5 * 0.5, abs=0.05)
+    assert posterior.sd["a"] == pytest.approx(np.sqrt(1 / 9), abs=0.03)
+    assert posterior.correlations.shape == (1, 1)
+
+
+def test_a_posterior_has_its_own_predictions() -> None:
+    """As members to run the simulator with, and as a table to read."""
+    calibration = linear()
+    run(calibration)
+    posterior = calibration.posterior(probabilities=[0.1, 0.5])
+    assert [member["a"] for member in posterior.members()] == posterior.samples["a"].tolist()
+    np.testing.assert_array_equal(posterior.quantiles["b"], np.quantile(posterior.samples["b"], [0.1, 0.5]))
+    first, *rows = str(posterior).splitlines()
+    assert first.split() == ["parameter", "mean", "sd", "10", "%", "50", "%"]
+    assert [row.split()[0] for row in rows] == posterior.names == ["a", "b"]
+
+
+def test_a_saved_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Perturbed data, a failed member, correlated parameters and gaps: all of it is in the file, and no time twice."""
+    prior = {"pair": calibrate.correlated({"a": calibrate.normal(0.5, 2.0), "b": calibrate.positive(2.0, 1.0)}, 0.3)}
+    data = {"first": np.array([[1.0, np.nan], [0.5, 2.0]]), "second": DATA["second"]}
+    noise = {"first": CORRELATED, "second": kalman.LowRankNoise(0.1, np.ones((2, 1)))}
+    crashing = lambda member: None if member["a"] > 3 else line(member)
+    one = linear(prior=prior, data=data, noise=noise, method="enkf", seed=7)
+    one.tell(outputs_of(one, crashing))
+    one.save(tmp_path / "run.npz")
+    two = calibrate.Calibration.load(tmp_path / "run.npz")
+    assert two.history[0].report == one.history[0].report
+    first, second = run(one, crashing), run(two, crashing)
+    assert first == second
+    assert len(first) > 1
+    assert first[-1].time == 1.0
+    for a, b in zip(one.history, two.history, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    jax.tree.map(np.testing.assert_array_equal, one.posterior(), two.posterior())
+    two.save(tmp_path / "end.npz")
+    assert calibrate.Calibration.load(tmp_path / "end.npz").done
+
+
+def test_what_no_file_holds_is_given_again(tmp_path: Path) -> None:
+    """A method that is a function, and another library's distribution."""
+    import scipy.stats
+
+    path = tmp_path / "run.npz"
+    distribution = calibrate.from_distribution(scipy.stats.norm(0.5, 2.0))
+    method = lambda gamma: kalman.enkf(None, gamma, kalman.tempered(3), key=jax.random.key(0))
+    calibration = linear(prior=PRIOR | {"a": distribution}, method=method)
+    calibration.tell(outputs_of(calibration))
+    calibration.save(path)
+    with pytest.raises(TypeError, match="method: None; wanted the function that the saved calibration had"):
+        calibrate.Calibration.load(path)
+    with pytest.raises(TypeError, match="prior: without 'a'; wanted the distribution that it had"):
+        calibrate.Calibration.load(path, method=method)
+    with pytest.raises(ValueError, match=r"prior: \['b'\]; wanted those alone that the file does not hold"):
+        calibrate.Calibration.load(path, method=method, prior={"a": distribution} | {"b": PRIOR["b"]})
+    other = calibrate.Calibration.load(path, method=method, prior={"a": distribution})
+    assert run(other) == run(calibration)
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"a state of .*float32.*; wanted .*float64"):
+        calibrate.Calibration.load(path, method=method, prior={"a": distribution})
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        calibrate.Calibration.load(tmp_path / "no.npz")
+    (tmp_path / "text.npz").write_text("not this")
+    with pytest.raises(ValueError, match="no file of arrays that eki_jax wrote"):
+        calibrate.Calibration.load(tmp_path / "text.npz")
+    calibrate.map_particles(line, linear().ask()[:1], directory=tmp_path / "results")
+    (other,) = (tmp_path / "results").iterdir()
+    with pytest.raises(ValueError, match="no calibration of version 1; wanted a file that save"):
+        calibrate.Calibration.load(other)
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash while it is written leaves the old one, and nothing beside it."""
+    calibration = linear()
+    calibration.save(tmp_path / "run.npz")
+    before = (tmp_path / "run.npz").read_bytes()
+    calibration.tell(outputs_of(calibration))
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        calibration.save(tmp_path / "run.npz")
+    assert (tmp_path / "run.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
+
+
+def test_arrays_given_may_change_afterwards(tmp_path: Path) -> None:
+    """What was given is the calibration's own."""
+    data = {name: value.copy() for name, value in DATA.items()}
+    calibration = linear(data=data)
+    data["first"][:] = 1e6
+    calibration.save(tmp_path / "run.npz")
+    with warnings.catch_warnings():
+        again = calibrate.Calibration.load(tmp_path / "run.npz")
+    assert run(again) == run(calibration) == run(linear())
+
+
+BAD = [
+    ({"particles": 1}, r"particles: 1; wanted a whole number, at least 2"),
+    ({"seed": -1}, r"seed: -1; wanted a whole number, at least 0"),
+    ({"seed": 0.5}, r"seed: 0\.5; wanted a whole number"),
+    ({"method": "kalman"}, r"method: 'kalman'; wanted 'etki' or 'enkf'"),
+    ({"method": lambda gamma: 3}, r"method: it returned 3; wanted an eki_jax\.Solver"),
+    ({"impute": 1.0}, r"impute: 1\.0; wanted a number in \[0, 1\)"),
+    ({"most_refusals": 0}, r"most_refusals: 0; wanted a whole number"),
+    ({"most_iterations": 0}, r"most_iterations: 0; wanted a whole number"),
+    ({"data": np.zeros(3)}, r"data: ndarray; wanted a dict of arrays by the outputs' names"),
+    ({"data": {}}, r"data: dict; wanted a dict of arrays"),
+    ({"data": {"first": "a", "second": 1.0}}, r"data\['first'\].*wanted an array of real numbers"),
+    ({"data": {"first": np.inf, "second": 1.0}}, r"data\['first'\]: has infinite values; wanted numbers, or NaN"),
+    ({"data": {"first": np.nan, "second": [np.nan] * 3}}, r"data: no valid observation, all of them are NaN"),
+    (
+        {"noise": {"first": 1.0}},
+        r"noise: for outputs \['first'\]; wanted one for each of the data, \['f",
+    ),
+    ({"noise": {"first": 0.0, "second": 1.0}}, r"noise\['first'\]: singular, least variance 0\.0"),
+    ({"noise": {"first": 1.0, "second": np.nan}}, r"noise\['second'\]: has values that are not finite"),
+    (
+        {"noise": {"first": np.ones(3), "second": 1.0}},
+        r"noise\['first'\]: shape \(3,\); wanted a variance, \(2, 2\)",
+    ),
+    ({"noise": {"first": 1.0, "second": [[1, 0.5], [0.4, 1]]}}, r"noise\['second'\]: a matrix that is not symmetric"),
+    ({"noise": np.ones(4)}, r"noise: shape \(4,\); wanted a variance, \(6,\) variances, a matrix of shape \(6, 6\)"),
+    (
+        {"noise": {"first": kalman.LowRankNoise(1.0, np.ones((3, 1))), "second": 1.0}},
+        r"noise\['first'\]: diagonal of shape \(\) and factor of shape \(3, 1\); wanted a number or \(4,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), BAD)
+def test_bad_settings_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        linear(**settings)
