@@ -82,7 +82,8 @@ def natural(digits: Digits, epochs: int, particles: int, **options: Any) -> Curv
 def eki(digits: Digits, epochs: int, particles: int) -> Curve:
     """EKI(R): every particle moves; they are redrawn around their mean before an epoch."""
     forward, template = linen_forward(dense_network((32, 10)), digits.images[:1])
-    prior, solver = eki_jax.xavier(template), eki_jax.euler(forward, eki_jax.cross_entropy())
+    prior = eki_jax.xavier(template)
+    solver = eki_jax.euler(forward, eki_jax.cross_entropy(), eki_jax.paper_step_size())
     state = solver.init(eki_jax.sample_ensemble(jax.random.key(1), prior, particles))
     redraw = jax.jit(lambda state, key: solver.init(eki_jax.resample_around_mean(key, state.position, prior)))
     predict = jax.jit(lambda state: forward(eki_jax.mean_particle(state.position), digits.test_images))

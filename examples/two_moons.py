@@ -27,7 +27,7 @@ def main(path: str) -> None:
     basis = graphs.eigenbasis(laplacian, modes=20)
     prior = graphs.graph_prior(basis)
 
-    solver = eki_jax.euler(graphs.observed_sign, graphs.mean_squared_error)
+    solver = eki_jax.euler(graphs.observed_sign, graphs.mean_squared_error, eki_jax.paper_step_size())
     state = solver.init(eki_jax.sample_ensemble(jax.random.key(0), prior, 500))
     before = eki_jax.mean_particle(state.ensemble)
     step = jax.jit(solver.step)
