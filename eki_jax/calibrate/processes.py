@@ -6,10 +6,10 @@ import concurrent.futures
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
 from typing import Any
 
@@ -49,9 +49,12 @@ class ProcessPool(Executor):
 
     def __init__(self, workers: int | None = None) -> None:
         number = (os.cpu_count() or 1) if workers is None else whole("workers", workers)
+        first = _Worker()  # at once: in a script without its guard this raises, before anything is lost
         self._threads = concurrent.futures.ThreadPoolExecutor(number)
-        self._own = threading.local()
-        self._workers: list[_Worker] = []
+        self._workers = [first]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._idle.put(first)
+        self._broken = ""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` on a process.
@@ -82,10 +85,11 @@ class ProcessPool(Executor):
             cancel_futures: flag; True drops what has not begun.
         """
         if not wait:
-            for worker in self._workers:
+            self._broken = "the pool was shut down"
+            for worker in list(self._workers):
                 worker.end()
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
-        for worker in self._workers:
+        for worker in list(self._workers):
             worker.end()
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
@@ -93,11 +97,23 @@ class ProcessPool(Executor):
         self.shutdown(wait=kind is None, cancel_futures=kind is not None)
 
     def _call(self, timeout: float | None, task: bytes) -> Any:
-        worker = getattr(self._own, "worker", None)
-        if worker is None or not worker.is_alive:
-            worker = self._own.worker = _Worker()
+        if self._broken:
+            raise BrokenExecutor(self._broken)
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = _Worker()
             self._workers.append(worker)
-        return worker.call(timeout, task)
+        try:
+            return worker.call(timeout, task)
+        except BrokenExecutor as error:
+            self._broken = str(error)
+            raise
+        finally:
+            if worker.is_alive:
+                self._idle.put(worker)
+            else:
+                self._workers.remove(worker)
 
 
 class _Worker:
@@ -128,8 +144,10 @@ class _Worker:
             self._process.join(5)
             code = self._process.exitcode
             self.end()
-            hint = "" if self._has_begun else "; a script needs if __name__ == '__main__': around what it runs"
-            raise RuntimeError(f"its process died, exit code {code}{hint}") from None
+            if not self._has_begun:  # and so would all others
+                hint = "a script needs if __name__ == '__main__': around what it runs"
+                raise BrokenExecutor(f"a process died before its first member, exit code {code}; {hint}") from None
+            raise RuntimeError(f"its process died, exit code {code}") from None
         if not succeeded:
             raise MemberFailed(value)
         return value

@@ -62,7 +62,7 @@ def read(path: Path | str) -> tuple[Any, dict[str, np.ndarray]]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; wanted one that was saved")
     try:
-        with np.load(path, allow_pickle=False) as members:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             about = json.loads(bytes(members["header"]))
             return about["header"], {name: members[f"array{i}"] for i, name in enumerate(about["names"])}
     except Exception as error:  # of the many layers of such a file each has errors of its own
