@@ -85,4 +85,4 @@ def _roots(matrix: Array) -> tuple[Array, Array]:
 
 
 def _spectral(vectors: Array, values: Array) -> Array:
-    return jnp.matmul(vectors * values, vectors.T, precision=HIGHEST)
+    return jnp.matmul(vectors * values[None], vectors.T, precision=HIGHEST)

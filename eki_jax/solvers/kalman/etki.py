@@ -86,7 +86,7 @@ def _among_outputs(system: System) -> Products:
         gram = system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
         root, shrinkage = inverse_root(scale * gram)
         shift = jnp.matmul(root, jnp.matmul(root, mean, precision=HIGHEST), precision=HIGHEST)
-        return z, jnp.matmul(z, shrinkage, precision=HIGHEST) + shift
+        return z, jnp.matmul(z, shrinkage, precision=HIGHEST) + shift[None]
 
     def by_singular_values() -> tuple[Array, Array]:
         left, cotangents = _by_singular_values(system.axis.gathered(z), scale, mean)
@@ -129,7 +129,7 @@ def _combination(scale: Array, everyone: Array, own: Any, residuals: Array, mean
     root, shrinkage = inverse_root(scale * gram)
     shift = jnp.matmul(root, jnp.matmul(everyone, mean, precision=HIGHEST), precision=HIGHEST)
     shift = jnp.matmul(root, shift, precision=HIGHEST)
-    return jnp.matmul(own(gram), shrinkage, precision=HIGHEST) + shift
+    return jnp.matmul(own(gram), shrinkage, precision=HIGHEST) + shift[None]
 
 
 def _by_singular_values(everyone: Array, scale: Array, mean: Array) -> tuple[Array, Array]:
@@ -138,4 +138,4 @@ def _by_singular_values(everyone: Array, scale: Array, mean: Array) -> tuple[Arr
     square = scale * values**2
     root = jnp.sqrt(1 + square)
     shift = values / (1 + square) * jnp.matmul(right, mean, precision=HIGHEST)
-    return left, values**2 / (root * (1 + root)) * left + shift
+    return left, (values**2 / (root * (1 + root)))[None] * left + shift[None]

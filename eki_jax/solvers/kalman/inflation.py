@@ -86,7 +86,7 @@ def multiplicative_inflation(factor: Any = None) -> Inflation:
 
         def leaf(u: Array, m: Array) -> Array:
             wide = wide_dtype(u.dtype)
-            centre = m.astype(wide)
+            centre = m.astype(wide)[None]
             return (centre + jnp.asarray(grow, wide) * (u.astype(wide) - centre)).astype(u.dtype)
 
         return jax.tree.map(leaf, ensemble, mean)
@@ -125,7 +125,7 @@ def additive_inflation(key: Array, prior: Prior, scale: Any) -> Inflation:
         keys = particle_keys(jax.random.fold_in(own, count), size, axis_name)
         noise = jax.vmap(prior.noise)(keys)
         mean = masked_mean(noise, jnp.ones(size, bool), axis)
-        add = lambda u, e, m: (u + jnp.asarray(scale, u.dtype) * (e - m).astype(u.dtype)).astype(u.dtype)
+        add = lambda u, e, m: (u + jnp.asarray(scale, u.dtype) * (e - m[None]).astype(u.dtype)).astype(u.dtype)
         return jax.tree.map(add, ensemble, noise, mean)
 
     return Inflation(apply)

@@ -192,8 +192,8 @@ def correlation_taper(*, cut: Any = 3.0) -> Localization:
 
     def weights(place: Array, deviations: Array, anomalies: Array) -> Array:
         del place
-        correlations, size = _correlations(deviations, anomalies)
-        noise = jnp.minimum(cut / jnp.sqrt(jnp.maximum(size - 1, 1)), 0.999).astype(correlations.dtype)
+        correlations, error = _correlations(deviations, anomalies)
+        noise = jnp.minimum(jnp.asarray(cut, error.dtype) * error, 0.999)
         return gaspari_cohn((1 - jnp.abs(correlations)) / (1 - noise))
 
     return Localization(lambda ensemble, outputs: _each_its_own(ensemble, weights))
@@ -214,10 +214,10 @@ def sampling_error_correction() -> Localization:
 
     def weights(place: Array, deviations: Array, anomalies: Array) -> Array:
         del place
-        correlations, size = _correlations(deviations, anomalies)
+        correlations, error = _correlations(deviations, anomalies)
         square = correlations**2
-        error = (1 - square) ** 2 / jnp.maximum(size - 1, 1).astype(square.dtype)
-        return square / jnp.maximum(square + error, jnp.finfo(square.dtype).tiny)
+        variance = ((1 - square) * error) ** 2
+        return square / jnp.maximum(square + variance, jnp.finfo(square.dtype).tiny)
 
     return Localization(lambda ensemble, outputs: _each_its_own(ensemble, weights))
 
@@ -307,11 +307,11 @@ class LocalProducts(NamedTuple):
 
         def analysis(place: Array, deviations: Array) -> Array:
             root = jnp.sqrt(fitted.weights(place, deviations, whole_anomalies).astype(raw.dtype))
-            rows = system.covariance.whiten(root * raw)
+            rows = system.covariance.whiten(root[None] * raw)
             if prior is not None and fitted.near is not None:
-                rows = jnp.concatenate([rows, jnp.sqrt(fitted.near(place).astype(raw.dtype)) * prior], axis=1)
+                rows = jnp.concatenate([rows, jnp.sqrt(fitted.near(place).astype(raw.dtype))[None] * prior], axis=1)
             mean = jnp.sum(rows, axis=0) / count
-            z = jnp.where(all_healthy[:, None], rows - mean, 0)
+            z = jnp.where(all_healthy[:, None], rows - mean[None], 0)
             perturbed = own(rows) if system.noise is None else own(rows) - system.noise
             perturbed = jnp.where(healthy[:, None], perturbed, 0)
             return jnp.where(healthy[:, None], combination(scale, z, own, perturbed, mean), 0)
@@ -353,19 +353,20 @@ def _each_its_own(ensemble: Ensemble, weights: Callable[[Array, Array, Array], A
 
 
 def _correlations(deviations: Array, anomalies: Array) -> tuple[Array, Array]:
-    """Correlations of one parameter with all outputs, shape (M,), and the number of particles that took part."""
+    """Correlations r of one parameter with all outputs, shape (M,), and ``1 / sqrt(J - 1)``, the deviation of r = 0."""
     size = jnp.sum(jnp.any(anomalies != 0, axis=1) | (deviations != 0))
+    error = jax.lax.rsqrt(jnp.maximum(size - 1, 1).astype(anomalies.dtype))
     tiny = jnp.finfo(anomalies.dtype).tiny
-    unit = lambda rows: rows / jnp.maximum(jnp.sqrt(jnp.sum(rows * rows, axis=0)), tiny)
+    unit = lambda rows: rows / jnp.maximum(jnp.sqrt(jnp.sum(rows * rows, axis=0, keepdims=True)), tiny)
     inner = jnp.matmul(unit(deviations.astype(anomalies.dtype)), unit(anomalies), precision=HIGHEST)
-    return jnp.clip(inner, -1, 1), size
+    return jnp.clip(inner, -1, 1), error
 
 
 def _euclidean(period: Any) -> Callable[[Array, Array], Array]:
     def measure(place: Array, places: Array) -> Array:
         away = jnp.abs(places - place[None])
         if period is not None:
-            length = jnp.asarray(period, away.dtype)
+            length = jnp.broadcast_to(jnp.asarray(period, away.dtype), away.shape[1:])[None]
             away = away % length
             away = jnp.minimum(away, length - away)
         square = jnp.sum(away * away, axis=1)
