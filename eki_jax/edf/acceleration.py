@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from eki_jax._checks import is_known
+from eki_jax._checks import POSITIVE, SHARE, arrays, real
 from eki_jax._types import Array, PyTree
 from eki_jax.edf import _vectors as vectors
 
@@ -25,7 +25,7 @@ class Acceleration(NamedTuple):
 
     def init(self, params: PyTree) -> PyTree:
         """The velocity at rest, a pytree like ``params``."""
-        return vectors.zeros_like(params)
+        return vectors.zeros_like(arrays("params", params, floating=True, some=True))
 
     def update(self, step: PyTree, velocity: PyTree, count: Array) -> tuple[PyTree, PyTree]:
         """The update that ``step`` (minus the learning rate times the direction) becomes, and the new velocity."""
@@ -58,8 +58,7 @@ def heavy_ball(momentum: float = 0.9) -> Acceleration:
     >>> float(heavy_ball(0.9).momentum(jnp.asarray(7)))
     0.9
     """
-    if is_known(momentum) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum: {momentum}; wanted a number in [0, 1)")
+    real("momentum", momentum, SHARE)
     return Acceleration(lambda count: momentum, look_ahead=False)
 
 
@@ -83,6 +82,5 @@ def nesterov(friction: float = 3.0) -> Acceleration:
     >>> [float(nesterov(3.0).momentum(jnp.asarray(n))) for n in (0, 3)]
     [0.0, 0.5]
     """
-    if is_known(friction) and not friction > 0:
-        raise ValueError(f"friction: {friction}; wanted a number > 0")
+    real("friction", friction, POSITIVE)
     return Acceleration(lambda count: count / (count + friction), look_ahead=True)

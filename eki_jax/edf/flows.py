@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from eki_jax._checks import arrays, function, pair
 from eki_jax._types import Array, Batch, Params, PyTree
 from eki_jax.edf import _vectors as vectors
 from eki_jax.edf.objective import Objective
-from eki_jax.edf.transformations import Curvature, Damping, checked_damping, checked_order, project
+from eki_jax.edf.transformations import Curvature, Damping, check_objective, checked_damping, checked_order, project
 
 Field = Callable[[Any, PyTree, Any], PyTree]
 
@@ -24,7 +25,7 @@ def exponential_decay(t: Array) -> Array:
     >>> round(float(exponential_decay(jnp.array(1.0))), 3)
     0.368
     """
-    return jnp.exp(-t)
+    return jnp.exp(-arrays("t", t, some=True))
 
 
 def linear_decay(t: Array) -> Array:
@@ -34,7 +35,7 @@ def linear_decay(t: Array) -> Array:
     >>> linear_decay(jnp.array([0.0, 0.25]))
     Array([1.  , 0.75], dtype=float32)
     """
-    return 1 - t
+    return 1 - arrays("t", t, some=True)
 
 
 def equation_flow(residual: Callable[[Params], PyTree], decay: Callable[[Array], Array] = exponential_decay) -> Field:
@@ -53,6 +54,7 @@ def equation_flow(residual: Callable[[Params], PyTree], decay: Callable[[Array],
         ``field(t, w, args)``; ``args`` is ignored.
 
     Raises:
+        TypeError: ``residual`` or ``decay`` is no function; when called, ``w`` is not floating-point.
         ValueError: when called, ``F`` and ``w`` do not have as many numbers.
 
     >>> import jax.numpy as jnp
@@ -60,14 +62,15 @@ def equation_flow(residual: Callable[[Params], PyTree], decay: Callable[[Array],
     >>> field(0.0, jnp.array([3.0, 5.0]), None)
     Array([-3., -5.], dtype=float32)
     """
+    _check_residual(residual)
+    function("decay", decay, "a function decay(t)", arguments=1)
 
     def field(t: Any, params: Params, args: Any = None) -> Params:
         del args
-        flat, unravel = ravel_pytree(params)
+        flat, unravel = ravel_pytree(_numbers("params", params))
         flat_residual = lambda vector: ravel_pytree(residual(unravel(vector)))[0]
         value, jacobian = flat_residual(flat), jax.jacfwd(flat_residual)(flat)
-        if value.size != flat.size:
-            raise ValueError(f"residual: {value.size} numbers for {flat.size} unknowns; wanted as many")
+        _check_sizes(value, flat)
         rate = jax.grad(lambda time: jnp.log(decay(time)))(jnp.asarray(t, flat.dtype))
         return unravel(rate * jnp.linalg.solve(jacobian, value))
 
@@ -87,19 +90,26 @@ def geodesic_flow(residual: Callable[[Params], PyTree]) -> Field:
     Returns:
         ``field(t, (w, p), args)``; ``args`` is ignored.
 
+    Raises:
+        TypeError: ``residual`` is no function; when called, ``w`` or ``p`` is not floating-point.
+        ValueError: when called, ``F``, ``w`` and ``p`` do not have as many numbers.
+
     >>> import jax.numpy as jnp
     >>> residual = lambda w: 2.0 * w
     >>> w = jnp.array([3.0])
     >>> geodesic_flow(residual)(0.0, (w, geodesic_momentum(residual, w)), None)
     (Array([-3.], dtype=float32), Array([0.], dtype=float32))
     """
+    _check_residual(residual)
 
     def field(t: Any, position_and_momentum: tuple[Params, Params], args: Any = None) -> tuple[Params, Params]:
         del t, args
-        position, momentum = position_and_momentum
-        flat, unravel = ravel_pytree(position)
-        flat_momentum, _ = ravel_pytree(momentum)
+        position, momentum = pair("position_and_momentum", position_and_momentum, "(w, p)")
+        flat, unravel = ravel_pytree(_numbers("position", position))
+        flat_momentum, _ = ravel_pytree(_numbers("momentum", momentum))
         flat_residual = lambda vector: ravel_pytree(residual(unravel(vector)))[0]
+        _check_sizes(flat_momentum, flat, name="momentum")
+        _check_sizes(jax.eval_shape(flat_residual, flat), flat)
         jacobian = jax.jacfwd(flat_residual)(flat)
         velocity = jnp.linalg.solve(jacobian, jnp.linalg.solve(jacobian.T, flat_momentum))
 
@@ -122,11 +132,14 @@ def geodesic_momentum(residual: Callable[[Params], PyTree], params: Params) -> P
     Returns:
         The momentum, a pytree like ``params``.
 
+    Raises:
+        TypeError: ``residual`` is no function, or ``params`` are not floating-point.
+
     >>> import jax.numpy as jnp
     >>> geodesic_momentum(lambda w: 2.0 * w, jnp.array([3.0]))
     Array([-12.], dtype=float32)
     """
-    value, pullback = jax.vjp(residual, params)
+    value, pullback = jax.vjp(_check_residual(residual), _numbers("params", params))
     return jax.tree.map(jnp.negative, pullback(value)[0])
 
 
@@ -146,6 +159,7 @@ def edf_g_flow(objective: Objective, krylov_order: int, damping: Damping | None 
         ``field(t, params, batch)``.
 
     Raises:
+        TypeError: ``objective`` is no :class:`Objective`, ``krylov_order`` no whole number, ``damping`` no pair.
         ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0.
 
     >>> import jax.numpy as jnp
@@ -173,6 +187,7 @@ def edf_h_flow(objective: Objective, krylov_order: int, damping: Damping | None 
         ``field(t, params, batch)``.
 
     Raises:
+        TypeError: ``objective`` is no :class:`Objective`, ``krylov_order`` no whole number, ``damping`` no pair.
         ValueError: ``krylov_order`` < 1, a ``damping`` that is not two numbers >= 0.
 
     >>> import jax.numpy as jnp
@@ -187,6 +202,7 @@ def edf_h_flow(objective: Objective, krylov_order: int, damping: Damping | None 
 
 def _objective_flow(matrix: Curvature, objective: Objective, krylov_order: int, damping: Damping | None) -> Field:
     order, damping = checked_order(krylov_order), checked_damping(damping)
+    check_objective(objective)
 
     def field(t: Any, params: Params, batch: Batch) -> Params:
         del t
@@ -194,3 +210,16 @@ def _objective_flow(matrix: Curvature, objective: Objective, krylov_order: int, 
         return vectors.combine((-1, project(matrix(objective, params, batch), gradient, order, damping)))
 
     return field
+
+
+def _check_residual(residual: Any) -> Callable[[Params], PyTree]:
+    return function("residual", residual, "a function residual(params) -> F", arguments=1)
+
+
+def _numbers(name: str, tree: PyTree) -> PyTree:
+    return arrays(name, tree, floating=True, some=True)
+
+
+def _check_sizes(found: Any, unknowns: Array, *, name: str = "residual") -> None:
+    if found.size != unknowns.size:
+        raise ValueError(f"{name}: {found.size} numbers for {unknowns.size} unknowns; wanted as many")

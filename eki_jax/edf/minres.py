@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator as _operator
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import arrays, function, is_known, whole
 from eki_jax._types import Array, PyTree
 from eki_jax.edf import _vectors as vectors
+from eki_jax.kernel.particles import check_like
 
 Operator = Callable[[PyTree], PyTree]
 
@@ -67,7 +68,8 @@ def minres(operator: Operator, rhs: PyTree, iterations: int | Array) -> tuple[Py
     symmetric; it may be indefinite or singular. Once the space is exhausted (an invariant subspace was reached) or
     the residual has sunk to rounding, the solution no longer changes. (Paige and Saunders, SIAM J. Numer. Anal. 1975;
     "Exponentially Decaying Flows for Optimization in Deep Learning", 2018, Algorithm 1, whose ``lambda g`` in the
-    product with the matrix is read as ``lambda v_1``, a part of ``operator``.)
+    product with the matrix is read as ``lambda v_1``, a part of ``operator``.) The solution of an ``rhs`` that is not
+    finite is NaN.
 
     Args:
         operator: function ``operator(x) -> A x`` of pytrees like ``rhs``, called once an iteration.
@@ -79,8 +81,10 @@ def minres(operator: Operator, rhs: PyTree, iterations: int | Array) -> tuple[Py
         The solution, a pytree like ``rhs``, and a :class:`MinresInfo`.
 
     Raises:
-        ValueError: ``iterations`` < 1, where it is known, or an ``rhs`` without arrays.
-        TypeError: ``iterations`` that is no integer, or a leaf of ``rhs`` that is not floating-point.
+        ValueError: ``iterations`` < 1, where it is known, an ``rhs`` without arrays, or an ``operator`` whose result is
+            not like it.
+        TypeError: an ``operator`` that is no function, ``iterations`` that is no integer, or a leaf of ``rhs`` that is
+            not floating-point.
 
     >>> import jax, jax.numpy as jnp
     >>> diagonal = jnp.array([3.0, -2.0, 1.0])
@@ -89,13 +93,17 @@ def minres(operator: Operator, rhs: PyTree, iterations: int | Array) -> tuple[Py
     >>> [round(float(entry), 3) for entry in solution]
     [1.0, -1.0, 2.0]
     """
-    _check(rhs, iterations)
-    start = _start(jax.tree.map(jnp.asarray, rhs))
+    function("operator", operator, "a function operator(x) -> A x", arguments=1)
+    start = _start(jax.tree.map(jnp.asarray, arrays("rhs", rhs, floating=True, some=True)))
+    iterations = _checked_count(iterations)
     converged = jnp.finfo(start.residual.dtype).eps * start.residual
     body = lambda _, state: _step(operator, converged, state)
     unroll = isinstance(iterations, int) and iterations <= _UNROLLED
     final = jax.lax.fori_loop(0, iterations, body, start, unroll=True if unroll else None)
-    return final.solution, MinresInfo(jnp.abs(final.residual), final.iterations)
+    # No step is taken from what is not finite, and the zero that it would start from is no answer.
+    finite = jnp.isfinite(start.residual)
+    solution = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.asarray(jnp.nan, leaf.dtype)), final.solution)
+    return solution, MinresInfo(jnp.abs(final.residual), final.iterations)
 
 
 def one_step(operator: Operator, rhs: PyTree) -> PyTree:
@@ -105,7 +113,8 @@ def one_step(operator: Operator, rhs: PyTree) -> PyTree:
     """
     image = operator(rhs)
     squared = vectors.dot(image, image)
-    coefficient = jnp.where(squared > 0, vectors.dot(rhs, image) / jnp.where(squared > 0, squared, 1), 0)
+    zero = squared == 0  # what is NaN is not, and stays so
+    coefficient = jnp.where(zero, 0, vectors.dot(rhs, image) / jnp.where(zero, 1, squared))
     return vectors.combine((coefficient, rhs))
 
 
@@ -129,6 +138,7 @@ def _step(operator: Operator, converged: Array, state: _State) -> _State:
     old = state.lanczos
     basis = vectors.combine((1 / jnp.where(state.active, old.beta, 1), old.current))
     image = operator(basis)
+    check_like(image, basis, name="operator", other="rhs", hint="its shapes")
     alpha = vectors.dot(basis, image)
     following = vectors.combine((1, image), (-alpha, basis), (-old.beta, old.previous))
     beta = vectors.norm(following)
@@ -158,17 +168,9 @@ def _step(operator: Operator, converged: Array, state: _State) -> _State:
     return vectors.select(useful, new, state._replace(active=jnp.zeros_like(state.active)))
 
 
-def _check(rhs: PyTree, iterations: int | Array) -> None:
-    if isinstance(iterations, jax.Array):
-        if not jnp.issubdtype(iterations.dtype, jnp.integer) or iterations.ndim:
-            raise TypeError(f"iterations: an array of {iterations.dtype}{iterations.shape}; wanted an integer")
-    else:
-        try:
-            count = _operator.index(iterations)
-        except TypeError:
-            raise TypeError(f"iterations: {iterations!r}; wanted an integer") from None
-        if count < 1:
-            raise ValueError(f"iterations: {count}; wanted at least 1")
-    for leaf in jax.tree.leaves(rhs):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"rhs: dtype {jnp.result_type(leaf)}; wanted a floating-point dtype")
+def _checked_count(iterations: int | Array) -> int | Array:
+    if is_known(iterations):
+        return whole("iterations", iterations)
+    if not jnp.issubdtype(iterations.dtype, jnp.integer) or iterations.ndim:
+        raise TypeError(f"iterations: an array of {iterations.dtype}{iterations.shape}; wanted a whole number")
+    return iterations

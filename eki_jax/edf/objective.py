@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import arrays, function, one_of, pair, traceable, whole
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params, PyTree
 from eki_jax.losses.protocol import reduction_of
 
@@ -35,6 +36,8 @@ class Objective:
             up. By default what the loss says of itself, see :mod:`eki_jax.losses.protocol`, and else the mean.
 
     Raises:
+        TypeError: ``forward`` or ``loss`` is no function, ``chunk_size`` no whole number; params that are not
+            floating-point, a batch that is no pair.
         ValueError: ``chunk_size`` < 1, an unknown ``reduction`` or another than the loss's own, a loss that is not a
             scalar, a batch whose arrays disagree in length.
 
@@ -54,20 +57,24 @@ class Objective:
     reduction: Literal["mean", "sum"] | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size >= 1):
-            raise ValueError(f"chunk_size: {self.chunk_size!r}; wanted None or an integer of at least 1")
-        if self.reduction not in ("mean", "sum", None):
-            raise ValueError(f'reduction: {self.reduction!r}; wanted "mean" or "sum"')
+        function("forward", self.forward, "a model, forward(params, x) -> outputs", arguments=2)
+        function("loss", self.loss, "a function of outputs and targets", arguments=2)
+        if self.chunk_size is not None:
+            size = whole("chunk_size", self.chunk_size, or_="None for the whole batch")
+            object.__setattr__(self, "chunk_size", size)
+        one_of("reduction", self.reduction, ("mean", "sum", None))
         own = reduction_of(self.loss)
         if own is not None and self.reduction not in (own, None):
             raise ValueError(f"reduction: {self.reduction!r}, but the loss says {own!r} of itself; wanted {own!r}")
 
     def value(self, params: Params, batch: Batch) -> Array:
         """Loss of the batch, a scalar."""
+        _check(params, batch)
         return self._accumulate(lambda chunk: self._loss_of(chunk)(params), batch)
 
     def value_and_grad(self, params: Params, batch: Batch) -> tuple[Array, Params]:
         """Loss of the batch and its gradient, a pytree like ``params``."""
+        _check(params, batch)
         return self._accumulate(lambda chunk: jax.value_and_grad(self._loss_of(chunk))(params), batch)
 
     def gauss_newton(self, params: Params, batch: Batch) -> Operator:
@@ -82,6 +89,7 @@ class Objective:
         return self._operator(self._hessian_of, params, batch)
 
     def _operator(self, linear: Callable[[Params, Batch], Operator], params: Params, batch: Batch) -> Operator:
+        _check(params, batch)
         if self._is_whole(batch):
             return linear(params, batch)  # linearized once, however many products follow
         return lambda vector: self._accumulate(lambda chunk: linear(params, chunk)(vector), batch)
@@ -134,6 +142,11 @@ class Objective:
         if rest:
             total = add(total, function(jax.tree.map(lambda leaf: leaf[count * chunk_size :], batch)), weight(rest))
         return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), total, like)
+
+
+def _check(params: Params, batch: Batch) -> None:
+    arrays("params", params, floating=True, some=True)
+    traceable("batch", pair("batch", batch))
 
 
 def _batch_size(batch: Batch) -> int:

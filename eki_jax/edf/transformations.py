@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator as _operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eki_jax._checks import POSITIVE, is_known, schedule
+from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, pair, real, schedule, whole
 from eki_jax._types import Array, Batch, Params, Schedule
 from eki_jax.edf import _vectors as vectors
 from eki_jax.edf.acceleration import Acceleration
 from eki_jax.edf.minres import minres, one_step
 from eki_jax.edf.objective import Objective, Operator
+from eki_jax.kernel.particles import check_like
 
 Damping = tuple[float, float]
 Curvature = Callable[[Objective, Params, Batch], Operator]
@@ -153,6 +153,15 @@ def _edf(
             raise TypeError(
                 f"{missing}: None; wanted it as a keyword of update(), because the curvature is taken of it"
             )
+        check_objective(objective)
+        arrays("params", params, floating=True, some=True)
+        check_like(
+            arrays("updates", updates, floating=True),
+            params,
+            name="updates",
+            other="params",
+            hint="the gradient's shapes",
+        )
         direction = project(matrix(objective, params, batch), updates, order, damping)
         rate = rate_of(state.count)
         step = vectors.combine((-rate, direction))
@@ -180,24 +189,18 @@ def project(matrix: Operator, gradient: Params, order: int, damping: Damping | N
 
 def checked_order(krylov_order: int) -> int:
     """``krylov_order`` as an integer of at least 1."""
-    try:
-        order = _operator.index(krylov_order)
-    except TypeError:
-        raise TypeError(f"krylov_order: {krylov_order!r}; wanted an integer") from None
-    if order < 1:
-        raise ValueError(f"krylov_order: {order}; wanted at least 1")
-    return order
+    return whole("krylov_order", krylov_order)
 
 
 def checked_damping(damping: Damping | None) -> Damping | None:
     """``damping`` as a pair of numbers that are not negative, or None."""
     if damping is None:
         return None
-    try:
-        factor, exponent = damping
-    except (TypeError, ValueError):
-        raise TypeError(f"damping: {damping!r}; wanted None or a pair (a, b)") from None
-    for number in (factor, exponent):
-        if is_known(number) and not number >= 0:
-            raise ValueError(f"damping: {damping!r}; wanted a pair (a, b) of numbers >= 0")
-    return factor, exponent
+    factor, exponent = pair("damping", damping, "(a, b), or None")
+    return real("damping[0]", factor, NOT_NEGATIVE), real("damping[1]", exponent, NOT_NEGATIVE)
+
+
+def check_objective(objective: Any) -> None:
+    """Raise TypeError unless it is an :class:`Objective`."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective: {objective!r}; wanted an edf.Objective of the model and its loss")

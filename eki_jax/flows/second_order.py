@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from eki_jax._checks import POSITIVE, is_known, pair, real, traceable
+from eki_jax._checks import POSITIVE, arrays, function, is_known, pair, real, traceable
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.flows.first_order import seen_by_solvers, vector_field
 from eki_jax.kernel.axes import Axes, Axis
@@ -232,6 +232,7 @@ def guarded(field: Field, times: Sequence[float] | Array) -> Field:
         otherwise complain first).
 
     Raises:
+        TypeError: ``field`` is no function, or ``times`` are no numbers; from the field, a state that is no real numbers.
         ValueError: fewer than two times, times that are not finite, or times that do not increase.
 
     >>> guarded(lambda t, u, batch: -u, times=[1.0, 0.5])
@@ -239,10 +240,13 @@ def guarded(field: Field, times: Sequence[float] | Array) -> Field:
         ...
     ValueError: times: goes from 1.0 back to 0.5; wanted increasing times
     """
+    function("field", field, "a vector field f(t, state, batch)", arguments=3)
+    arrays("times", times, some=True)
     if is_known(times):
-        _increasing(np.asarray(times, np.float64))
+        _increasing(times)
 
     def f(t: Any, state: Any, batch: Batch) -> Any:
+        arrays("state", state, some=True)
         derivative = field(t, state, batch)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(derivative)]))
         checkify.check(finite, "the field is not finite at t = {t}", t=jnp.asarray(t))
@@ -265,7 +269,10 @@ def _second_order(field: Field, damping: Callable[[Any], Any]) -> Field:
     return f
 
 
-def _increasing(times: np.ndarray) -> None:
+def _increasing(given: Any) -> None:
+    if isinstance(given, dict):
+        raise TypeError(f"times: {given}; wanted a sequence of numbers")
+    times = np.asarray(given, np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"times: shape {times.shape}; wanted two times or more")
     if not np.all(np.isfinite(times)):

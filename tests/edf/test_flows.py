@@ -168,5 +168,5 @@ def test_bad_input_is_named() -> None:
         edf.equation_flow(lambda w: w[:2])(0.0, jnp.ones(3), None)
     objective = edf.Objective(lambda w, x: w, lambda outputs, y: jnp.sum(outputs**2))
     for make in (edf.edf_g_flow, edf.edf_h_flow):
-        with pytest.raises(ValueError, match="krylov_order: 0; wanted at least 1"):
+        with pytest.raises(ValueError, match="krylov_order: 0; wanted a whole number, at least 1"):
             make(objective, 0)

@@ -97,14 +97,15 @@ def test_types_of_the_parameters_are_kept() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"chunk_size": 0}, "chunk_size: 0; wanted None or an integer of at least 1"),
-        ({"chunk_size": 2.0}, "chunk_size: 2.0; wanted None or an integer of at least 1"),
-        ({"reduction": "max"}, 'reduction: \'max\'; wanted "mean" or "sum"'),
+        ({"chunk_size": 0}, "chunk_size: 0; wanted a whole number, at least 1, or None for the whole batch"),
+        ({"chunk_size": 2.0}, "chunk_size: 2.0; wanted a whole number"),
+        ({"reduction": "max"}, "reduction: 'max'; wanted 'mean', 'sum' or None"),
+        ({"forward": 3}, "forward: 3; wanted a model"),
     ],
 )
 def test_bad_options_are_named(options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Objective(network, cross_entropy, **options)
+    with pytest.raises((TypeError, ValueError), match=words):
+        Objective(**{"forward": network, "loss": cross_entropy} | options)
 
 
 def test_bad_losses_and_batches_are_named() -> None:

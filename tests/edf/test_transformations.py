@@ -203,10 +203,10 @@ def test_trains_linen_and_nnx_models() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"krylov_order": 0}, ValueError, "krylov_order: 0; wanted at least 1"),
-        ({"krylov_order": 1.5}, TypeError, "krylov_order: 1.5; wanted an integer"),
-        ({"damping": (1.0, -1.0)}, ValueError, r"damping: \(1.0, -1.0\); wanted a pair \(a, b\) of numbers >= 0"),
-        ({"damping": 1.0}, TypeError, r"damping: 1.0; wanted None or a pair \(a, b\)"),
+        ({"krylov_order": 0}, ValueError, "krylov_order: 0; wanted a whole number, at least 1"),
+        ({"krylov_order": 1.5}, TypeError, "krylov_order: 1.5; wanted a whole number, at least 1"),
+        ({"damping": (1.0, -1.0)}, ValueError, r"damping\[1\]: -1.0; wanted a finite number >= 0"),
+        ({"damping": 1.0}, TypeError, r"damping: 1.0; wanted a pair \(a, b\), or None"),
         ({"acceleration": 0.9}, TypeError, r"acceleration: 0.9; wanted None, heavy_ball\(...\) or nesterov\(...\)"),
     ],
 )
@@ -226,5 +226,5 @@ def test_bad_calls_and_accelerations_are_named() -> None:
         optimizer.update(START, state, objective=OBJECTIVE, batch=BATCH)
     with pytest.raises(ValueError, match=r"momentum: 1.0; wanted a number in \[0, 1\)"):
         edf.heavy_ball(1.0)
-    with pytest.raises(ValueError, match="friction: 0; wanted a number > 0"):
+    with pytest.raises(ValueError, match="friction: 0; wanted a finite number > 0"):
         edf.nesterov(0)
