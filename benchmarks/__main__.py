@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "performance": ("benchmarks.performance.cli", "speed and memory of the step, beside other libraries"),
     "scaling": ("benchmarks.scaling.cli", "strong and weak scaling over devices, measured and predicted"),
     "edf": ("benchmarks.edf.cli", "exponentially decaying flows against first-order methods"),
+    "calibration": ("benchmarks.calibration.cli", "calibrate simulators with every method, and beside other libraries"),
     "forward-budget": ("benchmarks.forward_budget", "test accuracy for a given number of forward passes"),
 }
 

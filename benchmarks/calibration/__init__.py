@@ -1,0 +1,1 @@
+"""Calibration of simulators: every method of the library, and other libraries, on the same problems."""

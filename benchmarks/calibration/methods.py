@@ -1,0 +1,238 @@
+"""The methods that calibrate, each as a solver for a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import eki_jax
+from benchmarks.calibration.problems import Problem
+from eki_jax import kalman
+
+Make = Callable[[Problem, jax.Array], eki_jax.Solver]
+
+
+class Entry(NamedTuple):
+    """A method of the tables.
+
+    Attributes:
+        label: name in the tables.
+        make: function of a problem and a JAX random key that returns a solver.
+        steps: largest number of steps on the linear problem.
+        averaged: share of these steps, the last ones, whose ensembles count together; 0 for the last one alone.
+        own_particles: flag, True where the method makes its particles, in a number of its own.
+        where: function that says whether a problem has what the method wants, such as coordinates.
+        least: function of the number of parameters P: the least number of particles.
+        most: largest number of particles on the linear problem, where many steps of a large ensemble take long.
+    """
+
+    label: str
+    make: Make
+    steps: int = 1
+    averaged: float = 0.0
+    own_particles: bool = False
+    where: Callable[[Problem], bool] = lambda problem: True
+    least: Callable[[int], int] = lambda parameters: 2
+    most: int = 10_000
+
+
+def prior(problem: Problem) -> eki_jax.Gaussian:
+    """The problem's prior, in JAX's default floating-point type."""
+    # Factored by NumPy: inside of a compiled function a covariance would be traced, and could not be inverted.
+    return eki_jax.gaussian(jnp.asarray(problem.prior_mean, float), factor=np.linalg.cholesky(problem.prior_covariance))
+
+
+def taper(problem: Problem, radius: float) -> kalman.Localization:
+    """Gaspari and Cohn's weights from the problem's coordinates."""
+    places = problem.parameter_coordinates, problem.output_coordinates
+    return kalman.taper(*places, radius, period=problem.period)
+
+
+def has_places(problem: Problem) -> bool:
+    """Whether the problem has coordinates."""
+    return problem.parameter_coordinates is not None
+
+
+def kalman_step(solver: Callable[..., eki_jax.Solver], step_size: Any = 1.0, **settings: Any) -> Make:
+    """A Kalman step; settings that are functions are those of the problem, and of the key where they take two.
+
+    Args:
+        solver: :func:`eki_jax.kalman.etki` or one like it.
+        step_size: step size, or a function that makes a schedule.
+        **settings: keywords of the solver, or functions of the problem and the key that make them.
+    """
+
+    def make(problem: Problem, key: jax.Array) -> eki_jax.Solver:
+        made = {name: value(problem, key) if callable(value) else value for name, value in settings.items()}
+        size = step_size() if callable(step_size) else step_size
+        return solver(None, problem.noise_covariance, size, **made)
+
+    return make
+
+
+def accelerated(make: Make) -> Make:
+    """Nesterov's acceleration of a step."""
+    return lambda problem, key: kalman.accelerated(make(problem, key))
+
+
+def whitened(make: Callable[..., eki_jax.Solver]) -> Make:
+    """A discretization of the flow, for squared errors of outputs and data in units of their noise."""
+
+    def made(problem: Problem, key: jax.Array) -> eki_jax.Solver:
+        solver = make(None, eki_jax.squared_error())
+
+        def update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Any]:
+            return solver.update(state, problem.whiten(outputs), problem.whiten(targets))
+
+        return solver._replace(update=update)
+
+    return made
+
+
+controlled = kalman.data_misfit_controller
+ten = lambda: kalman.tempered(10)
+own_key = lambda problem, key: key
+own_prior = lambda problem, key: prior(problem)
+
+spans = lambda parameters: parameters + 2  # particles of which the deviations span the parameters
+
+# What is known of each on a linear problem: ``linear`` compares it.
+LINEAR: dict[str, Entry] = {
+    "etki": Entry("ETKI, one step", kalman_step(kalman.etki)),
+    "etki-tempered": Entry("ETKI, ten tempered steps", kalman_step(kalman.etki, ten), 10),
+    "etki-controlled": Entry("ETKI, misfit controller", kalman_step(kalman.etki, controlled), 1000),
+    "etki-prior": Entry("ETKI, prior imposed, to time 20", kalman_step(kalman.etki, prior=own_prior), 20),
+    "etki-fixed-point": Entry(
+        "ETKI, prior imposed, inflated to its fixed point",
+        kalman_step(kalman.etki, 0.5, prior=own_prior, inflation=kalman.multiplicative_inflation()),
+        40,
+    ),
+    "enkf": Entry("EnKF, perturbed data, one step", kalman_step(kalman.enkf, key=own_key)),
+    "enkf-tempered": Entry("EnKF, perturbed data, ten tempered steps", kalman_step(kalman.enkf, ten, key=own_key), 10),
+    "enkf-bare": Entry("EnKF, data as they are, one step", kalman_step(kalman.enkf)),
+    "uki": Entry("UKI, one step", kalman_step(kalman.uki, prior=own_prior), own_particles=True),
+    "uki-fixed-point": Entry(
+        "UKI, prior imposed, to its fixed point",
+        kalman_step(kalman.uki, prior=own_prior, impose_prior=True),
+        40,
+        own_particles=True,
+    ),
+    "aldi": Entry(
+        "ALDI, last 450 of 500 steps",
+        kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key),
+        500,
+        0.9,
+        least=spans,
+        most=200,
+    ),
+    "eks": Entry(
+        "EKS, last 450 of 500 steps",
+        kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key, correction=False),
+        500,
+        0.9,
+        least=spans,
+        most=200,
+    ),
+    "euler": Entry("EKI, Euler, 20 steps", whitened(eki_jax.euler), 20),
+    "nesterov": Entry("EKI, Nesterov, 20 steps", whitened(eki_jax.nesterov), 20),
+}
+
+
+def localized(radius: float) -> Callable[[Problem, jax.Array], kalman.Localization]:
+    """The taper of a radius, as a keyword of :func:`kalman_step`."""
+    return lambda problem, key: taper(problem, radius)
+
+
+def noisy(scale: float) -> Callable[[Problem, jax.Array], kalman.Inflation]:
+    """Additive inflation of the prior's shape, as a keyword of :func:`kalman_step`."""
+    return lambda problem, key: kalman.additive_inflation(jax.random.fold_in(key, 1), prior(problem), scale)
+
+
+def corrected(make: Callable[[], kalman.Localization]) -> Callable[[Problem, jax.Array], kalman.Localization]:
+    """A localization that looks at the ensemble's correlations, as a keyword of :func:`kalman_step`."""
+    return lambda problem, key: make()
+
+
+# What races to the target: steps of size 1 unless the label says otherwise.
+RACE: dict[str, Entry] = {
+    "etki": Entry("ETKI", kalman_step(kalman.etki)),
+    "etki-controlled": Entry("ETKI, misfit controller to time 1", kalman_step(kalman.etki, controlled)),
+    "etki-prior": Entry("ETKI, prior imposed", kalman_step(kalman.etki, prior=own_prior)),
+    "etki-accelerated": Entry("ETKI, accelerated", accelerated(kalman_step(kalman.etki))),
+    "enkf": Entry("EnKF, perturbed data", kalman_step(kalman.enkf, key=own_key)),
+    "enkf-controlled": Entry(
+        "EnKF, perturbed data, misfit controller to time 1", kalman_step(kalman.enkf, controlled, key=own_key)
+    ),
+    "uki-prior": Entry(
+        "UKI, prior imposed", kalman_step(kalman.uki, prior=own_prior, impose_prior=True), own_particles=True
+    ),
+    "aldi": Entry("ALDI", kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key), least=spans),
+    "euler": Entry("EKI, Euler", whitened(eki_jax.euler)),
+    "nesterov": Entry("EKI, Nesterov", whitened(eki_jax.nesterov)),
+}
+
+
+def localized_race(radius: float) -> dict[str, Entry]:
+    """What races with a taper, on problems that have places."""
+    near = localized(radius)
+    return {
+        "etki-taper": Entry("ETKI, taper", kalman_step(kalman.etki, localization=near), where=has_places),
+        "etki-taper-prior": Entry(
+            "ETKI, taper, prior imposed",
+            kalman_step(kalman.etki, localization=near, prior=own_prior),
+            where=has_places,
+        ),
+        "etki-taper-controlled": Entry(
+            "ETKI, taper, misfit controller to time 1",
+            kalman_step(kalman.etki, controlled, localization=near),
+            where=has_places,
+        ),
+        "etki-taper-accelerated": Entry(
+            "ETKI, taper, accelerated", accelerated(kalman_step(kalman.etki, localization=near)), where=has_places
+        ),
+        "enkf-taper": Entry(
+            "EnKF, perturbed data, taper", kalman_step(kalman.enkf, key=own_key, localization=near), where=has_places
+        ),
+    }
+
+
+def remedies(radius: float) -> dict[str, Entry]:
+    """What may keep a small ensemble from misleading itself, each beside the same step without it."""
+    near = localized(radius)
+    return {
+        "none": Entry("none", kalman_step(kalman.etki)),
+        "taper": Entry("taper", kalman_step(kalman.etki, localization=near), where=has_places),
+        "correlation-taper": Entry(
+            "taper of correlations", kalman_step(kalman.etki, localization=corrected(kalman.correlation_taper))
+        ),
+        "sampling-error": Entry(
+            "sampling-error correction",
+            kalman_step(kalman.etki, localization=corrected(kalman.sampling_error_correction)),
+        ),
+        "inflation-1.05": Entry(
+            "inflation by 1.05", kalman_step(kalman.etki, inflation=kalman.multiplicative_inflation(1.05))
+        ),
+        "inflation-1.2": Entry(
+            "inflation by 1.2", kalman_step(kalman.etki, inflation=kalman.multiplicative_inflation(1.2))
+        ),
+        "noise-0.1": Entry("noise of 0.1 prior deviations", kalman_step(kalman.etki, inflation=noisy(0.1))),
+        "taper-inflation-1.05": Entry(
+            "taper, inflation by 1.05",
+            kalman_step(kalman.etki, localization=near, inflation=kalman.multiplicative_inflation(1.05)),
+            where=has_places,
+        ),
+        "taper-inflation-1.2": Entry(
+            "taper, inflation by 1.2",
+            kalman_step(kalman.etki, localization=near, inflation=kalman.multiplicative_inflation(1.2)),
+            where=has_places,
+        ),
+        "taper-noise-0.1": Entry(
+            "taper, noise of 0.1 prior deviations",
+            kalman_step(kalman.etki, localization=near, inflation=noisy(0.1)),
+            where=has_places,
+        ),
+    }

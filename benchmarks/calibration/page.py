@@ -1,0 +1,88 @@
+"""Where an experiment's picture and table go."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "calibration_benchmarks.md"
+IMAGES = ROOT / "docs" / "images"
+
+
+def write(name: str, result: dict[str, Any], experiment: Any, out: Path, *, is_committed: bool) -> dict[str, str]:
+    """Draw the picture and write the table: into the page and beside it, or all of it into ``out``.
+
+    Args:
+        name: name of the experiment.
+        result: its JSON file's content.
+        experiment: its module, with ``table`` and ``draw``.
+        out: folder of the JSON file.
+        is_committed: flag, True where the page's own numbers are meant.
+
+    Returns:
+        The names of the files written.
+    """
+    text = experiment.table(result) + "\n\n" + where(result)
+    picture = (IMAGES if is_committed else out) / f"calibration_{name}.png"
+    experiment.draw(result, picture)
+    target = PAGE if is_committed else out / f"calibration_{name}.md"
+    target.write_text(replaced(target.read_text(encoding="utf-8"), name, text) if is_committed else text + "\n")
+    return {"picture": picture.name, "table": target.name}
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """``page`` with ``text`` between its marks for ``name``.
+
+    >>> print(replaced("a <!-- table x -->old<!-- end x --> b", "x", "new"))
+    a <!-- table x -->
+    <BLANKLINE>
+    new
+    <BLANKLINE>
+    <!-- end x --> b
+    """
+    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    if begin not in page or end not in page:
+        raise ValueError(f"page: has no marks {begin} and {end}; wanted both")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
+
+
+def where(result: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    environment = result["environment"]
+    return f"(`{result['command']}`; {environment['device']}, jax {environment['versions']['jax']})"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table: the first column to the left, numbers to the right.
+
+    >>> print(markdown(["method", "misfit"], [["EnKF", "0.5"]]))
+    | method | misfit |
+    | --- | ---: |
+    | EnKF | 0.5 |
+    """
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as a cell shows it, a dash where there is none.
+
+    >>> number(0.1234), number(None), number(1234.5), number(3e-13)
+    ('0.12', '–', '1.2e+03', '3.0e-13')
+    """
+    if value is None:
+        return "–"
+    small = value != 0 and abs(value) < 10**-digits
+    return f"{value:.1e}" if small or abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture and forget it."""
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,122 @@
+"""What the races on the Lorenz models share: their cells, their table and their picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.calibration import page
+from benchmarks.calibration.cells import Cells
+from benchmarks.calibration.methods import Entry
+from benchmarks.calibration.problems import Problem
+from benchmarks.calibration.race import ITERATIONS, race
+
+
+def race_all(
+    problem: Problem, entries: dict[str, Entry], sizes: Iterable[int], seeds: range, cells: Cells, prefix: str = ""
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Race every method with every number of particles, a cell each.
+
+    Returns:
+        The outcomes of every cell, by the method's name and J.
+    """
+    found = {}
+    for name, entry in entries.items():
+        if not entry.where(problem):
+            continue
+        own = 2 * len(problem.prior_mean) + 1
+        for particles in [own] if entry.own_particles else sizes:
+            if particles < entry.least(len(problem.prior_mean)):
+                continue
+            settings = {"label": entry.label, "particles": particles, "seeds": list(seeds), "limit": ITERATIONS}
+            measure = lambda: race(problem, entry, particles, seeds)  # noqa: B023
+            found[name, particles] = cells.get(f"{prefix}{name} {particles}", settings, measure)
+    return found
+
+
+def outcomes(result: dict[str, Any], prefix: str = "") -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """The outcomes of a result file, by the methods' labels and J, of the cells whose names begin with ``prefix``."""
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for name, cell in result["cells"].items():
+        begins, _, rest = name.rpartition("/")
+        if (begins + "/" if begins else "") == prefix and rest:
+            settings = cell["settings"]
+            found.setdefault(settings["label"], {})[settings["particles"]] = cell["found"]
+    return found
+
+
+def cell(runs: list[dict[str, Any]] | None) -> str:
+    """Seeds that reached the target, and the iterations that these took: median, and least to most.
+
+    >>> cell([{"reached": True, "iterations": 3}, {"reached": True, "iterations": 5}])
+    '2/2, 4 [3, 5]'
+    >>> cell([{"reached": False, "iterations": 20}])
+    '0/1'
+    """
+    if not runs:
+        return "–"
+    took = [run["iterations"] for run in runs if run["reached"]]
+    text = f"{len(took)}/{len(runs)}"
+    return text + (f", {np.median(took):g} [{min(took)}, {max(took)}]" if took else "")
+
+
+def simulator_runs(by_size: dict[int, list[dict[str, Any]]]) -> str:
+    """The least median number of simulator runs among the sizes with which every seed reached the target.
+
+    >>> simulator_runs({20: [{"reached": True, "runs": 60}], 50: [{"reached": True, "runs": 100}]})
+    '60, J = 20'
+    """
+    whole = {
+        size: float(np.median([run["runs"] for run in runs]))
+        for size, runs in by_size.items()
+        if all(run["reached"] for run in runs)
+    }
+    if not whole:
+        return "–"
+    best = min(whole, key=lambda size: whole[size])
+    return f"{whole[best]:g}, J = {best}"
+
+
+def table(result: dict[str, Any], prefix: str = "") -> str:
+    """Seeds that reached the target and iterations until then, for every method and J."""
+    found = outcomes(result, prefix)
+    sizes = result["sizes"]
+    header = ["method", *(f"J = {size}" for size in sizes), "least simulator runs, all seeds", "members failed"]
+    rows = []
+    for label, by_size in found.items():
+        others = [size for size in by_size if size not in sizes]
+        name = label + "".join(f" (J = {size})" for size in others)
+        cells = [cell(by_size.get(size)) for size in sizes] if not others else [cell(by_size[others[0]])]
+        cells += ["–"] * (len(sizes) - len(cells))
+        failed = sum(run["failed"] for runs in by_size.values() for run in runs)
+        rows.append([name, *cells, simulator_runs(by_size), str(failed)])
+    return page.markdown(header, rows)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """The misfit at the mean against simulator runs: the median over the seeds, a panel for each J."""
+    from matplotlib import pyplot as plt
+
+    found, sizes = outcomes(result), result["sizes"]
+    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 5.4), layout="constrained", sharey=True)
+    for axis, size in zip(np.atleast_1d(axes), sizes, strict=True):
+        for index, (label, by_size) in enumerate(found.items()):
+            used = size if size in by_size else next(iter(by_size)) if not set(by_size) & set(sizes) else None
+            if used is None:
+                continue
+            runs = by_size[used]
+            style = {"color": f"C{index % 10}", "ls": ("-", "--", ":")[index // 10 % 3]}
+            longest = max(len(run["misfits"]) for run in runs)
+            # A race that is over stays where it ended.
+            misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
+            axis.plot(used * np.arange(longest), np.median(misfits, axis=0), lw=1.5, label=label, **style)
+        axis.axhline(1, color="0.4", lw=0.8)
+        axis.set(title=f"J = {size}", xlabel="simulator runs", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    np.atleast_1d(axes)[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")
+    handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    page.save(figure, path)

@@ -1,0 +1,160 @@
+"""``python -m benchmarks calibration``: its problems, its arithmetic, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.calibration import cli, lorenz96, page, race, racing
+from benchmarks.calibration import linear as on_linear
+from benchmarks.calibration.cells import Cells
+from benchmarks.calibration.methods import LINEAR, RACE, Entry, kalman_step
+from benchmarks.calibration.problems import Problem, linear, lorenz63
+from benchmarks.calibration.problems import lorenz96 as lorenz96_problem
+from benchmarks.calibration.problems.lorenz96 import rate
+from eki_jax import kalman
+
+pytestmark = pytest.mark.benchmarks
+
+
+def test_the_exact_posterior() -> None:
+    """The posterior is that of the information form, which is another formula."""
+    problem = linear(4, 7)
+    matrix = np.asarray(problem.settings["matrix"])
+    precision = np.linalg.inv(problem.prior_covariance) + matrix.T @ np.linalg.solve(problem.noise_covariance, matrix)
+    shift = np.linalg.solve(problem.prior_covariance, problem.prior_mean)
+    mean = np.linalg.solve(precision, shift + matrix.T @ np.linalg.solve(problem.noise_covariance, problem.data))
+    exact = on_linear.posterior(problem)
+    np.testing.assert_allclose(exact.covariance, np.linalg.inv(precision), atol=1e-10)
+    np.testing.assert_allclose(exact.mean, mean, atol=1e-10)
+
+
+def test_exact_methods_are_found_exact() -> None:
+    """The square-root step is, for its own prior; perturbed data are not."""
+    problem = linear(4, 7)
+    (row,) = on_linear.calibrate(problem, LINEAR["etki-tempered"], 5, [3])
+    assert row["own"] < 1e-11
+    assert row["steps"] == 10
+    assert row["mean"] > 0.1  # five particles do not know the prior
+    (row,) = on_linear.calibrate(problem, LINEAR["enkf"], 5, [3])
+    assert row["own"] > 0.01
+
+
+def test_a_refused_step_stops_the_comparison() -> None:
+    problem = linear(2, 3)._replace(data=np.full(3, np.nan))
+    with pytest.raises(Exception, match="TARGETS"):
+        on_linear.calibrate(problem, LINEAR["etki"], 5, [0])
+
+
+def test_places_of_lorenz_96() -> None:
+    """The rate is the equation's, entry by entry on a circle."""
+    x, forcing = (np.asarray(jax.random.normal(jax.random.key(k), (40, 2))) for k in (0, 1))
+    found = np.asarray(rate(jnp.asarray(forcing), jnp.asarray(x)))
+    for i in (0, 1, 2, 20, 39):
+        wanted = (x[(i + 1) % 40] - x[i - 2]) * x[i - 1] - x[i] + forcing[i]
+        np.testing.assert_allclose(found[i], wanted, rtol=1e-5)
+
+
+def test_lorenz_63_has_its_noise() -> None:
+    """At the truth the misfit is that of two draws of the noise, and the prior's mean is far off."""
+    problem = lorenz63()
+    outputs = problem.simulate(jax.random.key(0), jnp.tile(jnp.asarray(problem.truth, jnp.float32), (200, 1)))
+    misfits = np.array([problem.misfit(row) for row in outputs])
+    assert 1.0 < np.median(misfits) < 1.8
+    away = problem.truth + np.array([0.5, 0.0])
+    assert problem.misfit(problem.simulate(jax.random.key(1), jnp.asarray(away, jnp.float32)[None])[0]) > 4
+    # Means and covariances of a run, against NumPy's of the same states.
+    whitened = np.asarray(problem.whiten(outputs)) - np.asarray(problem.whiten(jnp.asarray(problem.data, jnp.float32)))
+    np.testing.assert_allclose(np.sqrt(np.mean(whitened**2, axis=1)), misfits, rtol=1e-3)
+
+
+def settled(misfit: float) -> Problem:
+    """A problem of one parameter whose simulator always has the same misfit."""
+    simulate = lambda key, ensemble: jnp.full_like(ensemble, misfit)
+    return Problem("settled", simulate, np.zeros(1), np.eye(1), np.zeros(1), np.eye(1), np.zeros(1))
+
+
+def test_a_race_counts_what_it_ran() -> None:
+    """Iterations and runs until the target; the limit; a method's own end."""
+    entry = Entry("ETKI", kalman_step(kalman.etki))
+    (over,) = race.race(settled(0.5), entry, 4, [0])
+    assert (over["reached"], over["iterations"], over["runs"], over["ended"]) == (True, 0, 0, "reached")
+    (never,) = race.race(settled(2.0), entry, 4, [0], limit=3)
+    assert (never["reached"], never["iterations"], never["runs"], never["ended"]) == (False, 3, 12, "limit")
+    assert never["misfits"] == [2.0] * 4
+    ended = Entry("ETKI", kalman_step(kalman.etki, lambda: kalman.tempered(2)))
+    (ended,) = race.race(settled(2.0), ended, 4, [0])
+    assert (ended["iterations"], ended["ended"]) == (2, "time 1")
+    (refused,) = race.race(settled(np.nan), entry, 4, [0])
+    assert (refused["reached"], refused["ended"]) == (False, "refused: FEW_PARTICLES")
+
+
+def test_lorenz_96_with_a_taper() -> None:
+    """Fifty particles with a taper come near the target in a few iterations; without one they do not."""
+    problem = lorenz96_problem(window=5.0, samples=200)
+    entries = {"plain": RACE["etki"], **lorenz96.localized_race(8.0)}
+    found = {name: race.race(problem, entries[name], 30, [0], limit=3)[0] for name in ("plain", "etki-taper")}
+    assert min(found["etki-taper"]["misfits"]) < 0.95 * min(found["plain"]["misfits"])
+    assert found["etki-taper"]["error"] < 0.8 * found["plain"]["error"]
+
+
+def test_the_radius_with_the_fewest_iterations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is chosen on seeds that no reported race has."""
+    asked: list[int] = []
+
+    def fake(problem: Any, entries: Any, sizes: Any, seeds: range, cells: Any, prefix: str) -> Any:
+        asked.extend(seeds)
+        ((name, _),) = entries.items()
+        return {(name, size): [{"iterations": abs(float(name) - 6) + size}] for size in sizes}
+
+    monkeypatch.setattr(racing, "race_all", fake)
+    cells = Cells(tmp_path / "x.json", {}, keep=False, say=print)
+    assert lorenz96.tuned_radius(settled(1.0), (4.0, 6.0, 12.0), lorenz96.TUNING_SEEDS, cells) == 6.0
+    assert not set(asked) & set(range(max(seeds for _, seeds in lorenz96.SIZES.values())))
+
+
+def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON, table and picture; an interrupted run keeps its cells, and other settings are measured again."""
+    monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 20), 2)})
+    monkeypatch.setattr(on_linear, "LINEAR", {"etki": LINEAR["etki"]})
+    command = ["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path)]
+    assert main(command) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["table"] == "calibration_linear.md"
+    saved = json.loads((tmp_path / "linear.json").read_text())
+    assert list(saved["cells"]) == ["etki 10", "etki 20"]
+    table = (tmp_path / "calibration_linear.md").read_text()
+    means = [np.median([row["mean"] for row in cell["found"]]) for cell in saved["cells"].values()]
+    assert f"| ETKI, one step | 1 | {means[0]:.2f} | {means[1]:.2f} |" in table
+    assert (tmp_path / "calibration_linear.png").stat().st_size > 10_000
+    monkeypatch.setattr(on_linear, "calibrate", lambda *args: [{"seed": 0, "mean": 9.0, "variance": 1.0, "steps": 1}])
+    monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 40), 2)})
+    monkeypatch.setattr(on_linear, "draw", lambda result, path: None)
+    assert main([*command, "--keep"]) == 0
+    again = json.loads((tmp_path / "linear.json").read_text())["cells"]
+    assert again["etki 10"] == saved["cells"]["etki 10"]
+    assert again["etki 40"]["found"][0]["mean"] == 9.0
+
+
+def test_the_page_has_marks_for_all_tables() -> None:
+    """The page holds what its commands wrote: each committed result's table, as made from its JSON."""
+    import importlib
+
+    text = page.PAGE.read_text()
+    for name, module in cli.EXPERIMENTS.items():
+        assert f"<!-- table {name} -->" in text
+        path = cli.COMMITTED / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            assert importlib.import_module(module).table(result) in text, name
+            assert page.where(result) in text
+            assert (page.IMAGES / f"calibration_{name}.png").exists()
+    with pytest.raises(ValueError, match="page: has no marks"):
+        page.replaced("nothing", "linear", "x")
