@@ -196,7 +196,8 @@ class Calibration:
             done=bool(self._solver.done(state)) or iteration >= self._most_iterations,
         )
         if moved:
-            misfits = np.where(healthy, 0.5 * np.sum(residuals**2, axis=1), np.nan)
+            misfits = np.full(size, np.nan)
+            misfits[healthy] = 0.5 * np.sum(residuals[healthy] ** 2, axis=1)
             self.history.append(Iteration(report, parameters, wanted.split(found.rows), misfits, healthy))
             self._healthy = healthy
         self._state, self._refused = state, refused
