@@ -2,7 +2,8 @@
 
 Most of a test's time is XLA's compiler, and most of its memory the compiled programs. So a module's tests share a
 process, whose programs are given back when they have grown; and where the slow tests are left out, so are LLVM's
-optimizations, which change neither a program's operations nor its buffers, and XLA's newer and slower emitter of loops.
+optimizations, which change neither a program's operations nor its buffers, XLA's newer and slower emitter of loops, and
+the parts into which it splits a program for other cores, which our two have no time for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MOST_BYTES = 2**30  # of a process before its programs are given back
 def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in config.option.markexpr:
         jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["XLA_FLAGS"] = f"--xla_cpu_parallel_codegen_split_count=1 {os.environ['XLA_FLAGS']}"
         if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
             os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
 
