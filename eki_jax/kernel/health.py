@@ -17,6 +17,8 @@ OUTLIER_CUT = 1e6
 
 # Flags of single numbers that exist at a time: those of a whole ensemble would take a quarter of its memory.
 _FLAGS = 2**18
+# Particles whose ranks are counted, J x J comparisons of each two; for more a sort costs less than these.
+_COUNTED = 256
 
 
 def finite_particles(tree: Any) -> Array:
@@ -122,7 +124,7 @@ def _middle(values: Array, finite: Array, axis: Axis) -> tuple[Array, Array]:
     number = axis.sum(jnp.sum(finite, dtype=jnp.int32))
     wanted = jnp.maximum(number - 1, 0) // 2
     count = every.shape[1]
-    if count > 1024 or axis.is_mapped:
+    if count > _COUNTED or axis.is_mapped:
         index = jnp.argsort(every, axis=1)[:, wanted]
     else:  # by counting, since a sort takes the compiler longer than all the rest of a small step
         order = jnp.arange(count)
