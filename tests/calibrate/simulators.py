@@ -53,3 +53,9 @@ def counting(member: dict[str, Any]) -> dict[str, Any]:
 def run_code(member: dict[str, Any]) -> dict[str, Any]:
     exec(member["code"])
     return {"y": 0.0}
+
+
+def slow_line(member: dict[str, Any]) -> dict[str, Any]:
+    """Slow enough that there is a time to be killed in."""
+    time.sleep(0.2)
+    return {"y": member["x"] * np.array([2.0, 1.0])}
