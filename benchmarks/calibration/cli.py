@@ -18,6 +18,9 @@ EXPERIMENTS = {
     "linear": "benchmarks.calibration.linear",
     "lorenz63": "benchmarks.calibration.lorenz63",
     "lorenz96": "benchmarks.calibration.lorenz96",
+    "crashes": "benchmarks.calibration.crashes",
+    "bounds": "benchmarks.calibration.bounds",
+    "peers": "benchmarks.calibration.others",
 }
 PRESETS = ("smoke", "cpu", "full")
 COMMITTED = RESULTS / "calibration"

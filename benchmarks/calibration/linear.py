@@ -16,7 +16,7 @@ from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.methods import LINEAR, Entry
 from benchmarks.calibration.problems import Problem, linear
 from benchmarks.calibration.problems.linear import Posterior, posterior
-from benchmarks.calibration.race import start
+from benchmarks.calibration.race import keys, start
 from eki_jax.solvers.protocol import makes_its_particles
 
 TITLE = "Linear problem: posterior mean and covariance against the exact ones"
@@ -87,7 +87,7 @@ def calibrate(problem: Problem, entry: Entry, particles: int, seeds: Iterable[in
     with jax.enable_x64(True):
         update = jax.jit(lambda key, state, outputs, data: entry.make(problem, key).update(state, outputs, data))
         for seed in seeds:
-            first, method = jax.random.split(jax.random.key(seed))
+            first, method, _ = keys(seed)
             solver = entry.make(problem, method)
             state = start(problem, solver, particles, first)
             prior = moments(solver.ensemble(state))

@@ -68,6 +68,12 @@ def race(
     return [_run(problem, entry, update, particles, seed, limit)._asdict() for seed in seeds]
 
 
+def keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The keys of a run: of its first particles, of the method, and of the simulator."""
+    first, method, simulator = jax.random.split(jax.random.key(seed), 3)
+    return first, method, simulator
+
+
 def start(problem: Problem, solver: eki_jax.Solver, particles: int, key: jax.Array) -> Any:
     """A solver's state at the prior: particles drawn from it, or its mean."""
     if makes_its_particles(solver):
@@ -76,7 +82,7 @@ def start(problem: Problem, solver: eki_jax.Solver, particles: int, key: jax.Arr
 
 
 def _run(problem: Problem, entry: Entry, update: Any, particles: int, seed: int, limit: int) -> Outcome:
-    first, method, simulator = jax.random.split(jax.random.key(seed), 3)
+    first, method, simulator = keys(seed)
     solver = entry.make(problem, method)
     state = start(problem, solver, particles, first)
     misfits: list[float] = []

@@ -14,6 +14,7 @@ PEERS = {
     "cuthbert": ["cuthbert==0.1.1"],
     "pyesmda": ["pyesmda==1.0.0"],
     "dapper": ["dapper==1.7.1"],
+    "kalman-inversion-lib": ["kalman-inversion-lib==1.0.4", "ipywidgets==8.1.8"],
     "evosax": ["evosax==0.3.2"],
 }
 

@@ -1,0 +1,241 @@
+"""Other libraries on the same problems, as published, each in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.calibration import racing
+from benchmarks.calibration.cells import Cells
+from benchmarks.calibration.linear import calibrate, distance
+from benchmarks.calibration.lorenz96 import RADIUS
+from benchmarks.calibration.methods import LINEAR, RACE, Entry, localized_race
+from benchmarks.calibration.page import markdown, number, save
+from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
+from benchmarks.calibration.problems.linear import posterior
+from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
+from benchmarks.performance.environments import Unavailable, python_of
+
+TITLE = "Other libraries on the same problems"
+SCRIPTS = Path(__file__).parent / "peers"
+LIMIT = 1800  # seconds for one library, one problem and one size
+
+
+class Other(NamedTuple):
+    """A method of another library.
+
+    Attributes:
+        label: name in the tables.
+        package: name of its environment in ``benchmarks.performance.environments``.
+        script: file in ``peers/``.
+        settings: settings of the script.
+        tapers: flag, True where it wants places.
+        own_particles: flag, True where it makes its particles, ``2 P + 1``.
+    """
+
+    label: str
+    package: str
+    script: str
+    settings: dict[str, Any] = {}  # noqa: RUF012  # of a tuple, which nobody changes
+    tapers: bool = False
+    own_particles: bool = False
+
+
+IES, KIL = "iterative_ensemble_smoother", "kalman-inversion-lib"
+STEPS, TO_ONE = {"step": 1.0, "ends": False}, {"step": 0.25, "ends": True}
+OTHERS: dict[str, Other] = {
+    "ies": Other(f"{IES}: ESMDA", IES, "ies_race.py"),
+    "ies-taper": Other(f"{IES}: ESMDA, taper", IES, "ies_race.py", tapers=True),
+    "pyesmda": Other("pyesmda: ESMDA", "pyesmda", "pyesmda_race.py"),
+    "pyesmda-taper": Other("pyesmda: ESMDA, taper", "pyesmda", "pyesmda_race.py", tapers=True),
+    "dapper": Other("DAPPER: square root, to time 1", "dapper", "dapper_race.py", TO_ONE),
+    "dapper-steps": Other("DAPPER: square root, steps of 1", "dapper", "dapper_race.py", STEPS),
+    "dapper-taper": Other("DAPPER: LETKF, taper, steps of 1", "dapper", "dapper_race.py", STEPS, tapers=True),
+    "kil": Other(f"{KIL}: EKI", KIL, "kalman_inversion_race.py", {"unscented": False}),
+    "kil-uki": Other(f"{KIL}: UKI", KIL, "kalman_inversion_race.py", {"unscented": True}, own_particles=True),
+}
+OURS = ("etki", "etki-controlled", "enkf-controlled", "uki-prior", "etki-taper")
+OURS_LINEAR = ("etki-controlled", "enkf-tempered", "uki")
+SIZES = {
+    "smoke": {"linear": ((20,), 2), "lorenz63": ((10,), 1)},
+    "cpu": {"linear": ((20, 100), 6), "lorenz63": ((20,), 6), "lorenz96": ((50,), 6)},
+    "full": {"linear": ((20, 100, 500), 50), "lorenz63": ((20, 50), 50), "lorenz96": ((20, 50, 100), 50)},
+}
+PROBLEMS = {"linear": linear, "lorenz63": lorenz63, "lorenz96": lorenz96}
+
+
+def task(problem: Problem, other: Other, particles: int, seeds: range) -> dict[str, Any]:
+    """What a script in ``peers/`` reads: the problem, and the first particles of every seed, which are ours too."""
+    draws = [problem.draw(keys(seed)[0], particles) for seed in seeds]
+    arrays = {
+        name: None if value is None else np.asarray(value, np.float64).tolist()
+        for name, value in problem._asdict().items()
+        if name in Problem._fields and name not in ("name", "simulate", "settings", "period")
+    }
+    return {
+        **arrays,
+        **other.settings,
+        "settings": problem.settings,
+        "period": problem.period,
+        "radius": RADIUS if other.tapers else None,
+        "target": 0.0 if problem.name == "linear" else TARGET,
+        "limit": ITERATIONS,
+        "seeds": list(seeds),
+        "ensembles": [np.asarray(draw, np.float64).tolist() for draw in draws],
+    }
+
+
+def ask(other: Other, request: dict[str, Any], environments: Path) -> dict[str, Any]:
+    """What a script prints, or ``{"skipped": reason}`` where it cannot run."""
+    try:
+        python = python_of(other.package, environments)
+    except Unavailable as error:
+        return {"skipped": str(error)}
+    variables = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
+    variables |= {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "task.json"
+        path.write_text(json.dumps(request), encoding="utf-8")
+        command = [str(python), str(SCRIPTS / other.script), str(path)]
+        try:
+            done = subprocess.run(
+                command, cwd=SCRIPTS, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"skipped": f"more than {LIMIT} s"}
+    if done.returncode:
+        return {"skipped": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run(preset: str, cells: Cells, environments: Path) -> None:
+    """Every method of ``OTHERS`` and some of ours on every problem."""
+    cells.extra |= {"sizes": {name: list(sizes) for name, (sizes, _) in SIZES[preset].items()}, "versions": {}}
+    cells.extra["skipped"] = {}
+    for name, (sizes, seeds) in SIZES[preset].items():
+        problem = PROBLEMS[name]()
+        _race_ours(problem, sizes, range(seeds), cells)
+        for key, other in OTHERS.items():
+            if other.tapers and problem.parameter_coordinates is None:
+                continue
+            if other.settings.get("ends") is False and name == "linear":
+                continue  # nothing ends it
+            for particles in [2 * len(problem.prior_mean) + 1] if other.own_particles else sizes:
+                settings = {"label": other.label, "particles": particles, "seeds": seeds, **other.settings}
+                settings |= {"radius": RADIUS} if other.tapers else {}
+                request = task(problem, other, particles, range(seeds))
+                measure = lambda: ask(other, request, environments)  # noqa: B023
+                found = cells.get(f"{name}/{key} {particles}", settings, measure)
+                if "skipped" in found:
+                    cells.extra["skipped"][f"{name}, {other.label}, J = {particles}"] = found["skipped"]
+                else:
+                    cells.extra["versions"][other.package] = found["version"]
+
+
+def _race_ours(problem: Problem, sizes: tuple[int, ...], seeds: range, cells: Cells) -> None:
+    on_linear = problem.name == "linear"
+    entries = LINEAR if on_linear else RACE | localized_race(RADIUS)
+    for key in OURS_LINEAR if on_linear else OURS:
+        entry: Entry = entries[key]
+        if not entry.where(problem):
+            continue
+        for particles in [2 * len(problem.prior_mean) + 1] if entry.own_particles else sizes:
+            settings = {"label": f"eki_jax: {entry.label}", "particles": particles, "seeds": list(seeds)}
+            measure = lambda: {"rows": (calibrate if on_linear else race)(problem, entry, particles, seeds)}  # noqa: B023
+            cells.get(f"{problem.name}/{key} {particles}", settings, measure)
+
+
+def rows_of(result: dict[str, Any], problem: str) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """The runs on a problem, by label and J; an empty list where a library was skipped."""
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for name, cell in result["cells"].items():
+        if name.startswith(problem + "/"):
+            settings = cell["settings"]
+            found.setdefault(settings["label"], {})[settings["particles"]] = cell["found"].get("rows", [])
+    return found
+
+
+def linear_distance(row: dict[str, Any]) -> tuple[float, float]:
+    """A run's error of the mean and ratio of variances on the linear problem."""
+    if "covariance" in row and isinstance(row["covariance"], list):
+        found = distance(np.array(row["mean"]), np.array(row["covariance"]), posterior(linear()))
+        return found.mean, found.variance
+    return row["mean"], row["variance"]
+
+
+def table(result: dict[str, Any]) -> str:
+    """A table for each problem, and what was skipped."""
+    parts = []
+    for problem, sizes in result["sizes"].items():
+        found = rows_of(result, problem)
+        parts += [f"### {problem}", (_linear if problem == "linear" else _raced)(found, sizes)]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
+    parts.append(f"Versions: {versions or 'none could be had'}.")
+    if result["skipped"]:
+        parts += ["Skipped:", "\n".join(f"* {name}: {reason}" for name, reason in result["skipped"].items())]
+    return "\n\n".join(parts)
+
+
+def _linear(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) -> str:
+    header = ["library and method", *(f"mean, J = {n}" for n in sizes), *(f"variance, J = {n}" for n in sizes)]
+    rows = []
+    for label, by_size in found.items():
+        values = {n: np.median([linear_distance(run) for run in runs], axis=0) for n, runs in by_size.items() if runs}
+        others = [n for n in by_size if n not in sizes]
+        shown = others + [None] * (len(sizes) - 1) if others else sizes
+        name = label + "".join(f" (J = {n})" for n in others)
+        rows.append([name, *(number(values[n][i] if n in values else None) for i in (0, 1) for n in shown)])
+    return markdown(header, rows)
+
+
+def _raced(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) -> str:
+    header = ["library and method", *(f"J = {n}" for n in sizes), *(f"least misfit, J = {n}" for n in sizes)]
+    rows = []
+    for label, by_size in found.items():
+        others = [n for n in by_size if n not in sizes]
+        shown = others + [None] * (len(sizes) - 1) if others else sizes
+        least = {n: np.median([min(run["misfits"]) for run in runs]) for n, runs in by_size.items() if runs}
+        name = label + "".join(f" (J = {n})" for n in others)
+        cells = [racing.cell(by_size.get(n)) for n in shown]
+        rows.append([name, *cells, *(number(least.get(n)) for n in shown)])
+    return markdown(
+        [*header, "least simulator runs, all seeds"],
+        [
+            [*row, racing.simulator_runs({n: runs for n, runs in by_size.items() if runs})]
+            for row, by_size in zip(rows, found.values(), strict=True)
+        ],
+    )
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """For every race the share of seeds that reached the target within a number of simulator runs, all J together."""
+    from matplotlib import pyplot as plt
+
+    raced = [name for name in result["sizes"] if name != "linear"]
+    figure, axes = plt.subplots(1, len(raced), figsize=(6.5 * len(raced), 6), layout="constrained", squeeze=False)
+    for axis, problem in zip(axes[0], raced, strict=True):
+        size = max(result["sizes"][problem])
+        for index, (label, by_size) in enumerate(rows_of(result, problem).items()):
+            used = size if size in by_size else max(by_size)
+            runs = by_size[used]
+            if not runs:
+                continue
+            ours = label.startswith("eki_jax")
+            longest = max(len(run["misfits"]) for run in runs)
+            misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
+            cost = np.median([run["runs"] / max(1, run["iterations"]) for run in runs])
+            style = {"lw": 2 if ours else 1.2, "ls": "-" if ours else "--", "color": f"C{index % 10}"}
+            axis.plot(cost * np.arange(longest), np.median(misfits, axis=0), label=label, marker=".", **style)
+        axis.axhline(1, color="0.4", lw=0.8)
+        axis.set(title=f"{problem}, J = {size}", xlabel="simulator runs", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("misfit at G(mean), median of seeds")
+    handles = dict(zip(*reversed(axes[0][-1].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
+    save(figure, path)
