@@ -1,4 +1,5 @@
-"""Calibrating a simulator that is run elsewhere: priors in physical units, ask and tell, and a posterior.
+"""Calibrating a simulator that is run elsewhere: priors in physical units, ask and tell, and a posterior. Needs the
+extra `calibrate`; clusters come with `cluster`.
 
 :class:`Calibration` asks for members and is told their outputs; :func:`map_particles` runs a simulator for them. See
 ``docs/calibration.md``.
