@@ -1,5 +1,7 @@
 """Kalman steps of an ensemble, from prior to posterior; see :mod:`eki_jax.solvers.kalman`."""
 
+from eki_jax.solvers.kalman import AcceleratedInfo as AcceleratedInfo
+from eki_jax.solvers.kalman import AcceleratedState as AcceleratedState
 from eki_jax.solvers.kalman import Data as Data
 from eki_jax.solvers.kalman import InflatedState as InflatedState
 from eki_jax.solvers.kalman import Inflation as Inflation
@@ -10,6 +12,7 @@ from eki_jax.solvers.kalman import Localization as Localization
 from eki_jax.solvers.kalman import LowRankNoise as LowRankNoise
 from eki_jax.solvers.kalman import UnscentedSettings as UnscentedSettings
 from eki_jax.solvers.kalman import UnscentedState as UnscentedState
+from eki_jax.solvers.kalman import accelerated as accelerated
 from eki_jax.solvers.kalman import additive_inflation as additive_inflation
 from eki_jax.solvers.kalman import aldi as aldi
 from eki_jax.solvers.kalman import cheaper_space as cheaper_space

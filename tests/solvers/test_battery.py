@@ -108,6 +108,7 @@ SOLVERS: dict[str, Row] = {
         lambda f, **s: kalman.enkf(f, NOISE, kalman.tempered(3), key=KEY, **s), ends=True, draws=True, loss=of_misfits
     ),
     "aldi": Row(lambda f, **s: kalman.aldi(f, NOISE, **{"prior": PRIOR, "key": KEY, **s}), draws=True, loss=of_misfits),
+    "accelerated": Row(lambda f, **s: kalman.accelerated(kalman.etki(f, NOISE, 0.3, **s)), loss=of_misfits),
     "uki": Row(
         lambda f, **s: kalman.uki(f, NOISE, kalman.tempered(3), **{"prior": PRIOR, "particles": 24, **s}),
         around_a_mean=True,

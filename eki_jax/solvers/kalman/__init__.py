@@ -3,6 +3,9 @@
 The steps are implicit in the outputs, where those of the flow's discretizations are explicit.
 """
 
+from eki_jax.solvers.kalman.accelerated import AcceleratedInfo as AcceleratedInfo
+from eki_jax.solvers.kalman.accelerated import AcceleratedState as AcceleratedState
+from eki_jax.solvers.kalman.accelerated import accelerated as accelerated
 from eki_jax.solvers.kalman.aldi import LangevinState as LangevinState
 from eki_jax.solvers.kalman.aldi import aldi as aldi
 from eki_jax.solvers.kalman.analysis import KalmanState as KalmanState
