@@ -16,7 +16,6 @@ from jax import lax
 
 from eki_jax._checks import one_of
 from eki_jax._types import Array, ForwardFn, Space
-from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve, inverse_root
 from eki_jax.kernel.products import Products
 from eki_jax.solvers.kalman.analysis import Method, System, analysis
@@ -104,9 +103,10 @@ def _solve_among_outputs(system: System) -> Products:
     z, size = system.anomalies()
     scale = system.step_size / size
 
+    gram = scale * system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
+
     def by_matrix() -> tuple[Array, Array]:
-        gram = system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
-        return z, damped_solve(scale * gram, system.perturbed.T, jnp.ones((), z.dtype))[0].T
+        return z, damped_solve(gram, system.perturbed.T, jnp.ones((), z.dtype))[0].T
 
     def by_singular_values() -> tuple[Array, Array]:
         left, values, right = resolved_singular_values(system.axis.gathered(z))
@@ -118,7 +118,7 @@ def _solve_among_outputs(system: System) -> Products:
         missing = z.shape[1] - left.shape[1]
         return jnp.pad(left, ((0, 0), (0, missing))), jnp.pad(right, ((0, 0), (0, missing)))
 
-    outputs, cotangents = lax.cond(is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    outputs, cotangents = lax.cond(is_resolved(gram), by_matrix, by_singular_values)
     return Products.of(
         system.ensemble,
         outputs,
@@ -138,10 +138,11 @@ def _solve_among_particles(system: System) -> Products:
     z, size = system.anomalies()
     scale, everyone = system.step_size / size, system.axis.gathered(z)
 
+    gram = scale * jnp.matmul(everyone, everyone.T, precision=HIGHEST)
+
     def by_matrix() -> Array:
-        gram = jnp.matmul(everyone, everyone.T, precision=HIGHEST)
         right = jnp.matmul(everyone, system.perturbed.T, precision=HIGHEST)
-        return damped_solve(scale * gram, right, jnp.ones((), z.dtype))[0].T
+        return damped_solve(gram, right, jnp.ones((), z.dtype))[0].T
 
     def by_singular_values() -> Array:
         left, values, right = resolved_singular_values(everyone)
@@ -149,17 +150,18 @@ def _solve_among_particles(system: System) -> Products:
         inner = jnp.matmul(right, system.perturbed.T, precision=HIGHEST)
         return jnp.matmul(left * shrunk[None], inner, precision=HIGHEST).T
 
-    weights = lax.cond(is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    weights = lax.cond(is_resolved(gram), by_matrix, by_singular_values)
     return Products(z, system.perturbed, size, system.healthy, system.axis, weights, system.precision)
 
 
-def is_resolved(z: Array, scale: Array, axis: Axis) -> Array:
-    """Whether the 1 in ``I + scale Z^T Z`` is left of its rounding, so that a matrix of inner products may be formed.
+def is_resolved(matrix: Array) -> Array:
+    """Whether the 1 in ``I + S`` is left of its rounding, so that a matrix S of inner products may be taken.
 
-    Where the noise is small beside the outputs it is not: a square has half of the digits.
+    Where the noise is small beside the outputs it is not: a square has half of the digits. The largest eigenvalue is at
+    most the trace, and at most the largest sum of a row.
     """
-    largest = scale * axis.sum(jnp.sum(z * z))
-    return ~(largest * jnp.finfo(z.dtype).eps > 1e-3)
+    largest = jnp.minimum(jnp.trace(matrix), jnp.max(jnp.sum(jnp.abs(matrix), axis=1)))
+    return ~(largest * jnp.finfo(matrix.dtype).eps > 1e-3)
 
 
 def resolved_singular_values(z: Array) -> tuple[Array, Array, Array]:

@@ -81,19 +81,20 @@ def _among_outputs(system: System) -> Products:
     """The kernel's products with the cotangents ``(I + S)^-1 mean + g(S) z_j`` and ``S = (h/J) Z^T Z``."""
     z, size = system.anomalies()
     scale, mean = system.step_size / size, system.mean_residual(size)
+    matrix = scale * system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
 
     def by_matrix() -> tuple[Array, Array]:
-        gram = system.axis.sum(jnp.matmul(z.T, z, precision=HIGHEST))
-        root, shrinkage = inverse_root(scale * gram)
+        root, shrinkage = inverse_root(matrix)
         shift = jnp.matmul(root, jnp.matmul(root, mean, precision=HIGHEST), precision=HIGHEST)
         return z, jnp.matmul(z, shrinkage, precision=HIGHEST) + shift[None]
 
     def by_singular_values() -> tuple[Array, Array]:
         left, cotangents = _by_singular_values(system.axis.gathered(z), scale, mean)
         missing = ((0, 0), (0, z.shape[1] - left.shape[1]))
-        return tuple(jnp.pad(system.axis.own_part(part), missing) for part in (left, cotangents))  # type: ignore[return-value]
+        own = lambda part: jnp.pad(system.axis.own_part(part), missing)
+        return own(left), own(cotangents)
 
-    outputs, cotangents = lax.cond(is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    outputs, cotangents = lax.cond(is_resolved(matrix), by_matrix, by_singular_values)
     return Products.of(
         system.ensemble,
         outputs,
@@ -109,27 +110,30 @@ def _among_particles(system: System) -> Products:
     z, size = system.anomalies()
     scale, mean = system.step_size / size, system.mean_residual(size)
     everyone, own = system.axis.gathered(z), system.axis.own_part
-
-    def by_matrix() -> Array:
-        return _combination(scale, everyone, own, system.residuals, mean)
+    gram = jnp.matmul(everyone, everyone.T, precision=HIGHEST)
 
     def by_singular_values() -> Array:
         left, cotangents = _by_singular_values(everyone, scale, mean)
         return jnp.matmul(own(cotangents), left.T, precision=HIGHEST)
 
-    weights = lax.cond(is_resolved(z, scale, system.axis), by_matrix, by_singular_values)
+    by_matrix = lambda: _by_matrix(gram, scale, everyone, own, mean)
+    weights = lax.cond(is_resolved(scale * gram), by_matrix, by_singular_values)
     weights = jnp.where(system.healthy[:, None], weights, 0)
     return Products(z, system.residuals, size, system.healthy, system.axis, weights, system.precision)
 
 
-def _combination(scale: Array, everyone: Array, own: Any, residuals: Array, mean: Array) -> Array:
+def _by_matrix(gram: Array, scale: Array, everyone: Array, own: Any, mean: Array) -> Array:
     """``A g(scale A) + 1 (Z mean)^T (I + scale A)^-1`` with ``A = Z Z^T``, the rows of this device's particles."""
-    del residuals
-    gram = jnp.matmul(everyone, everyone.T, precision=HIGHEST)
     root, shrinkage = inverse_root(scale * gram)
     shift = jnp.matmul(root, jnp.matmul(everyone, mean, precision=HIGHEST), precision=HIGHEST)
     shift = jnp.matmul(root, shift, precision=HIGHEST)
     return jnp.matmul(own(gram), shrinkage, precision=HIGHEST) + shift[None]
+
+
+def _combination(scale: Array, everyone: Array, own: Any, residuals: Array, mean: Array) -> Array:
+    """The weights of an analysis of single parameters; no particle has residuals of its own."""
+    del residuals
+    return _by_matrix(jnp.matmul(everyone, everyone.T, precision=HIGHEST), scale, everyone, own, mean)
 
 
 def _by_singular_values(everyone: Array, scale: Array, mean: Array) -> tuple[Array, Array]:
