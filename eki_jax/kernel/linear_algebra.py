@@ -52,8 +52,8 @@ def inverse_root(matrix: Array) -> tuple[Array, Array]:
 
     .. math:: g(s) = \frac{1}{\sqrt{1 + s}\,(1 + \sqrt{1 + s})}
 
-    Neither is a difference of numbers that are nearly equal, and both have derivatives where eigenvalues coincide, which
-    eigenvectors have not. Eigenvalues below zero are rounding and count as zero.
+    Neither is a difference of numbers that are nearly equal, and both have derivatives where eigenvalues coincide,
+    which eigenvectors have not. Eigenvalues below zero are rounding and count as zero.
 
     >>> s = jnp.array([[3.0, 0.0], [0.0, 0.0]])
     >>> root, shrinkage = inverse_root(s)
