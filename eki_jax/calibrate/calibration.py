@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import SHARE, function, one_of, real, whole
+from eki_jax._checks import SHARE, one_of, real, whole
 from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
 from eki_jax.calibrate.joint import JointPrior, from_spec, joint
+from eki_jax.calibrate.methods import solver_of
 from eki_jax.calibrate.observations import Observations, observations
 from eki_jax.calibrate.plotting import Picture, draw
 from eki_jax.calibrate.posterior import Posterior, in_members, posterior_of
@@ -22,8 +22,6 @@ from eki_jax.calibrate.report import Report, commonest
 from eki_jax.calibrate.results import collected
 from eki_jax.calibrate.storage import read, write
 from eki_jax.solvers import Reason, Solver, StepRefused, kalman
-from eki_jax.solvers.failures import redraw_failed
-from eki_jax.solvers.protocol import makes_its_particles
 
 _KIND, _VERSION = "eki_jax calibration", 1
 _BEYOND = "outputs far beyond all others', or a misfit that overflows"
@@ -50,6 +48,12 @@ class Calibration:
         method: method, "etki" (deterministic) or "enkf" (with perturbed data); or a function ``method(noise_covariance)
             -> solver`` of the whitened residuals' covariance, ones of shape (M,), that returns a
             :class:`eki_jax.Solver` (with ``forward=None``). What happens to failed members is then the solver's.
+        localization: weights of every output for every parameter, as the methods of :mod:`eki_jax.kalman` take them:
+            :func:`eki_jax.kalman.taper` and :func:`eki_jax.kalman.update_groups` with the names of the prior's entries
+            and of the outputs, coordinates in one row of an entry's numbers and of an output's observed ones; None for
+            none. A method of one's own has its own.
+        inflation: growth of the members' deviations after a step, such as
+            :func:`eki_jax.kalman.multiplicative_inflation`; None for none. The same.
         impute: largest share, in [0, 1), of a member's observed outputs that may be NaN: these are given the mean of
             the complete members'. By default none may be, and such a member fails.
         most_iterations: number of steps after which the calibration ends even though the method has not.
@@ -90,6 +94,8 @@ class Calibration:
         seed: int = 0,
         *,
         method: str | Callable[[np.ndarray], Solver] = "etki",
+        localization: Any = None,
+        inflation: kalman.Inflation | None = None,
         impute: float = 0.0,
         most_iterations: int = 100,
         most_refusals: int = 3,
@@ -103,7 +109,10 @@ class Calibration:
         self._most_iterations = whole("most_iterations", most_iterations)
         self._most_refusals = whole("most_refusals", most_refusals)
         self._method = method if isinstance(method, str) else None
-        self._solver = _solver(method, self._observations.size, self._seed)
+        settings = {"localization": localization, "inflation": inflation}
+        self._needs = [name for name, value in settings.items() if value is not None]
+        self._by_output = localization is not None
+        self._solver = solver_of(method, self._observations, self._seed, localization, inflation)
         draws = jax.random.normal(jax.random.fold_in(jax.random.key(self._seed), 0), (particles, self.prior.size))
         self._state = self._solver.init(self.prior.split(draws))
         self._healthy = np.ones(self._particles, bool)
@@ -164,12 +173,14 @@ class Calibration:
         for j in np.flatnonzero(~_finite_rows(latent)):
             failures.setdefault(int(j), "its parameters are not finite")
         _check_survivors(failures, size)
+        found.rows[list(failures)] = np.nan
         residuals = wanted.whitened(found.rows)
-        residuals[list(failures)] = np.nan
         dtype = jax.tree.leaves(self._solver.ensemble(self._state))[0].dtype
         with np.errstate(over="ignore"):
-            told = jnp.asarray(residuals.astype(dtype))
-        state, info = self._solver.update(self._state, told, jnp.zeros(wanted.size, dtype))
+            rows = wanted.scaled(found.rows) if self._by_output else residuals
+            told = jax.tree.map(lambda part: jnp.asarray(part.astype(dtype)), rows)
+        zeros = jax.tree.map(lambda part: jnp.zeros(part.shape[1:], dtype), told)
+        state, info = self._solver.update(self._state, told, zeros)
         healthy = np.isfinite(np.asarray(info.losses)) & np.isfinite(residuals).all(axis=1)
         for j in np.flatnonzero(~healthy):
             failures.setdefault(int(j), _BEYOND)
@@ -185,7 +196,7 @@ class Calibration:
             step_size=float(info.step_size),
             misfit=float(np.mean(residuals[healthy] ** 2)),
             misfit_of_mean=float(np.mean(residuals[healthy].mean(axis=0) ** 2)),
-            spread=_spread(_rows(self._solver.ensemble(state))[healthy]),
+            spread=_spread(_rows(_position(self._solver, state))[healthy]),
             particles=size,
             failures=failures,
             masked=wanted.masked,
@@ -230,7 +241,6 @@ class Calibration:
                 UserWarning,
                 stacklevel=2,
             )
-        latent = {name: values[self._healthy] for name, values in self._latent().items()}
         number, least = int(self._healthy.sum()), self.prior.size + 1
         if number < least:
             warnings.warn(
@@ -239,7 +249,7 @@ class Calibration:
                 UserWarning,
                 stacklevel=2,
             )
-        return posterior_of(self.prior.to_physical(latent), probabilities)
+        return posterior_of(self._healthy_values(), probabilities)
 
     def plot(self, what: str = "all", *, predictions: Any = None) -> Any:
         """A picture of the calibration so far.
@@ -264,8 +274,7 @@ class Calibration:
             found = collected(predictions, wanted.shapes, wanted.observed, None, 0.0)
             fine = [j for j in range(len(predictions)) if j not in found.failures]
             outputs = wanted.split(found.rows[fine])
-        current = {name: values[self._healthy] for name, values in self.prior.to_physical(self._latent()).items()}
-        return draw(Picture(self.prior, wanted, self.history, current, outputs), what)
+        return draw(Picture(self.prior, wanted, self.history, self._healthy_values(), outputs), what)
 
     def save(self, path: Path | str) -> None:
         """Write all of it to a file, from which :meth:`load` goes on bit for bit.
@@ -287,6 +296,7 @@ class Calibration:
             "version": _VERSION,
             "prior": self.prior.specs,
             "method": self._method,
+            "needs": self._needs,
             "settings": {
                 "particles": self._particles,
                 "seed": self._seed,
@@ -306,6 +316,8 @@ class Calibration:
         *,
         prior: Mapping[str, Any] | None = None,
         method: Callable[[np.ndarray], Solver] | None = None,
+        localization: Any = None,
+        inflation: kalman.Inflation | None = None,
     ) -> Calibration:
         """The calibration that :meth:`save` wrote.
 
@@ -313,6 +325,8 @@ class Calibration:
             path: name of the file.
             prior: priors that no file can hold, by their names: those of :func:`from_distribution`.
             method: method, where it was a function, which no file can hold.
+            localization: localization, where there was one.
+            inflation: inflation, where there was one.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -324,6 +338,10 @@ class Calibration:
             raise ValueError(f"{path}: no calibration of version {_VERSION}; wanted a file that save() wrote")
         if header["method"] is None and method is None:
             raise TypeError("method: None; wanted the function that the saved calibration had, which no file can hold")
+        settings = {"localization": localization, "inflation": inflation}
+        for name in header["needs"]:
+            if settings[name] is None:
+                raise TypeError(f"{name}: None; wanted that of the saved calibration, which no file can hold")
         given = dict(prior or {})
         entries = {}
         for name, spec in header["prior"].items():
@@ -337,6 +355,7 @@ class Calibration:
             decoded(header["given"]["data"], arrays),
             decoded(header["given"]["noise"], arrays),
             method=method if header["method"] is None else header["method"],  # type: ignore[arg-type]  # asked above
+            **settings,
             **header["settings"],
         )
         leaves, structure = jax.tree.flatten(calibration._state)
@@ -358,6 +377,11 @@ class Calibration:
     def _latent(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(values) for name, values in self._solver.ensemble(self._state).items()}
 
+    def _healthy_values(self) -> dict[str, np.ndarray]:
+        """Physical values of the members that did not fail in the last step, where they are to predict with."""
+        position = _position(self._solver, self._state)
+        return self.prior.to_physical({name: np.asarray(values)[self._healthy] for name, values in position.items()})
+
     def _check_open(self, name: str) -> None:
         if self.done:
             raise RuntimeError(
@@ -378,25 +402,9 @@ def _like(leaf: Any, numbers: np.ndarray) -> jax.Array:
     return jnp.asarray(numbers)
 
 
-def _solver(method: Any, outputs: int, seed: int) -> Solver:
-    if not callable(method):
-        return _standard(one_of("method", method, ("etki", "enkf")), seed)
-    solver = function("method", method, "a method(noise_covariance) -> solver", arguments=1)(np.ones(outputs))
-    if not isinstance(solver, Solver):
-        raise TypeError(f"method: it returned {solver!r}; wanted an eki_jax.Solver, such as kalman.enkf(None, ...)")
-    if makes_its_particles(solver):
-        raise TypeError("method: its solver makes its own particles; wanted one that starts from an ensemble")
-    return solver
-
-
-@functools.lru_cache(maxsize=8)
-def _standard(method: str, seed: int) -> Solver:
-    """A method by its name; kept, so that a second calibration of the same seed and sizes compiles nothing."""
-    key = jax.random.key(seed)
-    failures, schedule = redraw_failed(jax.random.fold_in(key, 1)), kalman.data_misfit_controller()
-    if method == "etki":
-        return kalman.etki(None, 1.0, schedule, failures=failures)
-    return kalman.enkf(None, 1.0, schedule, key=jax.random.fold_in(key, 2), failures=failures)
+def _position(solver: Solver, state: Any) -> Any:
+    """The particles to predict with: those of a state that looks ahead, or is inflated, are not where it asks."""
+    return getattr(state, "position", None) or solver.ensemble(state)
 
 
 def _check_survivors(failures: dict[int, str], particles: int) -> None:

@@ -18,7 +18,7 @@ class Iteration(NamedTuple):
     Attributes:
         report: numbers of the step.
         parameters: physical values of each parameter before the step, shape (J, ...).
-        outputs: outputs by their names, shape (J, ...), float64; NaN for members that failed.
+        outputs: outputs by their names, shape (J, ...), float64; NaN for members without usable ones.
         misfits: misfits ``1/2 ||y - G(u_j)||^2_Gamma``, shape (J,); NaN for members that failed.
         healthy: flags of the members that took part, shape (J,).
     """

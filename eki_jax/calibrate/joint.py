@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from eki_jax._checks import Within, real
 from eki_jax.calibrate.extras import special
 from eki_jax.calibrate.groups import Group, group_of, interpolated, stacked
 from eki_jax.calibrate.priors import Marginal, bounded, lognormal, normal
+from eki_jax.ensembles.priors import Gaussian, gaussian
 
 _PROBABILITY = Within("a number in (0, 1)", low=0, high=1)
 
@@ -65,6 +67,14 @@ class JointPrior:
     def specs(self) -> dict[str, dict[str, Any] | None]:
         """What JSON can hold of each entry; None for one that no file can hold."""
         return {name: entry.spec for name, entry in self._entries.items()}
+
+    def latent(self) -> Gaussian:
+        """The latent prior N(0, I) by the entries' names, for methods that want one (:func:`eki_jax.kalman.aldi`).
+
+        >>> joint({"field": normal(0.0, 1.0, shape=(3,))}).latent().mean["field"]
+        Array([0., 0., 0.], dtype=float32)
+        """
+        return gaussian({name: jnp.zeros(size) for name, size in self.sizes.items()}, 1.0)
 
     def to_physical(self, latent: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Physical values from latent ones.

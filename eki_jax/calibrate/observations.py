@@ -66,6 +66,38 @@ class Observations(NamedTuple):
             parts = [_whiten(block.covariance, residuals[:, block.columns]) for block in self.blocks]
         return np.concatenate(parts, axis=1)
 
+    def scaled(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """``(G_j - y)`` over the noise's standard deviations, by outputs, shape (J, m) each.
+
+        Args:
+            rows: outputs of the particles in a row each, shape (J, N).
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = ((rows - self.data) / self.sd())[:, self.observed]
+        return {name: found[:, columns] for name, columns in self._columns().items()}
+
+    def residual_noise(self) -> dict[str, Any]:
+        """The noise's covariance after :meth:`scaled`, its correlations, by outputs.
+
+        Raises:
+            ValueError: noise that is correlated between outputs.
+        """
+        columns = self._columns()
+        if len(self.blocks) == 1 and len(columns) > 1 and not isinstance(self.blocks[0].covariance, Diagonal):
+            raise ValueError("noise: correlated between outputs; wanted noise by the outputs' names with localization")
+        if len(self.blocks) == 1 and len(columns) > 1:
+            return {name: np.ones(part.stop - part.start) for name, part in columns.items()}
+        return {name: _correlations(block.covariance) for name, block in zip(columns, self.blocks, strict=True)}
+
+    def _columns(self) -> dict[str, slice]:
+        """The observed columns of each output that has some."""
+        found, start = {}, 0
+        for name, seen in self.split(self.observed[None]).items():
+            if number := int(seen.sum()):
+                found[name] = slice(start, start + number)
+                start += number
+        return found
+
     def split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs by their names, shape (J, ...) each, from rows of shape (J, N)."""
         found, start = {}, 0
@@ -77,7 +109,7 @@ class Observations(NamedTuple):
 
     def sd(self) -> np.ndarray:
         """The noise's standard deviations, in the order of ``data``; NaN where nothing was observed."""
-        parts = [np.sqrt(_variances(block)) for block in self.blocks]
+        parts = [np.sqrt(_variances(block.covariance)) for block in self.blocks]
         found = np.full(len(self.data), np.nan)
         found[self.observed] = np.concatenate(parts)
         return found
@@ -186,8 +218,18 @@ def _whiten(covariance: Covariance, rows: np.ndarray) -> np.ndarray:
     return scaled + ((scaled @ covariance.factor) @ covariance.core) @ covariance.factor.T
 
 
-def _variances(block: Block) -> np.ndarray:
-    covariance = block.covariance
+def _correlations(covariance: Covariance) -> Any:
+    scale = np.sqrt(_variances(covariance))
+    if isinstance(covariance, Diagonal):
+        return np.ones(len(scale))
+    if isinstance(covariance, Dense):
+        factor = covariance.cholesky / scale[:, None]
+        return factor @ factor.T
+    share = covariance.scale / scale
+    return LowRankNoise(share**2, covariance.factor * share[:, None])
+
+
+def _variances(covariance: Covariance) -> np.ndarray:
     if isinstance(covariance, Diagonal):
         return np.asarray(covariance.scale) ** 2
     if isinstance(covariance, Dense):

@@ -412,12 +412,25 @@ def test_arrays_given_may_change_afterwards(tmp_path: Path) -> None:
     assert run(again) == run(calibration) == run(linear())
 
 
+def own_particles(noise_covariance: Any) -> eki_jax.Solver:
+    return kalman.uki(None, noise_covariance, prior=calibrate.joint(PRIOR).latent())
+
+
 BAD = [
     ({"particles": 1}, r"particles: 1; wanted a whole number, at least 2"),
     ({"seed": -1}, r"seed: -1; wanted a whole number, at least 0"),
     ({"seed": 0.5}, r"seed: 0\.5; wanted a whole number"),
     ({"method": "kalman"}, r"method: 'kalman'; wanted 'etki' or 'enkf'"),
     ({"method": lambda gamma: 3}, r"method: it returned 3; wanted an eki_jax\.Solver"),
+    (
+        {"method": lambda gamma: kalman.uki(None, gamma, prior=calibrate.joint(PRIOR).latent())},
+        r"method: its solver makes",
+    ),
+    ({"method": kalman.etki, "inflation": 2.0}, r"inflation: 2\.0 with a method of your own; wanted None"),
+    (
+        {"noise": 0.2 * np.eye(6) + 0.1, "localization": kalman.correlation_taper()},
+        r"noise: correlated between outputs",
+    ),
     ({"impute": 1.0}, r"impute: 1\.0; wanted a number in \[0, 1\)"),
     ({"most_refusals": 0}, r"most_refusals: 0; wanted a whole number"),
     ({"most_iterations": 0}, r"most_iterations: 0; wanted a whole number"),
@@ -449,3 +462,77 @@ BAD = [
 def test_bad_settings_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         linear(**settings)
+
+
+def moved_by(solver: eki_jax.Solver, calibration: calibrate.Calibration, outputs: Any, data: Any) -> Any:
+    """One step of a solver from the calibration's own first ensemble."""
+    state = solver.init(calibration._state.ensemble)
+    return solver.update(state, outputs, data)[0]
+
+
+def by_output(members: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    results = [line(member) for member in members]
+    return {
+        "first": np.stack([r["first"].ravel() for r in results]),
+        "second": np.stack([r["second"] for r in results]),
+    }
+
+
+@pytest.mark.parametrize("name", ["numbers", "one number", "dense", "low rank"])
+def test_localization_is_the_methods_own(name: str) -> None:
+    """Distances of parameters and outputs, with every kind of noise: the step of ``etki`` on the outputs themselves."""
+    taper = kalman.taper({"a": np.zeros(1), "b": np.ones(1)}, {"first": np.arange(4.0) / 2, "second": [0.2, 1.0]}, 1.5)
+    noise, _ = GAMMAS[name]
+    calibration = linear(noise=noise, localization=taper)
+    gamma = noise if isinstance(noise, dict) else {"first": noise, "second": noise}
+    solver = kalman.etki(None, gamma, kalman.data_misfit_controller(), localization=taper)
+    data = {"first": DATA["first"].ravel(), "second": DATA["second"]}
+    wanted = moved_by(solver, calibration, by_output(calibration.ask()), data).ensemble
+    calibration.tell(outputs_of(calibration))
+    found = calibration._state.ensemble
+    np.testing.assert_allclose(found["a"], wanted["a"], atol=2e-4)
+    np.testing.assert_allclose(found["b"], wanted["b"], atol=2e-4)
+    plain = linear(noise=noise)
+    plain.tell(outputs_of(plain))
+    assert np.abs(plain._state.ensemble["b"] - wanted["b"]).max() > 0.01
+
+
+def test_parameters_see_the_outputs_they_are_told() -> None:
+    """Groups by names: a parameter that sees none stays the prior's; an output without data is none."""
+    data = {"first": DATA["first"], "second": [np.nan, np.nan]}
+    groups = kalman.update_groups({"a": ["first"], "b": []})
+    calibration = linear(data=data, localization=groups)
+    start = of_members(calibration)
+    run(calibration)
+    posterior = calibration.posterior()
+    np.testing.assert_allclose(posterior.samples["b"], start[:, 1], rtol=1e-6)
+    assert posterior.sd["a"] < 0.5 * start[:, 0].std()
+
+
+def test_inflation_is_not_the_posteriors(tmp_path: Path) -> None:
+    """Members are asked for where they are wide; the posterior is narrow. A file does not hold it."""
+    inflation = kalman.multiplicative_inflation(2.0)
+    calibration = linear(inflation=inflation)
+    calibration.tell(outputs_of(calibration))
+    asked = of_members(calibration)
+    with pytest.warns(UserWarning, match="not at its end"):
+        posterior = calibration.posterior()
+    assert np.std(asked[:, 0]) == pytest.approx(2 * np.std(posterior.samples["a"]), rel=1e-4)
+    calibration.save(tmp_path / "run.npz")
+    with pytest.raises(TypeError, match="inflation: None; wanted that of the saved calibration"):
+        calibrate.Calibration.load(tmp_path / "run.npz")
+    again = calibrate.Calibration.load(tmp_path / "run.npz", inflation=inflation)
+    assert run(again) == run(calibration)
+
+
+def test_a_sampler_and_an_accelerated_method() -> None:
+    """Methods with states of their own, and one that wants the latent prior."""
+    latent = calibrate.joint(PRIOR).latent()
+    sampler = lambda gamma: kalman.aldi(None, gamma, prior=latent, key=jax.random.key(0))
+    fast = lambda gamma: kalman.accelerated(kalman.etki(None, gamma, kalman.tempered(8)))
+    for method, most in ((sampler, 40), (fast, 100)):
+        calibration = linear(method=method, most_iterations=most)
+        reports = run(calibration)
+        assert reports[-1].misfit < 0.1 * reports[0].misfit
+        posterior = calibration.posterior()
+        assert [posterior.mean["a"], posterior.mean["b"]] == pytest.approx([1.0, -2.0], abs=0.4)
