@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eki_jax._checks import SHARE, one_of, real, whole
+from eki_jax.calibrate.first import matched
 from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
 from eki_jax.calibrate.joint import JointPrior, from_spec, joint
 from eki_jax.calibrate.methods import solver_of
@@ -44,7 +45,8 @@ class Calibration:
             of these for all outputs.
         particles: number of members J, at least 2; more than the latent parameters for a posterior covariance of full
             rank.
-        seed: number from which everything random follows.
+        seed: number from which everything random follows. The first members are draws of the prior, moved so that their
+            latent mean and covariance are the prior's where they are more than the latent parameters.
         method: method, "etki" (deterministic) or "enkf" (with perturbed data); or a function ``method(noise_covariance)
             -> solver`` of the whitened residuals' covariance, ones of shape (M,), that returns a
             :class:`eki_jax.Solver` (with ``forward=None``). What happens to failed members is then the solver's.
@@ -114,7 +116,8 @@ class Calibration:
         self._by_output = localization is not None
         self._solver = solver_of(method, self._observations, self._seed, localization, inflation)
         draws = jax.random.normal(jax.random.fold_in(jax.random.key(self._seed), 0), (particles, self.prior.size))
-        self._state = self._solver.init(self.prior.split(draws))
+        first = jnp.asarray(matched(np.asarray(draws, np.float64)), draws.dtype)
+        self._state = self._solver.init(self.prior.split(first))
         self._healthy = np.ones(self._particles, bool)
         self._refused = 0
         self.history: list[Iteration] = []

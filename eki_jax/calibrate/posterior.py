@@ -59,7 +59,7 @@ def posterior_of(samples: dict[str, np.ndarray], probabilities: Sequence[float])
         samples: values of each parameter, shape (N, ...).
         probabilities: probabilities of the quantiles.
 
-    >>> print(posterior_of({"rate": np.array([1.0, 2.0, 3.0])}, [0.5]))
+    >>> print(posterior_of({"rate": np.array([1.0, 3.0])}, [0.5]))
     parameter        mean          sd        50 %
     rate                2           1           2
     """
@@ -69,7 +69,7 @@ def posterior_of(samples: dict[str, np.ndarray], probabilities: Sequence[float])
         correlations = np.atleast_2d(np.corrcoef(rows, rowvar=False))
     return Posterior(
         mean={name: values.mean(axis=0) for name, values in samples.items()},
-        sd={name: values.std(axis=0, ddof=1) for name, values in samples.items()},
+        sd={name: values.std(axis=0) for name, values in samples.items()},  # with 1/J, as the method has it
         quantiles={name: np.quantile(values, shares, axis=0) for name, values in samples.items()},
         samples=samples,
         correlations=correlations,

@@ -536,3 +536,21 @@ def test_a_sampler_and_an_accelerated_method() -> None:
         assert reports[-1].misfit < 0.1 * reports[0].misfit
         posterior = calibration.posterior()
         assert [posterior.mean["a"], posterior.mean["b"]] == pytest.approx([1.0, -2.0], abs=0.4)
+
+
+def test_the_first_members_have_the_priors_moments() -> None:
+    """The posterior of a linear simulator is the exact one, mean and deviation, without the error of its draws."""
+    matrix, data, variance = np.array([[1.0, 0.5], [-1.0, 2.0], [0.3, 0.3]]), np.array([1.0, 2.0, 0.0]), 0.2
+    calibration = calibrate.Calibration(
+        prior={"a": calibrate.normal(1.0, 2.0), "b": calibrate.normal(0.0, 0.5)},
+        data={"y": data},
+        noise={"y": variance},
+        particles=8,
+    )
+    while not calibration.done:
+        calibration.tell([{"y": matrix @ [member["a"], member["b"]]} for member in calibration.ask()])
+    posterior = calibration.posterior()
+    covariance = np.linalg.inv(matrix.T @ matrix / variance + np.diag([1 / 4, 4.0]))
+    mean = covariance @ (matrix.T @ data / variance + np.array([1 / 4, 0.0]))
+    np.testing.assert_allclose([posterior.mean["a"], posterior.mean["b"]], mean, atol=1e-5)
+    np.testing.assert_allclose([posterior.sd["a"], posterior.sd["b"]], np.sqrt(np.diag(covariance)), rtol=1e-4)

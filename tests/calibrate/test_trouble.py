@@ -276,7 +276,7 @@ def test_data_over_twelve_decades() -> None:
     wanted = mean + gain @ (right - matrix @ mean)
     posterior = calibration.posterior()
     np.testing.assert_allclose([posterior.mean["a"], posterior.mean["b"]], wanted, atol=1e-3)
-    sds = np.sqrt(np.diag(covariance - gain @ matrix @ covariance) * J / (J - 1))
+    sds = np.sqrt(np.diag(covariance - gain @ matrix @ covariance))
     np.testing.assert_allclose([posterior.sd["a"], posterior.sd["b"]], sds, rtol=1e-3)
 
 
