@@ -110,6 +110,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.plot(*zip(*medians.items(), strict=True), "o-", color=f"C{index}", label=label)
         axis.set(title=title, xlabel="members J", xscale="log")
         axis.set_xticks(result["sizes"], map(str, result["sizes"]))
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[1].axhline(1, color="0.4", lw=0.8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -27,7 +27,8 @@ class Cells:
         if keep and path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             if all(before.get(key) == value for key, value in plain(head).items()):
-                self.cells = before["cells"]
+                found = before["cells"].items()
+                self.cells = {name: cell for name, cell in found if "skipped" not in cell["found"]}
 
     def get(self, name: str, settings: dict[str, Any], measure: Callable[[], Any]) -> Any:
         """The cell called ``name``, measured unless it is there with the same settings."""

@@ -118,7 +118,7 @@ def table(result: dict[str, Any]) -> str:
         settings, runs = cell["settings"], cell["found"]
         median = lambda name, runs=runs: np.median([run[name] for run in runs if name in run] or [np.nan])
         values = [median(name) for name in ("failed", "iterations", "mean", "deviation")]
-        ended = [run["ended"] for run in runs if run["ended"]]
+        ended = [run["ended"].split(";")[0] for run in runs if run["ended"]]
         label = settings["label"] + (f" ({len(ended)} of {len(runs)} stopped: {ended[0]})" if ended else "")
         shown = [f"{values[0]:.0f}", f"{values[1]:.0f}", *(number(v) if v == v else "–" for v in values[2:])]
         rows.append([label, f"{100 * settings['share']:.0f} %", *shown])
@@ -140,10 +140,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
             if values:
                 axis.plot(np.median(values), index, "D", color="C3", ms=6)
             else:
-                axis.annotate("stopped with an error", (0.5, index), xycoords=("axes fraction", "data"), va="center")
-        axis.set(title=title, xscale="log")
+                axis.annotate("stopped with an error", (0.35, index), xycoords=("axes fraction", "data"), va="center")
+        axis.set(title=title, ylim=(len(cells) - 0.5, -0.5))
         axis.grid(alpha=0.3, which="both")
     labels = [f"{cell['settings']['label']}, {100 * cell['settings']['share']:.0f} %" for cell in cells]
     axes[0].set_yticks(range(len(cells)), labels)
-    axes[0].invert_yaxis()
     save(figure, path)

@@ -23,8 +23,8 @@ TITLE = "Linear problem: posterior mean and covariance against the exact ones"
 PARAMETERS, OUTPUTS = 10, 20
 SIZES = {
     "smoke": ((10, 40), 2),
-    "cpu": ((10, 20, 50, 100, 200, 500, 1000), 12),
-    "full": ((10, 20, 50, 100, 200, 500, 1000, 2000), 50),
+    "cpu": ((10, 30, 100, 300, 1000), 12),
+    "full": ((10, 20, 50, 100, 200, 500, 1000, 2000), 100),
 }
 
 

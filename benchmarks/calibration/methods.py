@@ -12,6 +12,7 @@ import numpy as np
 import eki_jax
 from benchmarks.calibration.problems import Problem
 from eki_jax import kalman
+from eki_jax.priors import Gaussian
 
 Make = Callable[[Problem, jax.Array], eki_jax.Solver]
 
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
     most: int = 10_000
 
 
-def prior(problem: Problem) -> eki_jax.Gaussian:
+def prior(problem: Problem) -> Gaussian:
     """The problem's prior, in JAX's default floating-point type."""
     # Factored by NumPy: inside of a compiled function a covariance would be traced, and could not be inverted.
     return eki_jax.gaussian(jnp.asarray(problem.prior_mean, float), factor=np.linalg.cholesky(problem.prior_covariance))
@@ -95,10 +96,19 @@ def whitened(make: Callable[..., eki_jax.Solver]) -> Make:
 
 controlled = kalman.data_misfit_controller
 ten = lambda: kalman.tempered(10)
+
+
 own_key = lambda problem, key: key
 own_prior = lambda problem, key: prior(problem)
 
 spans = lambda parameters: parameters + 2  # particles of which the deviations span the parameters
+
+
+def to_fixed_point(**settings: Any) -> Make:
+    """Steps of 1/2 that impose the prior, and an inflation that forgets as much as they learn."""
+    inflation = kalman.multiplicative_inflation()
+    return kalman_step(kalman.etki, 0.5, prior=own_prior, inflation=inflation, **settings)
+
 
 # What is known of each on a linear problem: ``linear`` compares it.
 LINEAR: dict[str, Entry] = {
@@ -106,11 +116,7 @@ LINEAR: dict[str, Entry] = {
     "etki-tempered": Entry("ETKI, ten tempered steps", kalman_step(kalman.etki, ten), 10),
     "etki-controlled": Entry("ETKI, misfit controller", kalman_step(kalman.etki, controlled), 1000),
     "etki-prior": Entry("ETKI, prior imposed, to time 20", kalman_step(kalman.etki, prior=own_prior), 20),
-    "etki-fixed-point": Entry(
-        "ETKI, prior imposed, inflated to its fixed point",
-        kalman_step(kalman.etki, 0.5, prior=own_prior, inflation=kalman.multiplicative_inflation()),
-        40,
-    ),
+    "etki-fixed-point": Entry("ETKI, prior imposed, inflated to its fixed point", to_fixed_point(), 40),
     "enkf": Entry("EnKF, perturbed data, one step", kalman_step(kalman.enkf, key=own_key)),
     "enkf-tempered": Entry("EnKF, perturbed data, ten tempered steps", kalman_step(kalman.enkf, ten, key=own_key), 10),
     "enkf-bare": Entry("EnKF, data as they are, one step", kalman_step(kalman.enkf)),
@@ -162,6 +168,7 @@ RACE: dict[str, Entry] = {
     "etki": Entry("ETKI", kalman_step(kalman.etki)),
     "etki-controlled": Entry("ETKI, misfit controller to time 1", kalman_step(kalman.etki, controlled)),
     "etki-prior": Entry("ETKI, prior imposed", kalman_step(kalman.etki, prior=own_prior)),
+    "etki-fixed-point": Entry("ETKI, prior imposed, steps of 1/2, inflated to its fixed point", to_fixed_point()),
     "etki-accelerated": Entry("ETKI, accelerated", accelerated(kalman_step(kalman.etki))),
     "enkf": Entry("EnKF, perturbed data", kalman_step(kalman.enkf, key=own_key)),
     "enkf-controlled": Entry(
@@ -191,6 +198,11 @@ def localized_race(radius: float) -> dict[str, Entry]:
             kalman_step(kalman.etki, controlled, localization=near),
             where=has_places,
         ),
+        "etki-taper-fixed-point": Entry(
+            "ETKI, taper, prior imposed, steps of 1/2, inflated to its fixed point",
+            to_fixed_point(localization=near),
+            where=has_places,
+        ),
         "etki-taper-accelerated": Entry(
             "ETKI, taper, accelerated", accelerated(kalman_step(kalman.etki, localization=near)), where=has_places
         ),
@@ -201,38 +213,19 @@ def localized_race(radius: float) -> dict[str, Entry]:
 
 
 def remedies(radius: float) -> dict[str, Entry]:
-    """What may keep a small ensemble from misleading itself, each beside the same step without it."""
+    """What may keep a small ensemble from misleading itself; none and the taper alone are in the race."""
     near = localized(radius)
+    grown, noise = kalman.multiplicative_inflation(1.1), noisy(0.1)
+    make = lambda **settings: kalman_step(kalman.etki, **settings)
     return {
-        "none": Entry("none", kalman_step(kalman.etki)),
-        "taper": Entry("taper", kalman_step(kalman.etki, localization=near), where=has_places),
-        "correlation-taper": Entry(
-            "taper of correlations", kalman_step(kalman.etki, localization=corrected(kalman.correlation_taper))
-        ),
+        "correlation-taper": Entry("taper of correlations", make(localization=corrected(kalman.correlation_taper))),
         "sampling-error": Entry(
-            "sampling-error correction",
-            kalman_step(kalman.etki, localization=corrected(kalman.sampling_error_correction)),
+            "sampling-error correction", make(localization=corrected(kalman.sampling_error_correction))
         ),
-        "inflation-1.05": Entry(
-            "inflation by 1.05", kalman_step(kalman.etki, inflation=kalman.multiplicative_inflation(1.05))
-        ),
-        "inflation-1.2": Entry(
-            "inflation by 1.2", kalman_step(kalman.etki, inflation=kalman.multiplicative_inflation(1.2))
-        ),
-        "noise-0.1": Entry("noise of 0.1 prior deviations", kalman_step(kalman.etki, inflation=noisy(0.1))),
-        "taper-inflation-1.05": Entry(
-            "taper, inflation by 1.05",
-            kalman_step(kalman.etki, localization=near, inflation=kalman.multiplicative_inflation(1.05)),
-            where=has_places,
-        ),
-        "taper-inflation-1.2": Entry(
-            "taper, inflation by 1.2",
-            kalman_step(kalman.etki, localization=near, inflation=kalman.multiplicative_inflation(1.2)),
-            where=has_places,
-        ),
-        "taper-noise-0.1": Entry(
-            "taper, noise of 0.1 prior deviations",
-            kalman_step(kalman.etki, localization=near, inflation=noisy(0.1)),
-            where=has_places,
+        "inflation": Entry("inflation by 1.1", make(inflation=grown)),
+        "noise": Entry("noise of 0.1 prior deviations", make(inflation=noise)),
+        "taper-inflation": Entry("taper, inflation by 1.1", make(localization=near, inflation=grown), where=has_places),
+        "taper-noise": Entry(
+            "taper, noise of 0.1 prior deviations", make(localization=near, inflation=noise), where=has_places
         ),
     }

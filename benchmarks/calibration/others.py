@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,7 @@ import numpy as np
 from benchmarks.calibration import racing
 from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.linear import calibrate, distance
-from benchmarks.calibration.lorenz96 import RADIUS
-from benchmarks.calibration.methods import LINEAR, RACE, Entry, localized_race
+from benchmarks.calibration.methods import LINEAR, RACE, localized_race
 from benchmarks.calibration.page import markdown, number, save
 from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
@@ -24,6 +24,8 @@ from benchmarks.performance.environments import Unavailable, python_of
 
 TITLE = "Other libraries on the same problems"
 SCRIPTS = Path(__file__).parent / "peers"
+# Of the tapers, by J: what ``lorenz96 --preset cpu`` chose for our step.
+RADIUS = {20: 4.0, 50: 8.0, 100: 8.0}
 LIMIT = 1800  # seconds for one library, one problem and one size
 
 
@@ -57,17 +59,29 @@ OTHERS: dict[str, Other] = {
     "dapper": Other("DAPPER: square root, to time 1", "dapper", "dapper_race.py", TO_ONE),
     "dapper-steps": Other("DAPPER: square root, steps of 1", "dapper", "dapper_race.py", STEPS),
     "dapper-taper": Other("DAPPER: LETKF, taper, steps of 1", "dapper", "dapper_race.py", STEPS, tapers=True),
-    "kil": Other(f"{KIL}: EKI", KIL, "kalman_inversion_race.py", {"unscented": False}),
-    "kil-uki": Other(f"{KIL}: UKI", KIL, "kalman_inversion_race.py", {"unscented": True}, own_particles=True),
+    "kil": Other(f"{KIL}: EKI", KIL, "kalman_inversion_race.py", {"unscented": False, "extended": False}),
+    "kil-extended": Other(
+        f"{KIL}: EKI, extended", KIL, "kalman_inversion_race.py", {"unscented": False, "extended": True}
+    ),
+    "kil-uki": Other(
+        f"{KIL}: UKI", KIL, "kalman_inversion_race.py", {"unscented": True, "extended": False}, own_particles=True
+    ),
+    "kil-uki-extended": Other(
+        f"{KIL}: UKI, extended",
+        KIL,
+        "kalman_inversion_race.py",
+        {"unscented": True, "extended": True},
+        own_particles=True,
+    ),
 }
 OURS = ("etki", "etki-controlled", "enkf-controlled", "uki-prior", "etki-taper")
 OURS_LINEAR = ("etki-controlled", "enkf-tempered", "uki")
-SIZES = {
+SIZES: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {
     "smoke": {"linear": ((20,), 2), "lorenz63": ((10,), 1)},
     "cpu": {"linear": ((20, 100), 6), "lorenz63": ((20,), 6), "lorenz96": ((50,), 6)},
     "full": {"linear": ((20, 100, 500), 50), "lorenz63": ((20, 50), 50), "lorenz96": ((20, 50, 100), 50)},
 }
-PROBLEMS = {"linear": linear, "lorenz63": lorenz63, "lorenz96": lorenz96}
+PROBLEMS: dict[str, Callable[[], Problem]] = {"linear": linear, "lorenz63": lorenz63, "lorenz96": lorenz96}
 
 
 def task(problem: Problem, other: Other, particles: int, seeds: range) -> dict[str, Any]:
@@ -83,7 +97,7 @@ def task(problem: Problem, other: Other, particles: int, seeds: range) -> dict[s
         **other.settings,
         "settings": problem.settings,
         "period": problem.period,
-        "radius": RADIUS if other.tapers else None,
+        "radius": RADIUS[particles] if other.tapers else None,
         "target": 0.0 if problem.name == "linear" else TARGET,
         "limit": ITERATIONS,
         "seeds": list(seeds),
@@ -128,7 +142,7 @@ def run(preset: str, cells: Cells, environments: Path) -> None:
                 continue  # nothing ends it
             for particles in [2 * len(problem.prior_mean) + 1] if other.own_particles else sizes:
                 settings = {"label": other.label, "particles": particles, "seeds": seeds, **other.settings}
-                settings |= {"radius": RADIUS} if other.tapers else {}
+                settings |= {"radius": RADIUS[particles]} if other.tapers else {}
                 request = task(problem, other, particles, range(seeds))
                 measure = lambda: ask(other, request, environments)  # noqa: B023
                 found = cells.get(f"{name}/{key} {particles}", settings, measure)
@@ -140,12 +154,12 @@ def run(preset: str, cells: Cells, environments: Path) -> None:
 
 def _race_ours(problem: Problem, sizes: tuple[int, ...], seeds: range, cells: Cells) -> None:
     on_linear = problem.name == "linear"
-    entries = LINEAR if on_linear else RACE | localized_race(RADIUS)
     for key in OURS_LINEAR if on_linear else OURS:
-        entry: Entry = entries[key]
-        if not entry.where(problem):
-            continue
-        for particles in [2 * len(problem.prior_mean) + 1] if entry.own_particles else sizes:
+        for size in sizes:
+            entry = LINEAR[key] if on_linear else (RACE | localized_race(RADIUS.get(size, 8.0)))[key]
+            particles = 2 * len(problem.prior_mean) + 1 if entry.own_particles else size
+            if not entry.where(problem):
+                continue
             settings = {"label": f"eki_jax: {entry.label}", "particles": particles, "seeds": list(seeds)}
             measure = lambda: {"rows": (calibrate if on_linear else race)(problem, entry, particles, seeds)}  # noqa: B023
             cells.get(f"{problem.name}/{key} {particles}", settings, measure)
@@ -188,7 +202,7 @@ def _linear(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int])
     for label, by_size in found.items():
         values = {n: np.median([linear_distance(run) for run in runs], axis=0) for n, runs in by_size.items() if runs}
         others = [n for n in by_size if n not in sizes]
-        shown = others + [None] * (len(sizes) - 1) if others else sizes
+        shown = others + [0] * (len(sizes) - 1) if others else sizes  # no run has no particles
         name = label + "".join(f" (J = {n})" for n in others)
         rows.append([name, *(number(values[n][i] if n in values else None) for i in (0, 1) for n in shown)])
     return markdown(header, rows)
@@ -199,7 +213,7 @@ def _raced(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) 
     rows = []
     for label, by_size in found.items():
         others = [n for n in by_size if n not in sizes]
-        shown = others + [None] * (len(sizes) - 1) if others else sizes
+        shown = others + [0] * (len(sizes) - 1) if others else sizes  # no run has no particles
         least = {n: np.median([min(run["misfits"]) for run in runs]) for n, runs in by_size.items() if runs}
         name = label + "".join(f" (J = {n})" for n in others)
         cells = [racing.cell(by_size.get(n)) for n in shown]

@@ -16,9 +16,24 @@ from benchmarks.calibration.race import ITERATIONS, race
 
 
 def race_all(
-    problem: Problem, entries: dict[str, Entry], sizes: Iterable[int], seeds: range, cells: Cells, prefix: str = ""
+    problem: Problem,
+    entries: dict[str, Entry],
+    sizes: Iterable[int],
+    seeds: range,
+    cells: Cells,
+    prefix: str = "",
+    **more: Any,
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Race every method with every number of particles, a cell each.
+
+    Args:
+        problem: problem to calibrate.
+        entries: methods by their names.
+        sizes: numbers of particles J.
+        seeds: seeds of every cell.
+        cells: cells of the experiment.
+        prefix: text before the cells' names.
+        **more: further settings of the methods, which the cells remember.
 
     Returns:
         The outcomes of every cell, by the method's name and J.
@@ -31,7 +46,7 @@ def race_all(
         for particles in [own] if entry.own_particles else sizes:
             if particles < entry.least(len(problem.prior_mean)):
                 continue
-            settings = {"label": entry.label, "particles": particles, "seeds": list(seeds), "limit": ITERATIONS}
+            settings = {"label": entry.label, "particles": particles, "seeds": list(seeds), "limit": ITERATIONS, **more}
             measure = lambda: race(problem, entry, particles, seeds)  # noqa: B023
             found[name, particles] = cells.get(f"{prefix}{name} {particles}", settings, measure)
     return found

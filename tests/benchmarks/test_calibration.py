@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.calibration import cli, lorenz96, page, race, racing
+from benchmarks.calibration import bounds, cli, crashes, lorenz96, others, page, race, racing
 from benchmarks.calibration import linear as on_linear
 from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.methods import LINEAR, RACE, Entry, kalman_step
 from benchmarks.calibration.problems import Problem, linear, lorenz63
 from benchmarks.calibration.problems import lorenz96 as lorenz96_problem
+from benchmarks.calibration.problems.lorenz63 import statistics as statistics63
 from benchmarks.calibration.problems.lorenz96 import rate
+from benchmarks.calibration.problems.lorenz96 import statistics as statistics96
 from eki_jax import kalman
 
 pytestmark = pytest.mark.benchmarks
@@ -106,17 +110,18 @@ def test_lorenz_96_with_a_taper() -> None:
 
 
 def test_the_radius_with_the_fewest_iterations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is chosen on seeds that no reported race has."""
+    """It is chosen for each J, on seeds that no reported race has."""
     asked: list[int] = []
 
     def fake(problem: Any, entries: Any, sizes: Any, seeds: range, cells: Any, prefix: str) -> Any:
         asked.extend(seeds)
         ((name, _),) = entries.items()
-        return {(name, size): [{"iterations": abs(float(name) - 6) + size}] for size in sizes}
+        return {(name, size): [{"iterations": abs(float(name) - size / 5)}] for size in sizes}
 
     monkeypatch.setattr(racing, "race_all", fake)
     cells = Cells(tmp_path / "x.json", {}, keep=False, say=print)
-    assert lorenz96.tuned_radius(settled(1.0), (4.0, 6.0, 12.0), lorenz96.TUNING_SEEDS, cells) == 6.0
+    chosen = lorenz96.tuned_radii(settled(1.0), (4.0, 6.0, 12.0), lorenz96.TUNING_SEEDS, cells)
+    assert chosen == {20: 4.0, 50: 12.0}
     assert not set(asked) & set(range(max(seeds for _, seeds in lorenz96.SIZES.values())))
 
 
@@ -134,6 +139,7 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: 
     means = [np.median([row["mean"] for row in cell["found"]]) for cell in saved["cells"].values()]
     assert f"| ETKI, one step | 1 | {means[0]:.2f} | {means[1]:.2f} |" in table
     assert (tmp_path / "calibration_linear.png").stat().st_size > 10_000
+    # What was measured stays with --keep; other settings are measured anew.
     monkeypatch.setattr(on_linear, "calibrate", lambda *args: [{"seed": 0, "mean": 9.0, "variance": 1.0, "steps": 1}])
     monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 40), 2)})
     monkeypatch.setattr(on_linear, "draw", lambda result, path: None)
@@ -145,8 +151,6 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: 
 
 def test_the_page_has_marks_for_all_tables() -> None:
     """The page holds what its commands wrote: each committed result's table, as made from its JSON."""
-    import importlib
-
     text = page.PAGE.read_text()
     for name, module in cli.EXPERIMENTS.items():
         assert f"<!-- table {name} -->" in text
@@ -158,3 +162,138 @@ def test_the_page_has_marks_for_all_tables() -> None:
             assert (page.IMAGES / f"calibration_{name}.png").exists()
     with pytest.raises(ValueError, match="page: has no marks"):
         page.replaced("nothing", "linear", "x")
+
+
+def test_members_that_fail_are_counted() -> None:
+    """Crashes, hangs and members that blow up leave a posterior; without the cut the last of them leave none."""
+    plain, hit, hung, blown, uncut = (
+        crashes.measure(crashes.CASES[name], 20, range(1))[0]
+        for name in ("none", "crash-0.3", "hang-0.1", "blow-up-0.3", "blow-up-no-cut-0.3")
+    )
+    assert (plain["failed"], plain["ended"]) == (0, "")
+    assert plain["mean"] < 0.6
+    assert 10 < hit["failed"] < 40  # of 80, three tenths
+    assert 0 < hung["failed"] < 20
+    assert blown["failed"] == hit["failed"]
+    assert max(row["mean"] for row in (hit, hung, blown)) < 1.5
+    assert "NOT_FINITE" in uncut["ended"]
+
+
+def test_members_stay_within_bounds() -> None:
+    """Priors with bounds ask for no member outside; normal priors do, and are told apart."""
+    (within,) = bounds.measure("bounded", 20, range(1))
+    (normal,) = bounds.measure("normal", 20, range(1))
+    assert within["outside"] == 0
+    assert 0 < normal["outside"] < normal["asked"] == 20 * normal["iterations"]
+    assert bounds.outside({"rate": 1.0, "share": 1.2})
+    assert bounds.clipped({"rate": -1.0, "share": 1.2}) == {"rate": 0.0, "share": 1.0}
+
+
+def test_the_peers_simulators_are_ours() -> None:
+    """NumPy's versions, from the same initial condition: equal until chaos makes of rounding what it likes."""
+    simulators = load("simulators")
+    ensemble = np.array([[3.2, 1.0], [3.4, 0.8]])
+    settings = {**lorenz63().settings, "spin_up": 50, "window": 200}
+    settings["start_root"] = np.zeros((3, 3)).tolist()
+    found = simulators.simulator(settings)(np.random.default_rng(0), ensemble)
+    start = jnp.tile(jnp.asarray(settings["start"], jnp.float32)[:, None], (1, 2))
+    ours, _ = statistics63(jnp.exp(jnp.asarray(ensemble, jnp.float32)).T, start, 50, 200)
+    np.testing.assert_allclose(found, np.asarray(ours).T, rtol=1e-3, atol=1e-3)
+    forcing = np.random.default_rng(1).normal(8, 3, (2, 40))
+    start = np.random.default_rng(2).normal(3, 3, 40)
+    settings = {"model": "lorenz96", "start": start.tolist(), "start_root": np.zeros((40, 40)).tolist()}
+    settings |= {"dt": 0.01, "spin_up": 20, "window": 100}
+    found = simulators.simulator(settings)(np.random.default_rng(0), forcing)
+    states = jnp.tile(jnp.asarray(start, jnp.float32)[:, None], (1, 2))
+    ours, _ = statistics96(jnp.asarray(forcing, jnp.float32).T, states, 20, 100)
+    np.testing.assert_allclose(found, np.asarray(ours).T, rtol=1e-3, atol=1e-3)
+
+
+def load(name: str) -> Any:
+    """A module of ``peers/``, which run outside of this package."""
+    spec = importlib.util.spec_from_file_location(name, others.SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_peers_are_counted_as_we_are(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    """A library's iterations and runs, the target, its own end and its errors."""
+    monkeypatch.syspath_prepend(str(others.SCRIPTS))
+    racing_there = load("racing")
+    request = others.task(linear(), others.OTHERS["ies"], 5, range(2)) | {"limit": 3}
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(request))
+    monkeypatch.setattr("sys.argv", ["x", str(path)])
+
+    def served(run: Any) -> list[dict[str, Any]]:
+        racing_there.serve(run, "numpy")
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+
+    def steps(race: Any) -> None:
+        for _ in range(2):
+            race.forecast(race.start)
+            race.again(race.start)
+        race.end(race.start)
+
+    rows = served(steps)
+    assert [(row["iterations"], row["runs"], row["ended"]) for row in rows] == [(2, 20, "time 1")] * 2
+    assert rows[0]["misfits"] != rows[1]["misfits"]  # particles of their own
+    found = others.linear_distance(rows[0])
+    assert found[0] > 0
+
+    def for_ever(race: Any) -> None:
+        while True:
+            race.forecast(race.start)
+
+    assert [row["ended"] for row in served(for_ever)] == ["limit"] * 2
+    path.write_text(json.dumps(request | {"target": 1e9}))
+    assert [(row["iterations"], row["ended"]) for row in served(for_ever)] == [(0, "reached")] * 2
+
+    def broken(race: Any) -> None:
+        raise np.linalg.LinAlgError("singular")
+
+    assert [row["ended"] for row in served(broken)] == ["error: singular"] * 2
+
+
+def test_peers_taper_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights that other libraries are given are those of our taper, on the circle too."""
+    monkeypatch.syspath_prepend(str(others.SCRIPTS))
+    places = np.arange(40.0)
+    given = {"own": places, "other": np.tile(places, 2), "period": 40, "radius": 8.0}
+    found = load("racing").gaspari_cohn(given, "own", "other")
+    away = np.minimum(np.abs(places), 40 - places)
+    np.testing.assert_allclose(
+        found[0], np.tile(np.asarray(kalman.gaspari_cohn(jnp.asarray(away / 8.0))), 2), atol=1e-6
+    )
+
+
+def test_a_library_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """It is skipped by name, with the reason, and the table says so."""
+
+    def unavailable(*args: Any) -> Any:
+        raise others.Unavailable("no network")
+
+    monkeypatch.setattr(others, "python_of", unavailable)
+    monkeypatch.setattr(others, "SIZES", {"smoke": {"linear": ((5,), 1)}})
+    monkeypatch.setattr(others, "OURS_LINEAR", ())
+    monkeypatch.setattr(others, "draw", lambda result, path: None)
+    assert main(["calibration", "peers", "--preset", "smoke", "--out", str(tmp_path)]) == 0
+    skipped = json.loads(capsys.readouterr().out.splitlines()[-1])["skipped"]
+    assert skipped["linear, pyesmda: ESMDA, J = 5"] == "no network"
+    assert "* linear, pyesmda: ESMDA, J = 5: no network" in (tmp_path / "calibration_peers.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_another_library_races() -> None:
+    """pyesmda on the linear problem, in its own environment: near the posterior, as a perturbed step is."""
+    from benchmarks.performance.environments import default_folder
+
+    problem = linear()
+    request = others.task(problem, others.OTHERS["pyesmda"], 200, range(1))
+    (row,) = others.ask(others.OTHERS["pyesmda"], request, default_folder())["rows"]
+    assert (row["iterations"], row["runs"]) == (4, 800)
+    assert others.linear_distance(row)[0] < 0.5

@@ -12,9 +12,8 @@ def run(race: Race) -> None:
     """Analyses of the whole state; with a radius, one for each parameter, whose outputs are those with a weight."""
     step = race.task["step"]
     noise = GaussRV(C=race.noise / step, M=len(race.data))
-    weights = None
-    if race.task["radius"] is not None:
-        weights = gaspari_cohn(race.task, "parameter_coordinates", "output_coordinates")
+    tapers = race.task["radius"] is not None
+    weights = gaspari_cohn(race.task, "parameter_coordinates", "output_coordinates") if tapers else np.empty(0)
 
     def near(batch: list[int]) -> tuple[np.ndarray, np.ndarray]:
         own = weights[batch[0]]
@@ -23,7 +22,7 @@ def run(race: Race) -> None:
     particles, time = race.start.copy(), 0.0
     while time < 1 or not race.task["ends"]:
         outputs = race.forecast(particles)
-        if weights is None:
+        if not tapers:
             particles = EnKF_analysis(particles, outputs, noise, race.data, "Sqrt")
         else:
             batches = [[place] for place in range(particles.shape[1])]
