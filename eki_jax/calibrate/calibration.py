@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eki_jax._checks import SHARE, one_of, real, whole
-from eki_jax.calibrate.first import matched
 from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
 from eki_jax.calibrate.joint import JointPrior, from_spec, joint
-from eki_jax.calibrate.methods import solver_of
+from eki_jax.calibrate.methods import predicting, solver_of, started
 from eki_jax.calibrate.observations import Observations, observations
 from eki_jax.calibrate.plotting import Picture, draw
 from eki_jax.calibrate.posterior import Posterior, in_members, posterior_of
@@ -44,7 +43,7 @@ class Calibration:
             number, the output's shape, a matrix (N, N) for N numbers, or a :class:`eki_jax.kalman.LowRankNoise`; or one
             of these for all outputs.
         particles: number of members J, at least 2; more than the latent parameters for a posterior covariance of full
-            rank.
+            rank. For :func:`eki_jax.kalman.uki` the number of its points, 2 P + 1.
         seed: number from which everything random follows. The first members are draws of the prior, moved so that their
             latent mean and covariance are the prior's where they are more than the latent parameters.
         method: method, "etki" (deterministic) or "enkf" (with perturbed data); or a function ``method(noise_covariance)
@@ -115,9 +114,7 @@ class Calibration:
         self._needs = [name for name, value in settings.items() if value is not None]
         self._by_output = localization is not None
         self._solver = solver_of(method, self._observations, self._seed, localization, inflation)
-        draws = jax.random.normal(jax.random.fold_in(jax.random.key(self._seed), 0), (particles, self.prior.size))
-        first = jnp.asarray(matched(np.asarray(draws, np.float64)), draws.dtype)
-        self._state = self._solver.init(self.prior.split(first))
+        self._state = started(self._solver, self.prior, self._particles, self._seed)
         self._healthy = np.ones(self._particles, bool)
         self._refused = 0
         self.history: list[Iteration] = []
@@ -199,7 +196,7 @@ class Calibration:
             step_size=float(info.step_size),
             misfit=float(np.mean(residuals[healthy] ** 2)),
             misfit_of_mean=float(np.mean(residuals[healthy].mean(axis=0) ** 2)),
-            spread=_spread(_rows(_position(self._solver, state))[healthy]),
+            spread=_spread(_rows(predicting(self._solver, state, healthy))),
             particles=size,
             failures=failures,
             masked=wanted.masked,
@@ -244,15 +241,15 @@ class Calibration:
                 UserWarning,
                 stacklevel=2,
             )
-        number, least = int(self._healthy.sum()), self.prior.size + 1
-        if number < least:
+        latent, least = predicting(self._solver, self._state, self._healthy), self.prior.size + 1
+        if (number := len(_rows(latent))) < least:
             warnings.warn(
                 f"posterior: {number} healthy members for {self.prior.size} latent parameters, so that the covariance "
                 f"has at most rank {number - 1}; wanted at least {least} particles",
                 UserWarning,
                 stacklevel=2,
             )
-        return posterior_of(self._healthy_values(), probabilities)
+        return posterior_of(self.prior.to_physical(latent), probabilities)
 
     def plot(self, what: str = "all", *, predictions: Any = None) -> Any:
         """A picture of the calibration so far.
@@ -277,7 +274,8 @@ class Calibration:
             found = collected(predictions, wanted.shapes, wanted.observed, None, 0.0)
             fine = [j for j in range(len(predictions)) if j not in found.failures]
             outputs = wanted.split(found.rows[fine])
-        return draw(Picture(self.prior, wanted, self.history, self._healthy_values(), outputs), what)
+        current = self.prior.to_physical(predicting(self._solver, self._state, self._healthy))
+        return draw(Picture(self.prior, wanted, self.history, current, outputs), what)
 
     def save(self, path: Path | str) -> None:
         """Write all of it to a file, from which :meth:`load` goes on bit for bit.
@@ -380,11 +378,6 @@ class Calibration:
     def _latent(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(values) for name, values in self._solver.ensemble(self._state).items()}
 
-    def _healthy_values(self) -> dict[str, np.ndarray]:
-        """Physical values of the members that did not fail in the last step, where they are to predict with."""
-        position = _position(self._solver, self._state)
-        return self.prior.to_physical({name: np.asarray(values)[self._healthy] for name, values in position.items()})
-
     def _check_open(self, name: str) -> None:
         if self.done:
             raise RuntimeError(
@@ -405,11 +398,6 @@ def _like(leaf: Any, numbers: np.ndarray) -> jax.Array:
     return jnp.asarray(numbers)
 
 
-def _position(solver: Solver, state: Any) -> Any:
-    """The particles to predict with: those of a state that looks ahead, or is inflated, are not where it asks."""
-    return getattr(state, "position", None) or solver.ensemble(state)
-
-
 def _check_survivors(failures: dict[int, str], particles: int) -> None:
     """Raise where fewer than two members are left, with the commonest reason."""
     survivors = particles - len(failures)
@@ -427,7 +415,7 @@ def _finite_rows(latent: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _spread(rows: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.var(rows, axis=0, ddof=1))))
+    return float(np.sqrt(np.mean(np.var(rows, axis=0))))
 
 
 def _constant(wanted: Observations, rows: np.ndarray) -> tuple[str, ...]:

@@ -6,13 +6,19 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eki_jax._checks import function, one_of
+from eki_jax.calibrate.first import matched
+from eki_jax.calibrate.joint import JointPrior
 from eki_jax.calibrate.observations import Observations
 from eki_jax.solvers import Solver, kalman
 from eki_jax.solvers.failures import redraw_failed
 from eki_jax.solvers.protocol import makes_its_particles
+
+# Draws that stand for a mean and a covariance.
+_DRAWS = 200
 
 
 def solver_of(method: Any, wanted: Observations, seed: int, localization: Any, inflation: Any) -> Solver:
@@ -41,9 +47,59 @@ def solver_of(method: Any, wanted: Observations, seed: int, localization: Any, i
     solver = function("method", method, "a method(noise_covariance) -> solver", arguments=1)(np.ones(wanted.size))
     if not isinstance(solver, Solver):
         raise TypeError(f"method: it returned {solver!r}; wanted an eki_jax.Solver, such as kalman.enkf(None, ...)")
-    if makes_its_particles(solver):
-        raise TypeError("method: its solver makes its own particles; wanted one that starts from an ensemble")
     return solver
+
+
+def started(solver: Solver, prior: JointPrior, particles: int, seed: int) -> Any:
+    """The first state: particles that are drawn from the prior, or a mean and a covariance that are the prior's.
+
+    Args:
+        solver: solver of a calibration.
+        prior: prior of the parameters.
+        particles: number of members J.
+        seed: number from which the draws are made.
+
+    Raises:
+        TypeError: a solver that makes its own particles and does not say what their covariance is.
+        ValueError: another number of members than such a solver makes.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    if not makes_its_particles(solver):
+        draws = jax.random.normal(key, (particles, prior.size))
+        return solver.init(prior.split(jnp.asarray(matched(np.asarray(draws, np.float64)), draws.dtype)))
+    state = solver.init(prior.latent().mean, key)
+    if not hasattr(state, "covariance"):
+        raise TypeError("method: its solver makes its own particles, of no covariance; wanted etki or uki, for example")
+    if (made := len(jax.tree.leaves(solver.ensemble(state))[0])) != particles:
+        raise ValueError(f"particles: {particles}; wanted {made}, those that the method makes itself")
+    return state
+
+
+def predicting(solver: Solver, state: Any, healthy: np.ndarray) -> dict[str, np.ndarray]:
+    """The latent particles to predict with, shape (N, size) for each entry of the prior.
+
+    Those of a state that looks ahead, or is inflated, are not where it asks; and a mean and a covariance stand for
+    draws, always the same ones, that have them.
+
+    Args:
+        solver: solver of a calibration.
+        state: state of it.
+        healthy: flags of the members that took part in the last step, shape (J,).
+    """
+    if not makes_its_particles(solver):
+        position = getattr(state, "position", None) or solver.ensemble(state)
+        return {name: np.asarray(values)[healthy] for name, values in position.items()}
+    means = {name: np.asarray(values, np.float64) for name, values in state.position.items()}
+    names, size = sorted(means), sum(len(mean) for mean in means.values())  # in the order of JAX's leaves
+    draws = matched(np.random.default_rng(0).normal(size=(max(_DRAWS, 4 * size), size)))
+    rows = draws @ _root(np.asarray(state.covariance, np.float64)).T + np.concatenate([means[name] for name in names])
+    ends = np.cumsum([len(means[name]) for name in names])
+    return dict(zip(names, np.split(rows, ends[:-1], axis=1), strict=True))
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 @functools.lru_cache(maxsize=8)

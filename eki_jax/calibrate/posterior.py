@@ -18,9 +18,9 @@ class Posterior(NamedTuple):
 
     Attributes:
         mean: means by the parameters' names, each of the parameter's shape.
-        sd: standard deviations, with N - 1 in the denominator.
+        sd: standard deviations, with N in the denominator, as the ensemble's covariances have it.
         quantiles: quantiles at ``probabilities``, shape (Q, ...) for each parameter.
-        samples: members' values, shape (N, ...) for each parameter.
+        samples: values of the members, shape (N, ...) for each parameter; draws where the method keeps a covariance.
         correlations: matrix of the correlations of all numbers, in the order of ``names``; NaN for one that does not
             vary.
         names: names of all numbers, such as "rate" or "field[0]".

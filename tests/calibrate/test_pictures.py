@@ -97,6 +97,7 @@ def test_all_of_it_is_one_figure(calibration: calibrate.Calibration, tmp_path: P
     assert (tmp_path / "calibration.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_before_the_first_step_there_is_a_picture(tmp_path: Path) -> None:
     """Of one parameter and one number; and of more than there is room for, which is said."""
     small = calibrate.Calibration({"a": calibrate.normal(0.0, 1.0)}, {"y": 1.0}, 1.0, particles=5)

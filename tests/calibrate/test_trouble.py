@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -200,6 +201,18 @@ def test_refused_steps_in_a_row_are_an_error() -> None:
     jax.tree.map(np.testing.assert_array_equal, snapshot(calibration), before)
 
 
+def test_refusals_are_counted_over_a_restart(tmp_path: Path) -> None:
+    """What is saved between two refused steps."""
+    method = refusing(eki_jax.Reason.NOT_FINITE, 99)
+    calibration = linear(method=method)
+    for _ in range(2):
+        calibration.tell(results_of(calibration))
+    calibration.save(tmp_path / "run.npz")
+    again = calibrate.Calibration.load(tmp_path / "run.npz", method=method)
+    with pytest.raises(eki_jax.StepRefused, match="3 steps in a row were refused"):
+        again.tell(results_of(again))
+
+
 def test_a_step_between_refusals_counts_anew() -> None:
     calibration = linear(method=refusing(eki_jax.Reason.SETTING, 2), most_refusals=3)
     assert [calibration.tell(results_of(calibration)).moved for _ in range(3)] == [False, False, True]
@@ -235,6 +248,7 @@ def test_outputs_that_are_always_zero() -> None:
     assert run(linear())[0].constant == ()
 
 
+@pytest.mark.slow
 def test_all_outputs_are_zero() -> None:
     """The posterior is the prior, and every line says why."""
     calibration = linear()
@@ -244,7 +258,7 @@ def test_all_outputs_are_zero() -> None:
     np.testing.assert_allclose(calibration.posterior().samples["a"], start, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variance", [1e-8, 1e-12])
+@pytest.mark.parametrize("variance", [1e-8, pytest.param(1e-12, marks=pytest.mark.slow)])
 def test_small_noise_is_fitted(variance: float) -> None:
     """Sixty data, two parameters, noise far below the outputs' rounding: it moves, and ends at time one (row 1)."""
     design = np.random.default_rng(1).normal(size=(60, 2))
@@ -289,6 +303,7 @@ def test_a_large_offset_costs_no_digits() -> None:
     assert offset.posterior().mean["a"] == pytest.approx(plain.posterior().mean["a"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_steps_stay_inside_the_bounds() -> None:
     """Data that pull a parameter to its bound and beyond."""
     prior = {"a": calibrate.bounded(0.0, 1.0), "b": calibrate.positive(1.0, 1.0)}

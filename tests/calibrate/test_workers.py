@@ -82,6 +82,7 @@ def test_a_process_that_dies_takes_one_member(pool: Any) -> None:
     assert [results[1]["y"][0], results[3]["y"][0]] == [1.0, 3.0]
 
 
+@pytest.mark.slow
 def test_a_timed_out_process_is_gone(pool: Any) -> None:
     """With the programs that it started."""
     sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(611)'])"
@@ -111,6 +112,7 @@ def test_processes_are_others_and_stay(pool: Any) -> None:
     assert len(found) <= 2
 
 
+@pytest.mark.slow
 def test_a_standard_pool_that_breaks_is_no_error() -> None:
     """It ends with the first process that dies; what that means is said of each member, and no result is lost."""
     import multiprocessing
@@ -203,6 +205,7 @@ def test_threads_run_side_by_side() -> None:
     assert sorted(result["y"] for result in results) == [0, 1]
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_processes() -> None:
     """And does not wait for what they run."""
     started = time.monotonic()
