@@ -198,7 +198,7 @@ def test_members_are_physical_numpy_values() -> None:
     assert all(np.array_equal(one["b"], two["b"]) for one, two in zip(members, again, strict=True))
 
 
-def test_a_correlated_group_is_seen_member_by_member() -> None:
+def test_a_group_is_seen_member_by_member() -> None:
     """The simulator sees parameters, not groups; the first ensemble has their correlation."""
     pair = calibrate.correlated({"a": PRIOR["a"], "b": PRIOR["b"]}, 0.9)
     calibration = linear(prior={"pair": pair}, particles=500)
@@ -567,7 +567,7 @@ def test_a_method_of_a_mean_and_a_covariance(tmp_path: Path) -> None:
     calibration.plot()
 
 
-def test_the_first_members_have_the_priors_moments() -> None:
+def test_first_members_have_the_priors_moments() -> None:
     """The posterior of a linear simulator is the exact one, mean and deviation, without the error of its draws."""
     matrix, data, variance = np.array([[1.0, 0.5], [-1.0, 2.0], [0.3, 0.3]]), np.array([1.0, 2.0, 0.0]), 0.2
     calibration = calibrate.Calibration(

@@ -33,7 +33,7 @@ def test_a_batch_is_one_call() -> None:
 
 
 @pytest.mark.slow
-def test_without_settings_there_is_a_call_a_member() -> None:
+def test_without_settings_a_call_is_one_member() -> None:
     """And chunks are as large as they are asked to be."""
     main = module("calibration_batches").main
     assert set(main(chunk_size=10)[1]) == {10}

@@ -96,7 +96,7 @@ def test_a_failed_member_is_left_out_and_redrawn(kind: str) -> None:
     assert calibration.tell(results_of(calibration)).failed == 0
 
 
-def test_failed_members_do_not_widen_the_posterior() -> None:
+def test_failed_members_widen_no_posterior() -> None:
     """A crash for one side of the prior: the posterior is that of the members that ran (row 7)."""
     crashing = lambda member: line(member) if member["a"] < 2.0 else RuntimeError("blew up")
     calibration = linear(seed=1)

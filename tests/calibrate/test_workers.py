@@ -250,7 +250,7 @@ def test_bad_arguments_are_named(settings: dict[str, Any], words: str) -> None:
         calibrate.map_particles(**{"simulate": simulators.square, "members": [{"x": 1.0}]} | settings)
 
 
-def test_a_local_function_is_no_work_for_processes(pool: Any) -> None:
+def test_a_local_function_is_not_for_processes(pool: Any) -> None:
     with pytest.raises(TypeError, match=r"simulate: .*wanted a function at the top level of a module"):
         calibrate.map_particles(lambda member: member, [{"x": 1.0}], pool)
 
