@@ -29,6 +29,21 @@ class Iteration(NamedTuple):
     misfits: np.ndarray
     healthy: np.ndarray
 
+    @property
+    def step_size(self) -> float:
+        """The step size."""
+        return self.report.step_size
+
+    @property
+    def failed(self) -> int:
+        """The number of members that took no part."""
+        return self.report.failed
+
+    @property
+    def spread(self) -> float:
+        """The spread of the latent parameters after the step, that of the prior being 1."""
+        return self.report.spread
+
 
 def state_of_history(history: Sequence[Iteration]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A history as a header for JSON and arrays by their names.

@@ -139,7 +139,7 @@ def observations(data: Mapping[str, Any], noise: Any) -> Observations:
     """
     if not isinstance(data, Mapping) or not data:
         raise TypeError(f"data: {type(data).__name__}; wanted a dict of arrays by the outputs' names")
-    values = {_checked_name(name): _real(f"data[{name!r}]", value) for name, value in data.items()}
+    values = {_checked_name(name): real_array(f"data[{name!r}]", value) for name, value in data.items()}
     shapes = {name: value.shape for name, value in values.items()}
     row = np.concatenate([value.ravel() for value in values.values()])
     for name, value in values.items():
@@ -171,8 +171,19 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-def _real(name: str, value: Any) -> np.ndarray:
-    """``value`` as a float64 array, NaN where it is masked."""
+def real_array(name: str, value: Any) -> np.ndarray:
+    """``value`` as a float64 array of its own, NaN where it is masked.
+
+    Args:
+        name: name of it in an error.
+        value: real numbers.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> real_array("flow", np.ma.masked_array([1, 2], mask=[False, True]))
+    array([ 1., nan])
+    """
     if isinstance(value, np.ma.MaskedArray):
         value = np.ma.filled(value.astype(np.float64), np.nan)
     return np.array(arrays(name, np.asarray(value)), np.float64)
@@ -182,7 +193,7 @@ def _covariance(name: str, value: Any, seen: np.ndarray, shape: tuple[int, ...] 
     """The covariance of the observed ones of some numbers; errors are those of the solvers' checker, with this name."""
     number, known = len(seen), np.flatnonzero(seen)
     if isinstance(value, LowRankNoise):
-        diagonal, factor = _real(f"{name}.diagonal", value.diagonal), _real(f"{name}.factor", value.factor)
+        diagonal, factor = real_array(f"{name}.diagonal", value.diagonal), real_array(f"{name}.factor", value.factor)
         if factor.ndim != 2 or len(factor) != number or diagonal.shape not in ((), (1,), (number,)):
             raise ValueError(
                 f"{name}: diagonal of shape {diagonal.shape} and factor of shape {factor.shape}; wanted a number or "
@@ -190,7 +201,7 @@ def _covariance(name: str, value: Any, seen: np.ndarray, shape: tuple[int, ...] 
             )
         diagonal = diagonal[known] if diagonal.shape == (number,) else diagonal
         return _renamed(name, lambda: as_noise_covariance(LowRankNoise(diagonal, factor[known])))
-    found = _real(name, value)
+    found = real_array(name, value)
     if found.shape == (number, number):
         return _renamed(name, lambda: as_noise_covariance(found[np.ix_(known, known)]))
     if found.shape not in ((), (1,), (number,), shape):

@@ -156,7 +156,9 @@ def _legend(figure: Any) -> None:
 
 
 def _band(axes: Any, place: np.ndarray, rows: np.ndarray, color: str, label: str) -> None:
-    low, middle, high = np.nanquantile(rows, _BAND, axis=0)
+    low, middle, high = np.full((3, len(place)), np.nan)
+    some = np.isfinite(rows).any(axis=0)  # what was not observed may be NaN in all of them
+    low[some], middle[some], high[some] = np.nanquantile(rows[:, some], _BAND, axis=0)
     if len(place) == 1:  # a band of one point is none
         place, low, middle, high = (np.repeat(part, 2) for part in (place, low, middle, high))
         place = place + np.array([-0.3, 0.3])

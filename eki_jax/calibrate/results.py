@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eki_jax._checks import arrays
+from eki_jax.calibrate.observations import real_array
 
 
 class MemberFailed(RuntimeError):
@@ -119,12 +119,11 @@ def _row(where: str, result: Any, shapes: Mapping[str, tuple[int, ...]]) -> np.n
         raise ValueError(f"{where}: outputs {' and '.join(said)}; wanted those of the data, {', '.join(shapes)}")
     parts = []
     for name, shape in shapes.items():
-        value = np.asarray(result[name])
-        arrays(f"{where}[{name!r}]", value)
+        value = real_array(f"{where}[{name!r}]", result[name])
         if value.shape != shape:
             transposed = " (it is transposed)" if value.shape == shape[::-1] else ""
             raise ValueError(f"{where}[{name!r}]: shape {value.shape}{transposed}; wanted that of the data, {shape}")
-        parts.append(np.asarray(value, np.float64).ravel())
+        parts.append(value.ravel())
     return np.concatenate(parts)
 
 

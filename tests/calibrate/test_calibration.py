@@ -184,6 +184,9 @@ def test_history_has_every_iteration() -> None:
         np.testing.assert_array_equal(iteration.outputs["first"], [line(member)["first"] for member in members])
         residuals = (np.stack([flat(line(m)) for m in members]) - flat(DATA)) / np.sqrt(VARIANCES)
         np.testing.assert_allclose(iteration.misfits, 0.5 * np.sum(residuals**2, axis=1))
+    assert sum(iteration.step_size for iteration in calibration.history) == pytest.approx(1.0)
+    assert [iteration.failed for iteration in calibration.history] == [0] * len(asked)
+    assert np.all(np.diff([iteration.spread for iteration in calibration.history]) < 0)
 
 
 def test_members_are_physical_numpy_values() -> None:
@@ -346,6 +349,9 @@ def test_a_saved_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     one.save(tmp_path / "run.npz")
     two = calibrate.Calibration.load(tmp_path / "run.npz")
     assert two.history[0].report == one.history[0].report
+    assert one.history[0].failed > 0
+    with pytest.warns(UserWarning, match="not at its end"):
+        jax.tree.map(np.testing.assert_array_equal, one.posterior(), two.posterior())
     first, second = run(one, crashing), run(two, crashing)
     assert first == second
     assert len(first) > 1

@@ -13,10 +13,10 @@ from eki_jax import calibrate
 
 
 def simulate(member: dict[str, Any]) -> dict[str, Any]:
-    return {"flow": member["rate"] * np.array([1.0, 2.0, 3.0]) + member["field"].sum(), "level": member["rate"]}
+    return {"flow": member["rate"] * np.array([1.0, np.nan, 3.0, 4.0]) + member["field"].sum(), "level": member["rate"]}
 
 
-DATA = {"flow": np.array([2.0, np.nan, 5.0]), "level": 1.5}
+DATA = {"flow": np.array([2.0, np.nan, 5.0, 6.5]), "level": 1.5}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def bands(axes: Any) -> list[np.ndarray]:
     found = []
     for part in axes.collections:
         if "%" in str(part.get_label()):
-            corners = part.get_paths()[0].vertices
+            corners = np.concatenate([path.vertices for path in part.get_paths()])
             places = np.unique(corners[:, 0])
             found.append(np.array([np.ptp(corners[corners[:, 0] == x, 1]) for x in places]))
     return found
@@ -67,11 +67,13 @@ def test_data_stand_beside_predictions(calibration: calibrate.Calibration) -> No
     np.testing.assert_array_equal(marks.get_ydata(), DATA["flow"])
     before = bands(found["flow"])
     assert np.all(before[1] < before[0])
+    assert len(before[0]) == 3  # none where nothing is known
     results = [simulate(member) for member in calibration.posterior().members()]
     results[0] = None
     after = bands(panels(calibration.plot("data", predictions=results))["flow"])
     rows = np.stack([result["flow"] for result in results[1:]])
-    np.testing.assert_allclose(after[1], np.subtract(*np.quantile(rows, [0.95, 0.05], axis=0)), rtol=1e-6)
+    widths = np.subtract(*np.quantile(rows[:, [0, 2, 3]], [0.95, 0.05], axis=0))
+    np.testing.assert_allclose(after[1], widths, rtol=1e-6)
     labels = calibration.plot("data").subfigs[0].legends[0].get_texts()
     assert f"iteration {calibration.iteration}, before its step" in labels[1].get_text()
 

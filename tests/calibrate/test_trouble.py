@@ -62,6 +62,10 @@ FAILED = {
     "an output NaN": (lambda outputs: with_value(np.nan), "first is NaN at 4 of 4 observed numbers"),
     "an output infinite": (lambda outputs: with_value(np.inf), "first is not finite at 4 of 4 observed numbers"),
     "one number NaN": (lambda outputs: outputs | {"second": [np.nan, 1.0]}, "second is NaN at 1 of 2 observed numbers"),
+    "a masked number": (
+        lambda outputs: outputs | {"second": np.ma.masked_array([0.0, 1.0], mask=[True, False])},
+        "second is NaN at 1 of 2 observed numbers",
+    ),
     "an outlier": (lambda outputs: with_value(1e9), "outputs far beyond all others', or a misfit that overflows"),
     "an overflow": (lambda outputs: with_value(1e19), "outputs far beyond all others', or a misfit that overflows"),
     "beyond float32": (lambda outputs: with_value(1e300), "outputs far beyond all others', or a misfit that overflows"),
@@ -227,7 +231,7 @@ def test_single_gaps_are_imputed_where_asked() -> None:
     mean = np.mean([r["second"][1] for j, r in enumerate(results) if j > 2])
     results[0]["second"][1] = np.nan
     results[1]["first"][:] = np.nan
-    results[2]["second"][1] = np.inf
+    results[2]["second"][1], results[2]["first"][0, 0] = np.inf, np.nan
     report = calibration.tell(results)
     assert report.imputed == 1
     assert set(report.failures) == {1, 2}
