@@ -10,6 +10,8 @@ from eki_jax.solvers.kalman import KalmanState as KalmanState
 from eki_jax.solvers.kalman import LangevinState as LangevinState
 from eki_jax.solvers.kalman import Localization as Localization
 from eki_jax.solvers.kalman import LowRankNoise as LowRankNoise
+from eki_jax.solvers.kalman import SparseInfo as SparseInfo
+from eki_jax.solvers.kalman import SparseState as SparseState
 from eki_jax.solvers.kalman import UnscentedSettings as UnscentedSettings
 from eki_jax.solvers.kalman import UnscentedState as UnscentedState
 from eki_jax.solvers.kalman import accelerated as accelerated
@@ -24,6 +26,7 @@ from eki_jax.solvers.kalman import gaspari_cohn as gaspari_cohn
 from eki_jax.solvers.kalman import multiplicative_inflation as multiplicative_inflation
 from eki_jax.solvers.kalman import sampling_error_correction as sampling_error_correction
 from eki_jax.solvers.kalman import shrinkage_covariance as shrinkage_covariance
+from eki_jax.solvers.kalman import sparse as sparse
 from eki_jax.solvers.kalman import taper as taper
 from eki_jax.solvers.kalman import tempered as tempered
 from eki_jax.solvers.kalman import tikhonov as tikhonov

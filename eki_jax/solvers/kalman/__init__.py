@@ -26,6 +26,9 @@ from eki_jax.solvers.kalman.noise_covariance import Data as Data
 from eki_jax.solvers.kalman.noise_covariance import LowRankNoise as LowRankNoise
 from eki_jax.solvers.kalman.noise_covariance import shrinkage_covariance as shrinkage_covariance
 from eki_jax.solvers.kalman.settings import KalmanSettings as KalmanSettings
+from eki_jax.solvers.kalman.sparse import SparseInfo as SparseInfo
+from eki_jax.solvers.kalman.sparse import SparseState as SparseState
+from eki_jax.solvers.kalman.sparse import sparse as sparse
 from eki_jax.solvers.kalman.tempering import data_misfit_controller as data_misfit_controller
 from eki_jax.solvers.kalman.tempering import tempered as tempered
 from eki_jax.solvers.kalman.tikhonov import tikhonov as tikhonov

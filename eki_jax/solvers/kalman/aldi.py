@@ -308,4 +308,4 @@ def _eigen(matrix: Array) -> tuple[Array, Array]:
 
 
 def _spectral(vectors: Array, values: Array) -> Array:
-    return jnp.matmul(vectors * values, vectors.T, precision=HIGHEST)
+    return jnp.matmul(vectors * values[None], vectors.T, precision=HIGHEST)
