@@ -120,7 +120,7 @@ def correlated(members: Mapping[str, Marginal], correlation: Any) -> Group:
     for i in range(size):
         for j in range(i):
             latent[i, j] = latent[j, i] = _latent_correlation(coefficients[i], coefficients[j], matrix[i, j])
-    return group_of(members, latent, "correlation", _spec_ofgroup_of(members, latent))
+    return group_of(members, latent, "correlation", _spec_of_members(members, latent))
 
 
 def from_distribution(distribution: Any, *, key: Any = None) -> Any:
@@ -128,20 +128,23 @@ def from_distribution(distribution: Any, *, key: Any = None) -> Any:
 
     What is used is, in this order: ``icdf`` (NumPyro) or ``ppf`` (SciPy), the inverse distribution function q, as the
     transform ``q(Phi(z))``, exact; else 4,096 draws by ``sample(key, (N,))`` (NumPyro) or ``rvs`` (SciPy), as in
-    :func:`from_samples`. Distributions of several variables that belong together have no inverse and are drawn from.
-    The entries of a batch are independent. The transform of an inverse distribution function in float32 ends at five
-    standard deviations, beyond which float32 has no probabilities.
+    :func:`from_samples`, with the ``lower_bound`` and ``upper_bound`` of a ``support`` that has them. Distributions of
+    several variables that belong together have no inverse and are drawn from; what ties their entries together is kept
+    as far as correlations do, so that those of a simplex do not sum to one. Some of NumPyro's have an inverse only if
+    TensorFlow Probability is installed. The entries of a batch are independent. The transform of an inverse in float32
+    ends at five standard deviations, beyond which float32 has no probabilities.
 
     Args:
         distribution: object with ``icdf``, ``ppf``, ``sample`` or ``rvs``; frozen, that is with its own parameters.
         key: JAX random key of the draws, where they are needed.
 
     Returns:
-        A :class:`Marginal`, or a :class:`Group` where the distribution is one of several variables. A calibration with
-        it can be saved, and loaded with ``prior=``.
+        A :class:`Marginal`, or a :class:`Group` for one of several variables, or for a batch that is drawn from. A
+        calibration with it can be saved, and loaded with ``prior=`` unless it was drawn.
 
     Raises:
-        TypeError: an object with none of these; one that has to be drawn from, without a key.
+        TypeError: an object with none of these, or one that is not frozen; one that has to be drawn from, without a
+            key.
         ValueError: an inverse distribution function that is not finite.
 
     >>> import scipy.stats
@@ -150,23 +153,29 @@ def from_distribution(distribution: Any, *, key: Any = None) -> Any:
     (0.4, 0.2)
     """
     quantile = getattr(distribution, "icdf", None) or getattr(distribution, "ppf", None)
+    why = "it has no icdf or ppf"
     if quantile is not None and not getattr(distribution, "event_shape", ()):
         try:
             return _of_quantiles(quantile, getattr(distribution, "cdf", None))
-        except NotImplementedError:  # some of NumPyro's
-            pass
+        except (NotImplementedError, ImportError) as error:  # some of NumPyro's
+            why = str(error) or "its icdf is not implemented"
+        except TypeError as error:
+            raise TypeError(f"distribution: {distribution!r} ({error}); wanted a frozen one, gamma(2.0)") from None
     if not (hasattr(distribution, "sample") or hasattr(distribution, "rvs")):
         raise TypeError(f"distribution: {distribution!r}; wanted an object with icdf, ppf, sample or rvs")
     if key is None:
-        raise TypeError("key: None; wanted a JAX random key, since this distribution can only be drawn from")
+        raise TypeError(f"key: None; wanted a JAX random key, since this distribution has to be drawn from: {why}")
     random_key("key", key)
-    if hasattr(distribution, "sample"):
-        return from_samples(np.asarray(distribution.sample(key, (_DRAWS,)), np.float64))
-    numbers = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
-    return from_samples(distribution.rvs(size=_DRAWS, random_state=numbers))
+    if not hasattr(distribution, "sample"):
+        numbers = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
+        return from_samples(distribution.rvs(size=_DRAWS, random_state=numbers))
+    support = getattr(distribution, "support", None)
+    ends = {"low": getattr(support, "lower_bound", None), "high": getattr(support, "upper_bound", None)}
+    bounds = {name: float(end) for name, end in ends.items() if end is not None and np.ndim(end) == 0}
+    return from_samples(np.asarray(distribution.sample(key, (_DRAWS,)), np.float64), **bounds)
 
 
-def _spec_ofgroup_of(members: dict[str, Marginal], latent: np.ndarray) -> dict[str, Any] | None:
+def _spec_of_members(members: dict[str, Marginal], latent: np.ndarray) -> dict[str, Any] | None:
     specs = {name: member.spec for name, member in members.items()}
     return None if None in specs.values() else {"kind": "group", "members": specs, "latent": latent.tolist()}
 
@@ -280,7 +289,7 @@ def _copula(samples: dict[str, np.ndarray], bounds: Mapping[str, Any]) -> Group:
     rows = np.concatenate(columns, axis=1)
     ranks = np.argsort(np.argsort(rows, axis=0, kind="stable"), axis=0, kind="stable")
     latent = np.atleast_2d(np.corrcoef(_scores(len(rows))[ranks], rowvar=False))
-    return group_of(members, latent, "samples", _spec_ofgroup_of(members, latent))
+    return group_of(members, latent, "samples", _spec_of_members(members, latent))
 
 
 def stacked(entries: list[Marginal], shape: tuple[int, ...]) -> Marginal:

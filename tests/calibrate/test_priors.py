@@ -194,8 +194,24 @@ def test_distributions_that_are_drawn_from() -> None:
     drawn = SimpleNamespace(sample=lambda key, shape: jax.random.exponential(key, shape))
     mean, sd = calibrate.from_distribution(drawn, key=jax.random.key(0)).moments()
     assert (float(mean), float(sd)) == pytest.approx((1.0, 1.0), rel=0.05)
-    with pytest.raises(TypeError, match=r"key: None; wanted a JAX random key"):
+    with pytest.raises(TypeError, match=r"key: None; wanted a JAX random key.*drawn from: it has no icdf or ppf"):
         calibrate.from_distribution(drawn)
+
+
+def test_an_inverse_that_is_not_there() -> None:
+    """Drawn from, within the support, where a key says so; otherwise it says what is missing."""
+
+    def icdf(q: Any) -> Any:
+        raise ImportError("please install tensorflow_probability")
+
+    support = SimpleNamespace(lower_bound=0.0)
+    sample = lambda key, shape: jax.random.gamma(key, 2.0, shape)
+    gamma = SimpleNamespace(icdf=icdf, event_shape=(), sample=sample, support=support)
+    with pytest.raises(TypeError, match="drawn from: please install tensorflow_probability"):
+        calibrate.from_distribution(gamma)
+    prior = calibrate.from_distribution(gamma, key=jax.random.key(0))
+    assert float(prior.moments()[0]) == pytest.approx(2.0, rel=0.05)
+    assert prior.transform(np.array(-40.0)) > 0
 
 
 def test_distributions_of_jax() -> None:
@@ -231,6 +247,7 @@ BAD = [
     (lambda: calibrate.from_samples(np.arange(20.0), high=9.0), r"high: 9; wanted bounds above all draws"),
     (lambda: calibrate.from_samples(np.arange(20.0), low={"a": 0.0}), r"low: \{'a': 0.0\}; wanted a finite number"),
     (lambda: calibrate.from_samples({"a": np.arange(20.0)}, low={"b": 0.0}), r"low: for \['b'\]; wanted names of"),
+    (lambda: calibrate.from_distribution(scipy.stats.gamma), r"distribution: .*wanted a frozen one"),
     (lambda: calibrate.from_distribution(3.0), r"distribution: 3.0; wanted an object with icdf"),
     (lambda: calibrate.correlated({"a": 1.0}, 0.0), r"members\['a'\]: 1.0; wanted the prior of one parameter"),
     (lambda: calibrate.joint({}), r"prior: \{\}; wanted a dict of at least one parameter"),

@@ -85,13 +85,16 @@ def test_a_process_that_dies_takes_one_member(pool: Any) -> None:
 @pytest.mark.slow
 def test_a_timed_out_process_is_gone(pool: Any) -> None:
     """With the programs that it started."""
-    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(611)'])"
+    mark = f"mark{os.getpid()}"
+    sleeper = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', '{mark}'])"
+    )
     results = calibrate.map_particles(simulators.run_code, [{"code": sleeper}], pool, timeout=1.5)
     assert "its process was ended" in results[0].reason
     deadline = time.monotonic() + 10
-    while is_running("sleep(611)") and time.monotonic() < deadline:
+    while is_running(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not is_running("sleep(611)")
+    assert not is_running(mark)
 
 
 def is_running(words: str) -> bool:
