@@ -24,7 +24,7 @@ from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.linear_algebra import HIGHEST
 from eki_jax.kernel.particles import ensemble_size, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
-from eki_jax.solvers.kalman.analysis import _covariance_and_data, _residuals
+from eki_jax.solvers.kalman.analysis import covariance_and_data, flat_residuals
 from eki_jax.solvers.kalman.noise_covariance import as_noise_covariance, is_usable
 from eki_jax.solvers.kalman.tikhonov import prior_residuals, whitened_prior
 from eki_jax.solvers.protocol import (
@@ -179,9 +179,9 @@ def aldi(
         check_state(state, LangevinState, "aldi")
         local = local_size(state.ensemble, name="ensemble")
         check_rows(outputs, local)
-        gamma, targets = _covariance_and_data(covariance, targets, outputs)
+        gamma, targets = covariance_and_data(covariance, targets, outputs)
         arrays("outputs", outputs), arrays("targets", targets)
-        residuals = gamma.whiten(_residuals(outputs, targets, options.targets_axis))
+        residuals = gamma.whiten(flat_residuals(outputs, targets, options.targets_axis))
         of_prior = prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
@@ -190,7 +190,7 @@ def aldi(
         anomalies = residuals
         if options.targets_axis == 0:  # the outputs' own deviations, without those of the particles' data
             common = jax.tree.map(lambda leaf: axis.mean(jnp.mean(leaf, axis=0)), targets)
-            anomalies = gamma.whiten(_residuals(outputs, common, None))
+            anomalies = gamma.whiten(flat_residuals(outputs, common, None))
         of_outputs = centred(anomalies, healthy, size, axis), jnp.where(healthy[:, None], residuals, 0)
         of_parameters = centred(of_prior, healthy, size, axis), jnp.where(healthy[:, None], of_prior, 0)
         drift, hessian = jnp.zeros((), residuals.dtype), jnp.zeros((), residuals.dtype)

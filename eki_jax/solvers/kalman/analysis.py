@@ -158,8 +158,8 @@ def analysis(
     def update(state: KalmanState, outputs: Any, targets: Any) -> tuple[KalmanState, Info]:
         check_state(state, KalmanState, method.name)
         check_rows(outputs, local_size(state.ensemble, name="ensemble"))
-        gamma, targets = _covariance_and_data(covariance, targets, outputs)
-        raw = _residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
+        gamma, targets = covariance_and_data(covariance, targets, outputs)
+        raw = flat_residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
         # Whitened before anything is multiplied: data of many magnitudes, and the noise's own, keep their digits.
         residuals = gamma.whiten(raw)
         of_prior = None if whitened is None else prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
@@ -231,7 +231,7 @@ def analysis(
     return solver if inflation is None else inflated(solver, inflation, options.axis_name)
 
 
-def _covariance_and_data(covariance: NoiseCovariance | None, targets: Any, outputs: Any) -> tuple[NoiseCovariance, Any]:
+def covariance_and_data(covariance: NoiseCovariance | None, targets: Any, outputs: Any) -> tuple[NoiseCovariance, Any]:
     """The covariance of these outputs, and the data: the targets, or what they are with a covariance of their own."""
     if isinstance(targets, Data):
         name = "targets.noise_covariance"
@@ -243,7 +243,7 @@ def _covariance_and_data(covariance: NoiseCovariance | None, targets: Any, outpu
     return fitted(covariance, outputs), targets
 
 
-def _residuals(outputs: Any, targets: Any, targets_axis: int | None) -> Array:
+def flat_residuals(outputs: Any, targets: Any, targets_axis: int | None) -> Array:
     """``G(u_j) - y``, or ``G(u_j) - y_j`` for targets of each particle's own, as one array of shape (J, M)."""
     size = local_size(outputs, name="outputs")
     flat = flatten_outputs(outputs, size, name="outputs")

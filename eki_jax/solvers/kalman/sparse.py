@@ -24,7 +24,7 @@ from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.linear_algebra import HIGHEST, inverse_root
 from eki_jax.kernel.particles import local_size, wide_dtype
 from eki_jax.kernel.products import centred
-from eki_jax.solvers.kalman.analysis import KalmanState, _covariance_and_data, _residuals
+from eki_jax.solvers.kalman.analysis import KalmanState, covariance_and_data, flat_residuals
 from eki_jax.solvers.kalman.enkf import enkf, is_resolved, resolved_singular_values
 from eki_jax.solvers.kalman.etki import etki
 from eki_jax.solvers.kalman.flat import as_params, flat_rows
@@ -182,8 +182,8 @@ def sparse(
 
     def analysed(state: KalmanState, outputs: Any, targets: Any, h: Array) -> tuple[Array, Array]:
         """The covariance that the Kalman step leaves, shape (P, P), and which particles took part in it."""
-        gamma, targets = _covariance_and_data(covariance, targets, outputs)
-        residuals = gamma.whiten(_residuals(outputs, targets, options.targets_axis))
+        gamma, targets = covariance_and_data(covariance, targets, outputs)
+        residuals = gamma.whiten(flat_residuals(outputs, targets, options.targets_axis))
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
         number = axis.sum(jnp.sum(healthy, dtype=jnp.int32))

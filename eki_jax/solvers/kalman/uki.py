@@ -27,7 +27,7 @@ from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve
 from eki_jax.kernel.particles import check_like, wide_dtype
-from eki_jax.solvers.kalman.analysis import _covariance_and_data, _residuals
+from eki_jax.solvers.kalman.analysis import covariance_and_data, flat_residuals
 from eki_jax.solvers.kalman.flat import as_params, flat_params
 from eki_jax.solvers.kalman.noise_covariance import as_noise_covariance, is_usable
 from eki_jax.solvers.kalman.tempering import TemperingFn
@@ -217,8 +217,8 @@ def uki(
         check_state(state, UnscentedState, "uki")
         size = len(state.factor)
         check_rows(outputs, _local_points(size, particles, axis))
-        gamma, targets = _covariance_and_data(covariance, targets, outputs)
-        own = gamma.whiten(_residuals(arrays("outputs", outputs), arrays("targets", targets), None))
+        gamma, targets = covariance_and_data(covariance, targets, outputs)
+        own = gamma.whiten(flat_residuals(arrays("outputs", outputs), arrays("targets", targets), None))
         rows = _everywhere(own, axis)[: 2 * size + 1]
         misfits = 0.5 * jnp.sum(rows * rows, axis=1)
         healthy = health(rows, rows, misfits, (), options._replace(axis_name=None))
