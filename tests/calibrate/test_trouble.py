@@ -169,6 +169,7 @@ def test_a_parameter_that_is_nan() -> None:
     run(calibration, lambda member: DATA if np.isnan(member["a"]) else line(member))
     posterior = calibration.posterior()
     assert calibration.history[1].report.failures == {3: "its parameters are not finite"}
+    assert np.isnan(calibration.history[1].outputs["second"][3]).all()
     assert len(posterior.samples["a"]) == J - 1
     assert np.isfinite(posterior.samples["a"]).all()
 
