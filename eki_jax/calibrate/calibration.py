@@ -119,6 +119,13 @@ class Calibration:
         self._refused = 0
         self.history: list[Iteration] = []
 
+    def __repr__(self) -> str:
+        end = ", done" if self.done else ""
+        return (
+            f"<Calibration: {self.prior.size} numbers of {len(self.prior.shapes)} parameters, "
+            f"{self._observations.size} data, {self._particles} particles, {self.iteration} iterations{end}>"
+        )
+
     @property
     def done(self) -> bool:
         """Whether the method is at its end, or ``most_iterations`` steps were taken."""

@@ -80,7 +80,7 @@ def collected(
     rows = np.full((len(results), len(observed)), np.nan)
     failures = {}
     for j, result in enumerate(results):
-        reason = _failure(result)
+        reason = failure(result)
         if reason is None:
             rows[j] = _row(f"results[{j}]", result, shapes)
         else:
@@ -94,8 +94,15 @@ def collected(
     return Outputs(rows, failures, imputed)
 
 
-def _failure(result: Any) -> str | None:
-    """Why a member failed, or None if it has outputs."""
+def failure(result: Any) -> str | None:
+    """Why a member failed, or None if it has outputs.
+
+    Args:
+        result: result of a simulator.
+
+    >>> failure(float("nan")), failure({"flow": 1.0})
+    ('returned NaN', None)
+    """
     if result is None:
         return "returned None"
     if isinstance(result, MemberFailed):

@@ -20,7 +20,7 @@ import numpy as np
 from eki_jax._checks import POSITIVE, arrays, function, real, whole
 from eki_jax.calibrate.extras import extra
 from eki_jax.calibrate.processes import ProcessPool
-from eki_jax.calibrate.results import MemberFailed, last_line
+from eki_jax.calibrate.results import MemberFailed, failure, last_line
 from eki_jax.calibrate.storage import read, write
 
 Simulator = Callable[[dict[str, Any]], Any]
@@ -92,7 +92,7 @@ def map_particles(
     with _bar(progress, len(members), len(members) - len(wanted)) as advance:
         for j, result in _finished(simulate, {j: dict(members[j]) for j in wanted}, executor, timeout, retries):
             results[j] = result
-            if not isinstance(result, MemberFailed):
+            if failure(result) is None:
                 store.keep(members[j], result)
             advance(result)
     return results

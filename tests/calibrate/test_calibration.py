@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,8 @@ def test_a_report_is_one_line() -> None:
     assert reports[-1].done
     assert [report.iteration for report in reports] == list(range(1, len(reports) + 1))
     assert str(reports[0]).startswith("iteration 1: time ")
+    assert repr(linear()) == "<Calibration: 2 numbers of 2 parameters, 6 data, 30 particles, 0 iterations>"
+    assert repr(calibration).endswith(f" {len(reports)} iterations, done>")
     assert all("\n" not in str(report) for report in reports)
     residuals = (np.stack([flat(line(m)) for m in linear().ask()]) - flat(DATA)) / np.sqrt(VARIANCES)
     assert reports[0].misfit == pytest.approx(np.mean(residuals**2))
@@ -589,3 +593,17 @@ def test_first_members_have_the_priors_moments() -> None:
     mean = covariance @ (matrix.T @ data / variance + np.array([1 / 4, 0.0]))
     np.testing.assert_allclose([posterior.mean["a"], posterior.mean["b"]], mean, atol=1e-5)
     np.testing.assert_allclose([posterior.sd["a"], posterior.sd["b"]], np.sqrt(np.diag(covariance)), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_other_packages_are_imported_when_needed() -> None:
+    code = """
+import sys
+from eki_jax import calibrate
+prior = {"a": calibrate.normal(0.0, 1.0), "b": calibrate.positive(1.0, 1.0)}
+calibration = calibrate.Calibration(prior, {"y": 1.0}, 0.1, particles=5)
+calibration.tell(calibrate.map_particles(lambda member: {"y": member["a"]}, calibration.ask()))
+print([name for name in ("distributed", "matplotlib", "rich", "sklearn", "scipy.stats") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

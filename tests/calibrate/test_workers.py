@@ -258,6 +258,14 @@ def test_a_local_function_is_not_for_processes(pool: Any) -> None:
         calibrate.map_particles(lambda member: member, [{"x": 1.0}], pool)
 
 
+def test_failures_that_are_returned_are_not_kept(tmp_path: Path) -> None:
+    """A simulator that catches its own errors: NaN, or the exception."""
+    for value in (float("nan"), ValueError("negative depth")):
+        (result,) = calibrate.map_particles(lambda member, value=value: value, [{"x": 1.0}], directory=tmp_path)
+        assert result is value
+    assert not list(tmp_path.iterdir())
+
+
 def test_results_that_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"simulate: returned a float; wanted a dict of arrays, to keep it on disk"):
         calibrate.map_particles(lambda member: 1.0, [{"x": 1.0}], directory=tmp_path)
