@@ -75,8 +75,9 @@ def test_a_step_under_a_switch(solver: str, switch: str) -> None:
     ids=lambda environment: next(iter(environment)).lower(),
 )
 def test_the_battery_under_a_switch(environment: dict[str, str]) -> None:
-    """The whole table in a process of its own."""
+    """The whole table in a process of its own; pytest says that ``-O`` takes the assertions out of its own plugins."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/solvers/test_battery.py"]
+    command += ["-W", "ignore::pytest.PytestConfigWarning"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
 
