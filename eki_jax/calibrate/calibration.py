@@ -137,6 +137,11 @@ class Calibration:
         return len(self.history)
 
     @property
+    def state(self) -> Any:
+        """The method's state, whose particles are latent values by the names of the prior's entries."""
+        return self._state
+
+    @property
     def _is_at_end(self) -> bool:
         return bool(self._solver.done(self._state))
 

@@ -285,7 +285,7 @@ def test_perturbed_data_are_new_in_each_step() -> None:
         for _ in range(2):
             before = of_members(calibration)
             calibration.tell(results)
-            moves.append(calibration.prior.to_physical(calibration._latent())["a"] - before[:, 0])
+            moves.append(calibration.prior.to_physical(calibration.state.ensemble)["a"] - before[:, 0])
     np.testing.assert_array_equal(moves[0], moves[2])
     assert np.corrcoef(moves[0], moves[1])[0, 1] < 0.5
 
@@ -482,7 +482,7 @@ def test_bad_settings_are_named(settings: dict[str, Any], words: str) -> None:
 
 def moved_by(solver: eki_jax.Solver, calibration: calibrate.Calibration, outputs: Any, data: Any) -> Any:
     """One step of a solver from the calibration's own first ensemble."""
-    state = solver.init(calibration._state.ensemble)
+    state = solver.init(calibration.state.ensemble)
     return solver.update(state, outputs, data)[0]
 
 
@@ -508,12 +508,12 @@ def test_localization_is_the_methods_own(name: str) -> None:
     data = {"first": DATA["first"].ravel(), "second": DATA["second"]}
     wanted = moved_by(solver, calibration, by_output(calibration.ask()), data).ensemble
     calibration.tell(outputs_of(calibration))
-    found = calibration._state.ensemble
+    found = calibration.state.ensemble
     np.testing.assert_allclose(found["a"], wanted["a"], atol=2e-4)
     np.testing.assert_allclose(found["b"], wanted["b"], atol=2e-4)
     plain = linear(noise=noise)
     plain.tell(outputs_of(plain))
-    assert np.abs(plain._state.ensemble["b"] - wanted["b"]).max() > 0.01
+    assert np.abs(plain.state.ensemble["b"] - wanted["b"]).max() > 0.01
 
 
 def test_parameters_see_the_outputs_they_are_told() -> None:
