@@ -63,11 +63,13 @@ def radius_of(chosen: dict[int, float], size: int) -> float:
 
 
 def claims(result: dict[str, Any]) -> dict[str, Any]:
-    """The iterations of the tapered step, seed by seed, None for a seed that missed the target."""
-    tapered = racing.outcomes(result)["ETKI, taper"]
+    """The iterations of the steps with a taper, seed by seed, None for a seed that missed the target."""
+    found = racing.outcomes(result) | racing.outcomes(result, "remedy/")
     return {
-        f"ETKI, taper, J = {size}": [run["iterations"] if run["reached"] else None for run in runs]
-        for size, runs in tapered.items()
+        f"{label}, J = {size}": [run["iterations"] if run["reached"] else None for run in runs]
+        for label, by_size in found.items()
+        for size, runs in by_size.items()
+        if size in TUNING_SIZES
     }
 
 

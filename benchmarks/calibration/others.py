@@ -16,7 +16,7 @@ from benchmarks.calibration import racing
 from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.linear import calibrate, distance
 from benchmarks.calibration.methods import LINEAR, RACE, localized_race
-from benchmarks.calibration.page import markdown, number, save
+from benchmarks.calibration.page import markdown, misfit_axis, number, save
 from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
@@ -246,9 +246,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             cost = np.median([run["runs"] / max(1, run["iterations"]) for run in runs])
             style = {"lw": 2 if ours else 1.2, "ls": "-" if ours else "--", "color": f"C{index % 10}"}
             axis.plot(cost * np.arange(longest), np.median(misfits, axis=0), label=label, marker=".", **style)
-        axis.axhline(1, color="0.4", lw=0.8)
-        axis.set(title=f"{problem}, J = {size}", xlabel="simulator runs", yscale="log")
-        axis.grid(alpha=0.3, which="both")
+        misfit_axis(axis, size * ITERATIONS)
+        axis.set_title(f"{problem}, J = {size}")
     axes[0][0].set_ylabel("misfit at G(mean), median of seeds")
     handles = dict(zip(*reversed(axes[0][-1].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)

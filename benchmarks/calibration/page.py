@@ -79,6 +79,19 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:.1e}" if small or abs(value) >= 1000 else f"{value:.{digits}f}"
 
 
+def misfit_axis(axis: Any, most_runs: float) -> None:
+    """Axes of a race: simulator runs up to the limit of iterations, and misfits with the target as a line."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.axhline(1, color="0.4", lw=0.8)
+    axis.set(xlabel="simulator runs", yscale="log", xlim=(0, most_runs))
+    ticks = (0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8)
+    axis.yaxis.set_major_locator(FixedLocator(ticks))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.3)
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a picture and forget it."""
     from matplotlib import pyplot as plt

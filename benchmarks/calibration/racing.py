@@ -128,9 +128,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             # A race that is over stays where it ended.
             misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
             axis.plot(used * np.arange(longest), np.median(misfits, axis=0), lw=1.5, label=label, **style)
-        axis.axhline(1, color="0.4", lw=0.8)
-        axis.set(title=f"J = {size}", xlabel="simulator runs", yscale="log")
-        axis.grid(alpha=0.3, which="both")
+        page.misfit_axis(axis, size * ITERATIONS)
+        axis.set_title(f"J = {size}")
     np.atleast_1d(axes)[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")
     handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
