@@ -103,10 +103,10 @@ def test_a_failed_member_is_left_out_and_redrawn(kind: str) -> None:
 def test_failed_members_widen_no_posterior() -> None:
     """A crash for one side of the prior: the posterior is that of the members that ran (row 7)."""
     crashing = lambda member: line(member) if member["a"] < 2.0 else RuntimeError("blew up")
-    calibration = linear(seed=1)
+    calibration = linear()
     reports = run(calibration, crashing)
     assert reports[0].failed > 3
-    posterior, whole = calibration.posterior(), linear(seed=1)
+    posterior, whole = calibration.posterior(), linear()
     run(whole)
     assert posterior.sd["a"] == pytest.approx(whole.posterior().sd["a"], rel=0.3)
     assert posterior.mean["a"] == pytest.approx(1.0, abs=0.4)
@@ -394,9 +394,9 @@ def test_a_response_over_many_decades() -> None:
     """An exponential from 1e-20 to 1e40: those beyond all others are left out until they come near."""
     simulate = lambda member: {"y": np.exp(np.array([1.0, 2.0]) * member["a"])}
     prior, data = {"a": calibrate.normal(0.0, 8.0)}, {"y": np.exp([3.0, 6.0])}
-    calibration = linear(prior=prior, data=data, noise=[1.0, 20.0], particles=200)
+    calibration = linear(prior=prior, data=data, noise=[1.0, 20.0], particles=60)
     reports = run(calibration, simulate)
-    assert reports[0].failed > 20
+    assert reports[0].failed > 5
     assert reports[-1].failed == 0
     assert reports[-1].time == 1.0
     posterior = calibration.posterior()
