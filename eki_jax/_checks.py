@@ -171,6 +171,58 @@ def function(name: str, value: Any, kind: str = "a function", *, arguments: int 
     return value
 
 
+def offers(name: str, value: Any, attributes: Collection[str], kind: str) -> Any:
+    """``value``, an object with functions of these names; a class, which nobody has called yet, is none.
+
+    Args:
+        name: name of the argument.
+        value: object.
+        attributes: names of the functions.
+        kind: words for what is wanted.
+
+    Raises:
+        TypeError: one of them is missing.
+
+    >>> offers("prior", 3, ("sample", "noise"), "a prior")
+    Traceback (most recent call last):
+        ...
+    TypeError: prior: 3, which has no sample and no noise; wanted a prior
+    """
+    missing = [one for one in attributes if isinstance(value, type) or not callable(getattr(value, one, None))]
+    if missing:
+        raise TypeError(f"{name}: {_shown(value)}, which has no {' and no '.join(missing)}; wanted {kind}")
+    return value
+
+
+def a_prior(name: str, value: Any, attributes: Collection[str] = ("sample", "noise")) -> Any:
+    """``value``, a distribution of one particle's parameters.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> a_prior("prior", "normal")
+    Traceback (most recent call last):
+        ...
+    TypeError: prior: 'normal', which has no sample and no noise; wanted a prior, such as eki_jax.gaussian(mean, scale)
+    """
+    return offers(name, value, attributes, "a prior, such as eki_jax.gaussian(mean, scale)")
+
+
+def a_solver(name: str, value: Any) -> Any:
+    """``value``, a solver.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> a_solver("solver", None)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    TypeError: solver: None, which has no init and ...; wanted a solver, such as eki_jax.euler(forward, loss)
+    """
+    names = ("init", "step", "update", "ensemble", "estimate", "with_ensemble")
+    return offers(name, value, names, "a solver, such as eki_jax.euler(forward, loss)")
+
+
 def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
     """``value``, one of some strings, whole numbers or None.
 
@@ -236,6 +288,41 @@ def arrays(name: str, tree: Any, *, floating: bool = False, some: bool = False) 
         if floating and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{where}: dtype {dtype}; wanted a floating-point dtype")
     return tree
+
+
+def array(name: str, value: Any) -> Any:
+    """``value``, one array of real numbers, or what NumPy makes one of; no pytree.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> array("weights", {"a": 1.0})
+    Traceback (most recent call last):
+        ...
+    TypeError: weights: {'a': 1.0}; wanted an array of real numbers
+    """
+    if value is None or isinstance(value, dict):
+        raise TypeError(f"{name}: {_shown(value)}; wanted an array of real numbers")
+    return arrays(name, value, some=True)
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """``value``, one or more whole numbers of at least 1, as a tuple of ints.
+
+    Raises:
+        TypeError: no sequence, or one of other things.
+        ValueError: none at all, or numbers below 1.
+
+    >>> sizes("widths", (100, 0))
+    Traceback (most recent call last):
+        ...
+    ValueError: widths[1]: 0; wanted a whole number, at least 1
+    """
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name}: {_shown(value)}; wanted a tuple of whole numbers")
+    if not value:
+        raise ValueError(f"{name}: {_shown(value)}; wanted one whole number at least")
+    return tuple(whole(f"{name}[{index}]", number) for index, number in enumerate(value))
 
 
 def traceable(name: str, tree: Any) -> Any:

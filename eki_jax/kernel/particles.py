@@ -104,6 +104,25 @@ def check_like(
             )
 
 
+def floating_dtype(name: str, value: Any) -> Any:
+    """``value``, a floating-point dtype or its name.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> floating_dtype("dtype", np.int8)
+    Traceback (most recent call last):
+        ...
+    TypeError: dtype: <class 'numpy.int8'>; wanted a floating-point dtype
+    """
+    try:
+        if value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating):
+            return value
+    except TypeError:
+        pass
+    raise TypeError(f"{name}: {value!r}; wanted a floating-point dtype")
+
+
 def wide_dtype(*dtypes: Any) -> Any:
     """The dtype in which products of these are summed: float64 where one is, else float32.
 
