@@ -7,7 +7,9 @@ fast; hosts are joined by slower ones, one for each device. The layouts are thos
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+from eki_jax._checks import NOT_NEGATIVE, one_of, real, whole
 
 #: Name of a layout in which devices share their particles.
 Communication = Literal["all_reduce", "gather", "reduce_scatter", "all_to_all", "ring"]
@@ -108,16 +110,17 @@ def step_cost(
         A :class:`Cost`.
 
     Raises:
-        ValueError: an unknown layout, or ``devices`` < 1.
+        TypeError: sizes that are not whole numbers; ``machine`` is none.
+        ValueError: an unknown layout, or numbers out of range.
 
     >>> cost = step_cost("all_reduce", 16_000, 600, 573_910, 8)
     >>> round(cost.sent / 1e9, 2)  # GB; the same for any J
     2.41
     """
-    if communication not in COMMUNICATIONS:
-        raise ValueError(f"communication: {communication!r}; wanted one of {', '.join(COMMUNICATIONS)}")
-    if devices < 1:
-        raise ValueError(f"devices: {devices}; wanted a number >= 1")
+    one_of("communication", communication, COMMUNICATIONS)
+    _check_sizes(ensemble_size, outputs, parameters, devices, machine, itemsize)
+    real("forward_flops", forward_flops, NOT_NEGATIVE)
+    whole("messages", messages)
     local = ensemble_size / devices
     wide = max(4, itemsize)
     through_outputs = 4 * local * outputs * parameters
@@ -166,6 +169,9 @@ def choose_communication(
     Returns:
         The layout's name.
 
+    Raises:
+        TypeError, ValueError: as :func:`step_cost`.
+
     >>> choose_communication(16_000, 600, 573_910, 8), choose_communication(2_000, 600, 573_910, 8)
     ('all_reduce', 'all_to_all')
     """
@@ -174,6 +180,19 @@ def choose_communication(
         return step_cost(name, ensemble_size, outputs, parameters, devices, machine=machine, itemsize=itemsize).seconds
 
     return min(COMMUNICATIONS, key=seconds)
+
+
+def _check_sizes(ensemble_size: Any, outputs: Any, parameters: Any, devices: Any, machine: Any, itemsize: Any) -> None:
+    for name, size, least in (
+        ("ensemble_size", ensemble_size, 1),
+        ("outputs", outputs, 0),
+        ("parameters", parameters, 0),
+        ("devices", devices, 1),
+        ("itemsize", itemsize, 1),
+    ):
+        whole(name, size, least)
+    if not isinstance(machine, Machine):
+        raise TypeError(f"machine: {machine!r}; wanted a Machine, such as eki_jax.sharding.HOPPER")
 
 
 def _share(devices: int) -> float:

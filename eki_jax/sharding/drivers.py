@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from eki_jax._checks import function, one_of
 from eki_jax._types import Array
-from eki_jax.sharding.mesh import PARTICLES
-from eki_jax.sharding.specs import broadcast, flatten, is_key, is_spec, result_specs
+from eki_jax.sharding.mesh import PARTICLES, check_mesh
+from eki_jax.sharding.specs import broadcast, check_specs, flatten, is_key, is_spec, result_specs
 
 #: Name of what runs a function on the devices of a mesh, see :func:`over_devices`.
 Driver = Literal["shard_map", "pmap", "jit"]
@@ -48,6 +49,7 @@ def over_devices(
         A pure function of global arrays. Compile it with :func:`jax.jit`; it may be scanned.
 
     Raises:
+        TypeError: ``body`` is no function, ``mesh`` no mesh, ``in_specs`` no tuple of specs.
         ValueError: an unknown driver; ``"pmap"`` on two axes or in many processes; when called, a number of
             particles that the devices do not divide (the message names the nearest).
 
@@ -58,7 +60,9 @@ def over_devices(
     >>> over_devices(mean, make_mesh(1), (PartitionSpec("particles"),))(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
     Array([2., 4.], dtype=float32)
     """
-    _check_driver(driver, mesh)
+    function("body", body, "a function of one device's share")
+    check_driver(driver, mesh)
+    check_specs(in_specs, mesh)
 
     def run(*args: Any) -> Any:
         _check_context(driver)
@@ -169,14 +173,20 @@ def _dimension(spec: PartitionSpec, axis: str) -> int | None:
     return list(spec).index(axis) if axis in spec else None
 
 
-def _check_driver(driver: str, mesh: Mesh) -> None:
+def check_driver(driver: str, mesh: Mesh) -> None:
+    """Raise unless the driver runs on the mesh.
+
+    Raises:
+        TypeError: ``mesh`` is no mesh.
+        ValueError: an unknown driver, or one that the mesh's axes or devices do not suit.
+    """
+    check_mesh(mesh)
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError(
             f"mesh: axes {mesh.axis_names} of types {mesh.axis_types}, those of jax.make_mesh; wanted Auto ones, as "
             "eki_jax.sharding.make_mesh makes them"
         )
-    if driver not in DRIVERS:
-        raise ValueError(f"driver: {driver!r}; wanted one of {', '.join(DRIVERS)}")
+    one_of("driver", driver, DRIVERS)
     if driver == "pmap" and len(mesh.axis_names) > 1:
         raise ValueError(f"driver: 'pmap' on a mesh with the axes {mesh.axis_names}; wanted 'shard_map' or 'jit'")
     if driver == "pmap" and len({device.process_index for device in mesh.devices.flat}) > 1:

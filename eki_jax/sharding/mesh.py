@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from eki_jax._checks import whole
+from eki_jax._checks import traceable, whole
 
 PARTICLES = "particles"
 BATCH = "batch"
@@ -27,18 +27,22 @@ def make_mesh(particles: int | None = None, batch: int = 1, *, devices: Sequence
         A mesh with the axis ``"particles"``, or with ``"particles"`` and ``"batch"``.
 
     Raises:
+        TypeError: numbers that are not whole, or ``devices`` that are none.
         ValueError: a number below 1, or more devices wanted than there are.
 
     >>> mesh = make_mesh(particles=1)
     >>> mesh.axis_names, mesh.size
     (('particles',), 1)
     """
+    if devices is not None and not (isinstance(devices, list | tuple) and all(map(_is_device, devices))):
+        raise TypeError(f"devices: {devices!r}; wanted a sequence of devices, such as jax.devices()")
     available = list(jax.devices() if devices is None else devices)
-    if batch < 1 or (particles is not None and particles < 1):
-        raise ValueError(f"particles, batch: {particles}, {batch}; wanted numbers of devices >= 1")
+    batch = whole("batch", batch)
+    particles = None if particles is None else whole("particles", particles)
     particles = len(available) // batch if particles is None else particles
     if not 1 <= particles * batch <= len(available):
-        raise ValueError(f"particles x batch: {particles} x {batch} of {len(available)} devices; wanted no more")
+        found = f"{len(available)} for particles x batch = {particles} x {batch}"
+        raise ValueError(f"devices: {found}; wanted no fewer")
     shape, names = ((particles,), (PARTICLES,)) if batch == 1 else ((particles, batch), (PARTICLES, BATCH))
     chosen = available[: particles * batch]
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=chosen)
@@ -57,11 +61,14 @@ def place(tree: Any, mesh: Mesh, spec: PartitionSpec = PartitionSpec()) -> Any: 
         The same pytree of global arrays.
 
     Raises:
-        ValueError: a leading axis that the number of devices does not divide.
+        TypeError: ``tree`` has leaves that are no arrays; ``mesh`` is no mesh, ``spec`` no :class:`PartitionSpec`.
+        ValueError: a leading axis that the number of devices does not divide; an axis that the mesh does not have.
 
     >>> place(np.arange(3.0), make_mesh(particles=1)).shape
     (3,)
     """
+    check_spec("spec", spec, mesh)
+    traceable("tree", tree)
 
     def one(leaf: Any) -> jax.Array:
         check_divisible(np.shape(leaf), spec, mesh)
@@ -85,10 +92,49 @@ def nearest_sizes(size: int, devices: int) -> tuple[int, ...]:
     return tuple(count for count in dict.fromkeys((below, below + devices * (size > below))) if count > 0)
 
 
+def check_mesh(mesh: Any) -> Mesh:
+    """Raise unless it is a mesh with an axis of particles.
+
+    Raises:
+        TypeError: no mesh.
+        ValueError: one without that axis.
+    """
+    _check_kind(mesh)
+    if PARTICLES not in mesh.axis_names:
+        raise ValueError(f"mesh: axes {mesh.axis_names}; wanted {PARTICLES!r} among them, as make_mesh makes it")
+    return mesh
+
+
+def check_spec(name: str, spec: Any, mesh: Any) -> None:
+    """Raise unless it is a spec of axes that the mesh has.
+
+    Raises:
+        TypeError: no spec, or no mesh.
+        ValueError: another axis.
+    """
+    _check_kind(mesh)
+    if not isinstance(spec, PartitionSpec):
+        raise TypeError(f"{name}: {spec!r}; wanted a jax.sharding.PartitionSpec, such as PartitionSpec({PARTICLES!r})")
+    unknown = [axis for axis in spec if axis is not None and axis not in mesh.axis_names]
+    if unknown:
+        raise ValueError(f"{name}: {spec} of a mesh with axes {mesh.axis_names}; wanted axes of the mesh")
+
+
+def _check_kind(mesh: Any) -> None:
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh: {mesh!r}; wanted a mesh of devices, from eki_jax.sharding.make_mesh")
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, jax.Device)
+
+
 def check_divisible(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
     """Raise ValueError, naming the nearest sizes, unless the mesh divides the axes that ``spec`` spreads."""
     if len(spec) > len(shape):
-        raise ValueError(f"shape {shape}: has too few axes to be spread as {spec}")
+        raise ValueError(
+            f"spec: {spec} for an array of shape {shape}, which has too few axes; wanted no more than it has"
+        )
     for size, axis in zip(shape, spec, strict=False):
         if axis is None:
             continue

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eki_jax._checks import NOT_NEGATIVE, a_prior, a_solver, function, offers, pair, random_key, real, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Prior
 from eki_jax.ensembles import drawing
 from eki_jax.kernel.axes import UnmappedAxis
-from eki_jax.sharding.drivers import Driver, over_devices
-from eki_jax.sharding.mesh import BATCH, PARTICLES, nearest_sizes
+from eki_jax.kernel.particles import local_size
+from eki_jax.sharding.drivers import Driver, check_driver, over_devices
+from eki_jax.sharding.mesh import BATCH, PARTICLES, check_mesh, nearest_sizes
 from eki_jax.sharding.specs import result_specs
 from eki_jax.solvers.protocol import Solver, makes_its_particles
 
@@ -43,6 +45,7 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
         in place.
 
     Raises:
+        TypeError: ``solver`` is no solver; as :func:`over_devices`.
         ValueError: as :func:`over_devices`; from ``init`` a J that the devices do not divide, and a solver made without
             ``axis_name``, whose devices would step each by itself.
 
@@ -55,6 +58,8 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
     >>> info.losses
     Array([18.,  2.], dtype=float32)
     """
+    a_solver("solver", solver)
+    check_driver(driver, mesh)
     x_spec, _ = batch_specs(mesh)
     targets_spec = x_spec if spread_targets else _SAME
     run = partial(over_devices, mesh=mesh, driver=driver)
@@ -67,6 +72,8 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
         return result_specs(solver.init, mesh, (_SPREAD,), particles)
 
     def init(*start: Any) -> Any:
+        if not makes_its_particles(solver):
+            local_size(*start, name="ensemble", floating=True)
         specs = (_SAME,) * len(start) if makes_its_particles(solver) else (_SPREAD,)
         state = run(solver.init, in_specs=specs)(*start)
         _check_axis("solver", (solver.estimate, solver.ensemble), state)
@@ -76,6 +83,7 @@ def shard_solver(solver: Solver, mesh: Mesh, *, driver: Driver = "shard_map", sp
         return lambda state, *args: run(fn, in_specs=(state_specs(state), *specs))(state, *args)
 
     def step(state: Any, batch: Batch) -> Any:
+        batch = traceable("batch", pair("batch", batch))
         return of_state(solver.step, (x_spec, targets_spec))(state, batch)
 
     def update(state: Any, outputs: Any, targets: Any) -> Any:
@@ -134,8 +142,11 @@ def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") ->
         A method of global arrays; accuracies are the same on all devices, those of the single particles included.
 
     Raises:
+        TypeError: ``method`` is no training method; as :func:`over_devices`.
         ValueError: as :func:`over_devices`; a method made without ``axis_name``; from ``step``, one whose solver was.
     """
+    offers("method", method, ("init", "step", "accuracy", "estimate"), "a training method, as ensemble_method makes it")
+    check_driver(driver, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     _check_axis("method", (method.init,), key)
     state_specs = result_specs(method.init, mesh, (_SAME,), key)
@@ -158,8 +169,11 @@ def shard_method(method: Method, mesh: Mesh, *, driver: Driver = "shard_map") ->
 
         return over_devices(body, mesh, (state_specs, _SAME), driver=driver)(state, key)
 
+    def init(key: Array) -> Any:
+        return over_devices(method.init, mesh, (_SAME,), driver=driver)(random_key("key", key))
+
     return method._replace(
-        init=over_devices(method.init, mesh, (_SAME,), driver=driver),
+        init=init,
         step=step,
         accuracy=accuracy,
         estimate=lambda state: over_devices(method.estimate, mesh, (state_specs,), driver=driver)(state),
@@ -179,7 +193,11 @@ def shard_samples(forward: ForwardFn) -> ForwardFn:
 
     Returns:
         The same, of ``x`` on one device of the axis ``"batch"``; the outputs are those of all samples.
+
+    Raises:
+        TypeError: ``forward`` is no function of two arguments.
     """
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
 
     def every_sample(params: Any, x: Any) -> Any:
         return jax.tree.map(_from_every_device, forward(params, x))
@@ -202,7 +220,7 @@ def batch_specs(mesh: Mesh) -> tuple[PartitionSpec, PartitionSpec]:
     >>> [tuple(spec) for spec in batch_specs(make_mesh(1))]
     [(), ()]
     """
-    return (PartitionSpec(BATCH) if BATCH in mesh.axis_names else _SAME), _SAME
+    return (PartitionSpec(BATCH) if BATCH in check_mesh(mesh).axis_names else _SAME), _SAME
 
 
 def sample_ensemble(key: Array, prior: Prior, particles: int, mesh: Mesh, *, driver: Driver = "shard_map") -> Ensemble:
@@ -223,6 +241,8 @@ def sample_ensemble(key: Array, prior: Prior, particles: int, mesh: Mesh, *, dri
     Raises:
         ValueError: J < 2, or J that the devices do not divide; the message names the nearest.
     """
+    random_key("key", key)
+    a_prior("prior", prior, ("sample",))
     _check_size(particles, mesh)
     body = partial(drawing.sample_ensemble, prior=prior, particles=particles, axis_name=PARTICLES)
     return over_devices(body, mesh, (_SAME,), driver=driver)(key)
@@ -255,6 +275,10 @@ def resample_around_mean(
     Raises:
         ValueError: J < 2, or one that the devices do not divide; the message names the nearest.
     """
+    random_key("key", key)
+    local_size(ensemble, name="ensemble", floating=True)
+    a_prior("prior", prior, ("noise",))
+    real("scale", scale, NOT_NEGATIVE)
     if particles is not None:
         _check_size(particles, mesh)
 
@@ -265,7 +289,7 @@ def resample_around_mean(
 
 
 def _check_size(size: int, mesh: Mesh) -> None:
-    devices = mesh.shape[PARTICLES]
+    size, devices = whole("particles", size, 2), check_mesh(mesh).shape[PARTICLES]
     if size % devices:
         wanted = " or ".join(map(str, nearest_sizes(size, devices)))
         raise ValueError(f"J = {size} particles on {devices} devices; wanted a multiple of {devices}: {wanted}")

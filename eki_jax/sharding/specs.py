@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from eki_jax.sharding.mesh import PARTICLES, check_divisible
+from eki_jax._checks import function, traceable
+from eki_jax.sharding.mesh import PARTICLES, check_divisible, check_mesh, check_spec
 
 
 def result_specs(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *args: Any) -> Any:
@@ -25,9 +26,14 @@ def result_specs(body: Callable[..., Any], mesh: Mesh, in_specs: Any, *args: Any
         A pytree of :class:`jax.sharding.PartitionSpec` like the result.
 
     Raises:
+        TypeError: ``body`` is no function, ``mesh`` no mesh, ``in_specs`` no tuple of specs, one for each argument.
         ValueError: an axis that the devices do not divide; a result whose shape depends on their number in another
             way.
     """
+    function("body", body, "a function of one device's share", arguments=len(args))
+    check_mesh(mesh)
+    check_specs(in_specs, mesh, len(args))
+    traceable("args", args)
     specs = broadcast(in_specs, args)
     for leaf, spec in zip(jax.tree.leaves(args), specs, strict=True):
         check_divisible(jnp.shape(leaf), spec, mesh)
@@ -73,6 +79,20 @@ def _local_results(body: Callable[..., Any], args: Any, specs: list[PartitionSpe
     # Mapped, so that the names that the body uses in its collectives are bound.
     results = jax.eval_shape(mapped, *structure.unflatten(structs))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[len(sizes) :], leaf.dtype), results)
+
+
+def check_specs(in_specs: Any, mesh: Mesh, arguments: int | None = None) -> None:
+    """Raise unless they are a tuple of specs, or of pytrees of them, with as many entries as there are arguments.
+
+    Raises:
+        TypeError: no tuple, another number of entries, or leaves that are no specs.
+        ValueError: an axis that the mesh does not have.
+    """
+    if not isinstance(in_specs, tuple | list) or is_spec(in_specs) or arguments not in (None, len(in_specs)):
+        count = "" if arguments is None else f" ({arguments})"
+        raise TypeError(f"in_specs: {in_specs!r}; wanted a tuple with a PartitionSpec for each argument{count}")
+    for spec in jax.tree.leaves(tuple(in_specs), is_leaf=is_spec):
+        check_spec("in_specs", spec, mesh)
 
 
 def flatten(tree: Any, **options: Any) -> tuple[list[Any], Any]:

@@ -327,7 +327,7 @@ def test_an_ensemble_grows_where_it_is(driver: Any, toy: Toy) -> None:
         ),
         (
             lambda toy, mesh: sharding.over_devices(jnp.sin, mesh, (SAME,), driver="pjit"),
-            "driver: 'pjit'; wanted one of",
+            "driver: 'pjit'; wanted 'shard_map', 'pmap' or 'jit'",
         ),
         (
             lambda toy, mesh: sharding.over_devices(jnp.sin, sharding.make_mesh(2, 2), (SAME,), driver="pmap"),
