@@ -9,6 +9,8 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from eki_jax._checks import function, sizes, whole
+
 
 class Stage(NamedTuple):
     """Convolutions of one resolution, then a max-pooling.
@@ -34,11 +36,27 @@ class ConvolutionalNetwork(nn.Module):
 
     Calling it on images ``(batch, height, width, channels)`` returns probabilities ``(batch, classes)``; the method
     ``logits`` stops before the softmax.
+
+    Raises:
+        TypeError: ``stages`` that are none, sizes that are no whole numbers, an ``activation`` that is no function.
+        ValueError: no sizes, or sizes below one.
     """
 
     stages: Sequence[Stage]
     widths: Sequence[int]
     activation: Callable[[Array], Array] = jax.nn.relu
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stages, tuple | list) or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise TypeError(f"stages: {self.stages!r}; wanted a tuple of Stage(channels, window, stride)")
+        stages = [
+            Stage(sizes("channels", stage.channels), whole("window", stage.window), whole("stride", stage.stride))
+            for stage in self.stages
+        ]
+        object.__setattr__(self, "stages", tuple(stages))  # as Python's own numbers, which can be hashed
+        sizes("widths", self.widths)
+        function("activation", self.activation, "a function of an array", arguments=1)
+        super().__post_init__()
 
     @nn.compact
     def logits(self, x: Array) -> Array:

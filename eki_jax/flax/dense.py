@@ -8,6 +8,8 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from eki_jax._checks import function, sizes
+
 
 class DenseNetwork(nn.Module):
     """Dense layers with an activation between them and a softmax at the end.
@@ -18,10 +20,19 @@ class DenseNetwork(nn.Module):
 
     Calling it returns probabilities, shape ``(batch, widths[-1])``; the method ``logits`` stops before the softmax.
     Inputs of any shape ``(batch, ...)`` are flattened.
+
+    Raises:
+        TypeError: ``widths`` that are no whole numbers, or an ``activation`` that is no function.
+        ValueError: no widths, or widths below one.
     """
 
     widths: Sequence[int]
     activation: Callable[[Array], Array] = jax.nn.relu
+
+    def __post_init__(self) -> None:
+        sizes("widths", self.widths)
+        function("activation", self.activation, "a function of an array", arguments=1)
+        super().__post_init__()
 
     @nn.compact
     def logits(self, x: Array) -> Array:
@@ -44,6 +55,7 @@ def dense_network(widths: Sequence[int], activation: Callable[[Array], Array] = 
         activation: nonlinearity between layers.
 
     Raises:
+        TypeError: ``widths`` that are no whole numbers, or an ``activation`` that is no function.
         ValueError: ``widths`` is empty or has a width below one.
 
     Example:
@@ -51,9 +63,7 @@ def dense_network(widths: Sequence[int], activation: Callable[[Array], Array] = 
         >>> dense_network((100, 10)).widths
         (100, 10)
     """
-    if not widths or min(widths) < 1:
-        raise ValueError(f"widths: {tuple(widths)}; wanted one or more positive widths, the last for the classes")
-    return DenseNetwork(tuple(widths), activation)
+    return DenseNetwork(sizes("widths", widths), activation)
 
 
 def dnn1() -> DenseNetwork:

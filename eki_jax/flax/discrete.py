@@ -8,36 +8,47 @@ in their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from eki_jax._checks import array, arrays, is_known, sizes
+from eki_jax.kernel.particles import floating_dtype
+
 #: A weight is an integer from -128 to 127 times this: from -2 to 2 in steps of 1/64.
 INT8_STEP = 2.0**-6
 
 
 def sign(x: Array) -> Array:
-    """1 where ``x >= 0``, else -1: the two values of a neuron with a threshold. Its derivative is zero.
+    """1 where ``x >= 0``, else -1: the two values of a neuron with a threshold. Its derivative is zero; NaN stays NaN.
+
+    Raises:
+        TypeError: ``x`` is no floating-point array.
 
     >>> sign(jnp.array([-0.5, 0.0, 2.0]))
     Array([-1.,  1.,  1.], dtype=float32)
     """
-    return jnp.where(x >= 0, 1, -1).astype(x.dtype)
+    x = _numbers("x", x)
+    return jnp.where(jnp.isnan(x), x, jnp.where(x >= 0, 1, -1).astype(x.dtype))
 
 
-@jax.custom_vjp
 def straight_through_sign(x: Array) -> Array:
     """``sign`` forwards; backwards the derivative of ``x`` clipped to [-1, 1].
+
+    Raises:
+        TypeError: ``x`` is no floating-point array.
 
     >>> jax.vmap(jax.grad(straight_through_sign))(jnp.array([-3.0, 0.5]))
     Array([0., 1.], dtype=float32)
     """
-    return sign(x)
+    return _straight_through_sign(_numbers("x", x))
 
 
-straight_through_sign.defvjp(
+_straight_through_sign = jax.custom_vjp(sign)
+_straight_through_sign.defvjp(
     lambda x: (sign(x), x), lambda x, cotangent: (jnp.where(jnp.abs(x) <= 1, cotangent, 0).astype(x.dtype),)
 )
 
@@ -45,30 +56,59 @@ straight_through_sign.defvjp(
 def to_int8(weights: Array) -> Array:
     """The nearest integers of ``weights / INT8_STEP``, in 8 bits.
 
+    Raises:
+        TypeError: ``weights`` are no floating-point array.
+        ValueError: one of them is NaN, for which there is no integer (where that is known; else it becomes 0).
+
     >>> to_int8(jnp.array([0.1, -0.01, 50.0]))
     Array([  6,  -1, 127], dtype=int8)
     """
+    weights = _numbers("weights", weights)
+    if is_known(weights) and bool(jnp.isnan(weights).any()):
+        raise ValueError("weights: has NaN, for which there is no integer; wanted numbers")
+    return _rounded(weights)
+
+
+def _rounded(weights: Array) -> Array:
     return jnp.clip(jnp.round(weights / INT8_STEP), -128, 127).astype(jnp.int8)
 
 
 def from_int8(integers: Array, dtype: jnp.dtype = jnp.float32) -> Array:
-    """The weights that ``integers`` stand for."""
-    return integers.astype(dtype) * INT8_STEP
+    """The weights that ``integers`` stand for.
+
+    Raises:
+        TypeError: ``integers`` are no whole numbers, or ``dtype`` is no floating-point one.
+    """
+    integers = jnp.asarray(array("integers", integers))
+    if not jnp.issubdtype(integers.dtype, jnp.integer):
+        raise TypeError(f"integers: dtype {integers.dtype}; wanted whole numbers")
+    return integers.astype(floating_dtype("dtype", dtype)) * INT8_STEP
 
 
 def quantized(weights: Array) -> Array:
-    """The weights as the 8-bit network has them; their derivative is zero."""
-    return from_int8(to_int8(weights), weights.dtype)
+    """The weights as the 8-bit network has them; their derivative is zero. NaN stays, so that a failure shows.
+
+    Raises:
+        TypeError: ``weights`` are no floating-point array.
+    """
+    weights = _numbers("weights", weights)
+    return jnp.where(jnp.isnan(weights), jax.lax.stop_gradient(weights), from_int8(_rounded(weights), weights.dtype))
 
 
-@jax.custom_vjp
+def _numbers(name: str, value: Any) -> Array:
+    return jnp.asarray(arrays(name, array(name, value), floating=True))
+
+
 def straight_through_quantized(weights: Array) -> Array:
     """``quantized`` forwards; backwards as if nothing were rounded, and zero beyond the range.
+
+    Raises:
+        TypeError: ``weights`` are no floating-point array.
 
     >>> jax.vmap(jax.grad(straight_through_quantized))(jnp.array([0.1, 9.0]))
     Array([1., 0.], dtype=float32)
     """
-    return quantized(weights)
+    return _straight_through_quantized(_numbers("weights", weights))
 
 
 def _quantized_backward(weights: Array, cotangent: Array) -> tuple[Array]:
@@ -76,7 +116,8 @@ def _quantized_backward(weights: Array, cotangent: Array) -> tuple[Array]:
     return (jnp.where(inside, cotangent, 0).astype(weights.dtype),)
 
 
-straight_through_quantized.defvjp(lambda weights: (quantized(weights), weights), _quantized_backward)
+_straight_through_quantized = jax.custom_vjp(quantized)
+_straight_through_quantized.defvjp(lambda weights: (quantized(weights), weights), _quantized_backward)
 
 
 class Int8Network(nn.Module):
@@ -88,10 +129,18 @@ class Int8Network(nn.Module):
     Attributes:
         widths: outputs of every layer, the last being the number of classes.
         straight_through: flag; True takes derivatives as if nothing were rounded, for the gradient method.
+
+    Raises:
+        TypeError: ``widths`` that are no whole numbers.
+        ValueError: no widths, or widths below one.
     """
 
     widths: Sequence[int]
     straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        sizes("widths", self.widths)
+        super().__post_init__()
 
     @nn.compact
     def logits(self, x: Array) -> Array:

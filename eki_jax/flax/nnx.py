@@ -8,6 +8,9 @@ from typing import Any
 import jax
 from flax import nnx
 
+from eki_jax._checks import traceable
+from eki_jax.flax.linen import check_method
+
 
 def nnx_forward(module: nnx.Module, *, method: str = "__call__") -> tuple[Callable[..., Any], Any]:
     """Turn an nnx module into a forward map and the shapes of one particle.
@@ -25,15 +28,22 @@ def nnx_forward(module: nnx.Module, *, method: str = "__call__") -> tuple[Callab
         arrays, and the same dictionary of ``jax.ShapeDtypeStruct``.
 
     Raises:
-        ValueError: The module has no ``nnx.Param``.
+        TypeError: ``module`` is no nnx module; from ``forward``, inputs that are no arrays.
+        ValueError: ``method`` is no method of the module. The module has no ``nnx.Param``.
 
     Example:
         >>> from flax import nnx
+
+    from eki_jax._checks import traceable
+    from eki_jax.flax.linen import check_method
         >>> from eki_jax.flax import nnx_forward
         >>> forward, template = nnx_forward(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
         >>> template["kernel"].shape
         (2, 3)
     """
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"module: {module!r}; wanted an nnx module that is made, such as nnx.Linear(2, 3, rngs=rngs)")
+    check_method(module, method)
     graph, *states = nnx.split(module, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(states[0]), states[1]
     if not jax.tree.leaves(params):
@@ -41,6 +51,7 @@ def nnx_forward(module: nnx.Module, *, method: str = "__call__") -> tuple[Callab
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
     def forward(params: Any, *inputs: Any) -> Any:
+        traceable("inputs", inputs)
         # `rest` is copied by merge, so that nothing traced leaks into the caller's module.
         return getattr(nnx.merge(graph, params, rest, copy=True), method)(*inputs)
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from eki_jax._checks import whole
+
 
 class _Layer(nn.Module):
     """``tanh(W_h z + b_h + W_x q + b_x)``: one two-input layer with a bias for each input."""
@@ -51,11 +53,20 @@ class TanhRNN(nn.Module):
 
     Calling it on sequences ``(batch, time, features)`` returns class probabilities after the last step,
     ``(batch, outputs)``; ``logits`` stops before the softmax; ``step`` advances by one sample, for online learning.
+
+    Raises:
+        TypeError: sizes that are no whole numbers.
+        ValueError: sizes below one.
     """
 
     units: int = 32
     layers: int = 2
     outputs: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("units", "layers", "outputs"):
+            whole(name, getattr(self, name))
+        super().__post_init__()
 
     def setup(self) -> None:
         """The cell, its scan over time and the last affine map."""

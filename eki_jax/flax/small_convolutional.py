@@ -8,6 +8,8 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from eki_jax._checks import function, sizes, whole
+
 
 class SmallConvolutionalNetwork(nn.Module):
     """Unpadded 5x5 convolutions, each followed by a 2x2 max-pooling, then one dense layer and a softmax.
@@ -19,11 +21,21 @@ class SmallConvolutionalNetwork(nn.Module):
 
     Calling it on images ``(batch, height, width, channels)`` returns probabilities ``(batch, classes)``; the method
     ``logits`` stops before the softmax.
+
+    Raises:
+        TypeError: sizes that are no whole numbers, or an ``activation`` that is no function.
+        ValueError: no channels, or sizes below one.
     """
 
     channels: Sequence[int] = (8, 16)
     classes: int = 10
     activation: Callable[[Array], Array] = jax.nn.relu
+
+    def __post_init__(self) -> None:
+        sizes("channels", self.channels)
+        whole("classes", self.classes)
+        function("activation", self.activation, "a function of an array", arguments=1)
+        super().__post_init__()
 
     @nn.compact
     def logits(self, x: Array) -> Array:

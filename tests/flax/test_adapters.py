@@ -204,5 +204,5 @@ def test_bad_models_are_named():
         models.nnx_forward(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"widths: \(\)"):
         models.dense_network(())
-    with pytest.raises(ValueError, match=r"widths: \(0, 10\)"):
+    with pytest.raises(ValueError, match=r"widths\[0\]: 0"):
         models.dense_network((0, 10))
