@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import arrays, is_known
+from eki_jax._checks import arrays, is_known, offers
 from eki_jax.kernel.particles import local_size
 
 
@@ -20,6 +20,10 @@ def check_given(name: str, outputs: Any, cotangents: Any) -> None:
             "cotangents=...), which value_and_extra_args(forward, loss) makes. Where extra arguments cannot be passed, "
             "take the direction of eki_jax.value_and_direction for the gradient and leave this transformation out"
         )
+
+
+def check_transformation(name: str, value: Any) -> None:
+    offers(name, value, ("init", "update"), "a transformation of optax, such as optax.clip_by_global_norm(1.0)")
 
 
 def check_params(params: Any, name: str) -> None:

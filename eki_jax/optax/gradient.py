@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eki_jax._checks import function, one_of, pair, traceable
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.once import compiled_once
-from eki_jax.kernel.particles import check_like, wide_dtype
+from eki_jax.kernel.particles import check_like, local_size, wide_dtype
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
 from eki_jax.optax._checks import check_extra_args, check_given, check_params, check_stacked, check_zeros
@@ -37,6 +38,8 @@ def value_and_extra_args(
         outputs on which the loss depends and the loss's gradient with respect to them, both of shape (J, ...).
 
     Raises:
+        TypeError: ``forward`` or ``loss`` is no function; from ``f``: leaves that are not floating-point, a batch that
+            is no pair.
         ValueError: from ``f``: leaves that disagree on J, a loss that is no scalar, targets that do not fit.
 
     >>> import jax.numpy as jnp
@@ -46,9 +49,12 @@ def value_and_extra_args(
     >>> values, extra["outputs"].ravel(), extra["cotangents"].ravel()
     (Array([ 0.5, 12.5], dtype=float32), Array([2., 6.], dtype=float32), Array([1., 5.], dtype=float32))
     """
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    function("loss", loss, "a function of outputs and targets", arguments=2)
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, dict[str, Any]]:
-        x, targets = batch
+        x, targets = traceable("batch", pair("batch", batch))
+        local_size(ensemble, name="ensemble", floating=True)
         entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
         losses, cotangents = value_and_cotangents(reduced, entries, targets)
         return losses, {"outputs": entries, "cotangents": cotangents}
@@ -188,6 +194,7 @@ def kernel_options(
     axis_name: str | None, contraction: Contraction | None, communication: Communication | None, precision: Any
 ) -> dict[str, Any]:
     """The keywords that the transformations hand on to the kernel."""
+    one_of("contraction", contraction, ("outputs", "particles", None))
     return {
         "axis_name": axis_name,
         "contraction": contraction,

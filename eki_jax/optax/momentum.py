@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eki_jax._checks import arrays
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.particles import wide_dtype
+from eki_jax.optax._checks import check_transformation
 from eki_jax.solvers.step_sizes import momentum_schedule
 
 
@@ -53,6 +55,7 @@ def scale_by_nesterov(
         A transformation with :class:`ScaleByNesterovState`, one copy of the ensemble.
 
     Raises:
+        TypeError: ``noise`` is no transformation; parameters or updates that are not real numbers.
         ValueError: ``momentum`` is a number outside [0, 1).
 
     >>> import jax.numpy as jnp
@@ -64,15 +67,18 @@ def scale_by_nesterov(
     (Array([12.25], dtype=float32), Array([4.25], dtype=float32))
     """
     schedule = momentum_schedule(momentum)
+    if noise is not None:
+        check_transformation("noise", noise)
     disturb = optax.with_extra_args_support(optax.identity() if noise is None else noise)
 
     def init(params: Ensemble) -> ScaleByNesterovState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, arrays("params", params))
         return ScaleByNesterovState(jnp.zeros((), jnp.int32), zeros, disturb.init(params))
 
     def update(
         updates: Ensemble, state: ScaleByNesterovState, params: Ensemble | None = None, **extra: Any
     ) -> tuple[Ensemble, ScaleByNesterovState]:
+        arrays("updates", updates)
         factor = schedule(state.count)
 
         def advance(m: Array, g: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from eki_jax._types import Ensemble
-from eki_jax.optax._checks import check_stacked
+from eki_jax.optax._checks import check_stacked, check_transformation
 
 
 def per_particle(
@@ -30,6 +30,7 @@ def per_particle(
         A transformation whose state has a leading particle axis on every leaf.
 
     Raises:
+        TypeError: ``tx`` is no transformation.
         ValueError: parameters that are not stacked.
 
     >>> import jax.numpy as jnp, optax
@@ -39,6 +40,7 @@ def per_particle(
     Array([[0.6, 0.8],
            [0.3, 0.4]], dtype=float32)
     """
+    check_transformation("tx", tx)
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Ensemble) -> Any:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_solve
 
-from eki_jax._checks import NOT_NEGATIVE, is_known, random_key, real
+from eki_jax._checks import NOT_NEGATIVE, a_prior, arrays, is_known, random_key, real
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.drawing import perturb
 from eki_jax.ensembles.priors import Gaussian
-from eki_jax.kernel.particles import wide_dtype
+from eki_jax.kernel.particles import check_like, wide_dtype
 from eki_jax.kernel.products import direction
 from eki_jax.optax._checks import check_extra_args, check_given, check_params
 from eki_jax.optax.gradient import healthy_norm
@@ -52,7 +52,7 @@ def add_prior_noise(
         A transformation with :class:`AddPriorNoiseState`.
 
     Raises:
-        TypeError: from ``update``: no ``outputs`` or ``cotangents``.
+        TypeError: ``prior`` is no prior, ``key`` no random key; from ``update``: no ``outputs`` or ``cotangents``.
         ValueError: ``h0`` <= 0 or ``eps`` < 0; from ``update``: a prior of another structure.
 
     >>> import jax, jax.numpy as jnp
@@ -66,6 +66,7 @@ def add_prior_noise(
     2.0
     """
     step_size = frobenius_step_size(h0, eps)
+    a_prior("prior", prior)
     random_key("key", key)
 
     def init(params: Ensemble) -> AddPriorNoiseState:
@@ -140,6 +141,7 @@ def add_tikhonov(
         check_params(params, "add_tikhonov")
         if not jax.tree.leaves(params):  # all masked
             return updates, state
+        check_like(arrays("updates", updates), params, name="updates", other="params", hint="one for each of theirs")
         anomalies = jax.tree.map(jnp.subtract, params, _masked_like(params, prior.mean, "prior"))
         cotangents = jax.tree.map(lambda rows, solve: solve(rows), anomalies, _masked_like(params, solvers, "prior"))
         # The parameters are the outputs here.
@@ -170,11 +172,13 @@ def _masked_like(ensemble: Ensemble, tree: Any, name: str) -> Any:
     try:
         parts = structure.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: does not fit the parameters: {error}") from error
+        raise ValueError(f"{name}: does not fit the parameters: {error}; wanted their structure") from error
     for node, part in zip(nodes, parts, strict=True):
         found = getattr(part, "shape", type(part).__name__)
         if not is_masked(node) and not callable(part) and found != node.shape[1:]:
-            raise ValueError(f"{name}: does not fit the parameters: {found} where a particle has {node.shape[1:]}")
+            raise ValueError(
+                f"{name}: does not fit the parameters: {found} where a particle has {node.shape[1:]}; wanted theirs"
+            )
     return structure.unflatten([node if is_masked(node) else part for node, part in zip(nodes, parts, strict=True)])
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eki_jax._checks import a_solver
 from eki_jax._types import Ensemble
 from eki_jax.optax._checks import check_params, check_zeros
 from eki_jax.solvers.protocol import Solver, makes_its_particles
@@ -28,8 +29,8 @@ def from_solver(solver: Solver) -> optax.GradientTransformationExtraArgs:
         A transformation with the solver's state.
 
     Raises:
-        TypeError: a solver that makes its own particles around one mean, whose particles no optimizer holds; from
-            ``update``, no ``outputs`` or ``targets``.
+        TypeError: no solver, or one that makes its own particles around one mean, whose particles no optimizer holds;
+            from ``update``, no ``outputs`` or ``targets``.
         ValueError: from ``update``, no parameters, or updates that are known and not zero.
 
     >>> import jax.numpy as jnp, optax
@@ -44,7 +45,7 @@ def from_solver(solver: Solver) -> optax.GradientTransformationExtraArgs:
     >>> bool(jnp.allclose(ensemble, 4.0, atol=0.2))
     True
     """
-    if makes_its_particles(solver):
+    if makes_its_particles(a_solver("solver", solver)):
         raise TypeError(
             "solver: makes its own particles around one mean, which an optimizer of particles cannot hold; wanted "
             "eki_jax.natural.value_and_natural_direction, whose direction goes into any chain as a gradient"
