@@ -9,6 +9,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from eki_jax._checks import POSITIVE, arrays, function, real
 from eki_jax._types import Array, LossFn
 from eki_jax.losses.curvature import curvature
 from eki_jax.losses.protocol import TOLERANCE, curved, least_of, scalar, separable, shortcut_of
@@ -27,7 +28,8 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
         tolerance: largest difference, relative to the largest number compared.
 
     Raises:
-        TypeError: the loss offers half of what goes together.
+        TypeError: ``loss`` is no function, outputs are no arrays, ``tolerance`` no number; the loss offers half of what
+            goes together.
         ValueError: the first of its attributes that disagrees, by name.
 
     >>> import jax.numpy as jnp
@@ -42,6 +44,9 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
         ...
     ValueError: loss: its per_sample with reduction = 'sum' gives 6, its value is 1; wanted the same to 0.001
     """
+    function("loss", loss, "a function of outputs and targets", arguments=2)
+    arrays("outputs", outputs, floating=True, some=True)
+    real("tolerance", tolerance, POSITIVE)
     flat, unravel = jax.flatten_util.ravel_pytree(outputs)
 
     def of_flat(z: Array) -> Array:

@@ -14,7 +14,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import is_known
+from eki_jax._checks import arrays, function, is_known
 from eki_jax._types import Array, LossFn
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.losses.protocol import TOLERANCE, Curvature, SeparableLoss, curved, least_of, scalar, separable
@@ -36,7 +36,7 @@ def curvature(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
         targets: targets that the loss takes.
 
     Raises:
-        TypeError: the loss offers half of what goes together.
+        TypeError: ``loss`` is no function, or offers half of what goes together; outputs that are no arrays.
         ValueError: a loss that is not a scalar, one of more than 4,096 outputs that says nothing of its samples, or a
             curvature whose shapes do not fit.
 
@@ -45,6 +45,8 @@ def curvature(loss: LossFn, outputs: Any, targets: Any) -> Curvature:
     >>> model.gradient, jnp.round(jnp.sum(model.times_factor(jnp.eye(2)) ** 2, axis=1), 4)
     (Array([1., 4.], dtype=float32), Array([1., 4.], dtype=float32))
     """
+    function("loss", loss, "a function of outputs and targets", arguments=2)
+    arrays("outputs", outputs, floating=True, some=True)
     own, by_samples = curved(loss), separable(loss)
     if own is not None:
         return _checked(own.curvature(outputs, targets), outputs)

@@ -48,10 +48,12 @@ class CrossEntropy:
 
     def has_support(self, targets: Any) -> bool:
         """Whether the labels are integers, so that one probability a sample matters."""
+        one_array("targets", targets)
         return bool(jnp.issubdtype(jnp.result_type(targets), jnp.integer))
 
     def support(self, outputs: Array, targets: Array) -> Array:
         """The probabilities (...,) of the labelled classes."""
+        one_array("outputs", outputs)
         shape = jnp.shape(outputs)
         if self.classes is not None and shape != (*jnp.shape(targets), self.classes):
             raise ValueError(_wrong_labels(shape, f"{(*jnp.shape(targets), self.classes)}"))

@@ -70,6 +70,10 @@ def supported_outputs(
     Returns:
         ``(entries, loss_of_entries)`` with entries of shape (J, ...).
 
+    Raises:
+        TypeError: ``loss`` is no function, or outputs are no floating-point arrays.
+        ValueError: outputs without a particle axis.
+
     >>> import jax.numpy as jnp
     >>> from eki_jax import cross_entropy
     >>> probabilities = jnp.array([[[0.1, 0.9], [0.8, 0.2]], [[0.3, 0.7], [0.5, 0.5]]])
@@ -78,6 +82,7 @@ def supported_outputs(
     Array([[0.9, 0.8],
            [0.7, 0.5]], dtype=float32)
     """
+    local_size(outputs, name="outputs")
     select, reduced = support_of(loss, targets)
     return (outputs if reduced is loss else jax.vmap(select, in_axes=(0, targets_axis))(outputs, targets)), reduced
 
@@ -86,13 +91,14 @@ def support_of(loss: LossFn, targets: Any) -> tuple[Callable[[Any, Any], Any], L
     """For one particle: the function that selects the entries the loss depends on, and the loss of those.
 
     Raises:
-        TypeError: the loss offers only a part of what makes a support.
+        TypeError: ``loss`` is no function, or offers only a part of what makes a support.
 
     >>> from eki_jax import cross_entropy
     >>> select, of_entries = support_of(cross_entropy(delta=0.0), jnp.array([1]))
     >>> float(of_entries(select(jnp.array([[0.0, 1.0]]), jnp.array([1])), jnp.array([1])))
     -0.0
     """
+    function("loss", loss, "a function of outputs and targets", arguments=2)
     offered = supported(loss)
     if offered is None or not offered.has_support(targets):
         return lambda outputs, targets: outputs, loss

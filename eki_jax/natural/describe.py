@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from eki_jax._checks import arrays, function, offers, traceable
 from eki_jax._types import ForwardFn, Params
 from eki_jax.natural.deviations import Deviations, LowRankDeviations, low_rank
 from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
@@ -54,8 +55,9 @@ def describe(
         A :class:`Description`, whose text is a table.
 
     Raises:
-        TypeError: a leaf that the model cannot take as a :class:`LowRankMatrix`, or whose factors it changes one by
-            one (``jax.tree.map``); it is named.
+        TypeError: ``forward`` is no function of two arguments, ``params`` or ``x`` are no arrays, ``deviations`` no
+            deviations; a leaf that the model cannot take as a :class:`LowRankMatrix`, or whose factors it changes one
+            by one (``jax.tree.map``); it is named.
         ValueError: a rank above a leaf's.
 
     >>> import jax.numpy as jnp
@@ -66,6 +68,10 @@ def describe(
     ['b']  (2,)    plain      as its layer    is added to the product with ['w']
     ['w']  (3, 2)  low rank   local           is multiplied once a sample
     """
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    arrays("params", params, floating=True, some=True)
+    traceable("x", x)
+    offers("deviations", deviations, ("draw", "particle", "dense", "combine"), "deviations, such as low_rank(1)")
     if not isinstance(deviations, LowRankDeviations):
         reason = "is disturbed in all its entries; localized steps want deviations of low rank"
         named = jax.tree_util.tree_leaves_with_path(params)

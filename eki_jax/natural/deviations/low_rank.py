@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import whole
+from eki_jax._checks import arrays, function, whole
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import normal
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
@@ -27,7 +27,7 @@ class LowRankDeviations(NamedTuple):
 
     def draw(self, key: Array, mean: Params) -> Any:
         """Factors ``(a, b)`` of each matrix, plain numbers for each vector."""
-        leaves = jax.tree_util.tree_leaves_with_path(mean)
+        leaves = jax.tree_util.tree_leaves_with_path(arrays("mean", mean, floating=True, some=True))
         structure: Any = jax.tree.structure(mean)
         scales = structure.flatten_up_to(scales_of(self.scale, mean))
         keys = jax.random.split(key, len(leaves))
@@ -117,7 +117,7 @@ def low_rank(
             something else with their weights than multiply by them, such as rounding.
 
     Raises:
-        TypeError: ``rank`` is not an integer.
+        TypeError: ``rank`` is not an integer, ``plain`` no function.
         ValueError: ``rank`` < 1, or a scale that is negative; when drawn, a rank above a leaf's.
 
     >>> import jax, jax.numpy as jnp
@@ -125,5 +125,7 @@ def low_rank(
     >>> a.shape, b.shape
     ((3, 1), (2, 1))
     """
+    if plain is not None:
+        function("plain", plain, "a function of a leaf's name", arguments=1)
     check_scale(scale)
     return LowRankDeviations(whole("rank", rank), scale, plain, formed)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eki_jax._checks import array
 from eki_jax._types import Array
 from eki_jax.natural.deviations.watching import How, tell_bias, tell_use
 
@@ -188,10 +189,22 @@ def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
         w: weights, shape (n, k).
         bias: vector, shape (k,), a leaf of the parameters that is used nowhere else.
 
+    Raises:
+        TypeError: arguments that are no arrays of real numbers.
+        ValueError: shapes that do not fit.
+
     >>> import jax.numpy as jnp
     >>> affine(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.arange(3.0))
     Array([[2., 3., 4.]], dtype=float32)
     """
+    array("x", x)
+    array("bias", bias)
+    if w is None or not isinstance(w, LowRankMatrix):
+        array("w", w)
+    if jnp.ndim(x) == 0 or len(w.shape) != 2 or jnp.shape(x)[-1] != w.shape[0]:
+        raise ValueError(f"w: shape {w.shape} for x of shape {jnp.shape(x)}; wanted (n, k) for x of (B, n)")
+    if jnp.shape(bias) != w.shape[1:]:
+        raise ValueError(f"bias: shape {jnp.shape(bias)} for w of shape {w.shape}; wanted {w.shape[1:]}")
     if isinstance(w, LowRankMatrix):
         bias = w.meets(bias)
     outputs = x @ w
