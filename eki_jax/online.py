@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._checks import function, is_known, pair, traceable
+from eki_jax._checks import a_solver, arrays, function, is_known, pair, traceable
 from eki_jax._types import Array, Batch, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles, masked_mean
@@ -71,6 +71,7 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
         An :class:`OnlineLearner`.
 
     Raises:
+        TypeError: ``cell`` is no function of three arguments, ``solver`` no solver.
         ValueError: from ``init``, an ensemble whose leaves disagree on J; from ``step``, outputs or targets that do not
             fit.
 
@@ -85,6 +86,7 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
     True
     """
     function("cell", cell, "a model, cell(params, carry, x) -> (carry, outputs)", arguments=3)
+    a_solver("solver", solver)
 
     def init(*start_and_carry: Any) -> OnlineState:
         *start, carry = start_and_carry
@@ -94,7 +96,7 @@ def online(cell: Cell, solver: Solver) -> OnlineLearner:
         return OnlineState(state, jax.tree.map(for_all, carry))
 
     def step(state: OnlineState, sample: Batch) -> tuple[OnlineState, Any, Info]:
-        x, target = sample
+        x, target = traceable("sample", pair("sample", sample, "(x, target)"))
         carry, outputs = jax.vmap(cell, in_axes=(0, 0, None))(solver.ensemble(state.solver), state.carry, x)
         solved, info = solver.update(state.solver, outputs, target)
         return OnlineState(solved, carry), outputs, info
@@ -157,8 +159,15 @@ def predict_stream(cell: Cell, params: Params, carry: Any, xs: Any) -> tuple[Any
     Returns:
         ``(carry, outputs)``, the outputs with a leading axis T.
 
+    Raises:
+        TypeError: ``cell`` is no function of three arguments; ``params``, ``carry`` or ``xs`` are no arrays.
+
     >>> import jax.numpy as jnp
     >>> predict_stream(lambda u, total, x: (total + x, u * (total + x)), 2.0, 0.0, jnp.array([1.0, 2.0]))
     (Array(3., dtype=float32), Array([2., 6.], dtype=float32))
     """
+    function("cell", cell, "a model, cell(params, carry, x) -> (carry, outputs)", arguments=3)
+    arrays("params", params, some=True)
+    traceable("carry", carry)
+    traceable("xs", xs)
     return lax.scan(lambda state, x: cell(params, state, x), carry, xs)

@@ -25,7 +25,7 @@ import scipy.sparse.csgraph
 import scipy.sparse.linalg
 import scipy.spatial
 
-from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, is_known, real, whole
+from eki_jax._checks import NOT_NEGATIVE, POSITIVE, array, is_known, real, whole
 from eki_jax._types import Array
 from eki_jax.ensembles.priors import Gaussian, gaussian
 from eki_jax.losses.outputs import MeanSquaredError
@@ -67,7 +67,7 @@ def gaussian_affinity(x: Any, width: float, neighbours: int | None = None) -> An
     array([[1.   , 0.607],
            [0.607, 1.   ]])
     """
-    x = np.asarray(arrays("x", x), np.float64)
+    x = np.asarray(array("x", x), np.float64)
     if not np.all(np.isfinite(x)):
         raise ValueError("x: has values that are not finite; wanted points")
     if x.ndim != 2 or len(x) < 2:
@@ -76,7 +76,8 @@ def gaussian_affinity(x: Any, width: float, neighbours: int | None = None) -> An
     if neighbours is None:
         squares = scipy.spatial.distance.pdist(x, "sqeuclidean")
         return np.exp(-scipy.spatial.distance.squareform(squares) / (2 * width**2))
-    if not 1 <= whole("neighbours", neighbours) < len(x):
+    neighbours = whole("neighbours", neighbours)
+    if neighbours >= len(x):
         raise ValueError(f"neighbours: {neighbours}; wanted 1 to {len(x) - 1} for {len(x)} nodes")
     distances, columns = scipy.spatial.KDTree(x).query(x, neighbours + 1)
     rows = np.repeat(np.arange(len(x)), neighbours + 1)
@@ -106,7 +107,7 @@ def graph_laplacian(weights: Any, *, normalized: bool = True) -> Any:
            [-1.,  1.]])
     """
     sparse = scipy.sparse.issparse(weights)
-    arrays("weights", weights.data if sparse else weights)
+    array("weights", weights.data if sparse else weights)
     weights = scipy.sparse.csr_array(weights) if sparse else np.asarray(weights, np.float64)
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
         raise ValueError(f"weights: shape {weights.shape}; wanted (N, N)")
@@ -140,12 +141,18 @@ def eigenbasis(laplacian: Any, modes: int | None = None, *, seed: int = 0) -> Gr
         A :class:`GraphBasis` with ``nullity + modes`` pairs.
 
     Raises:
-        ValueError: a Laplacian that is not square, ``modes`` out of range, or None for a graph too large for all.
+        TypeError: ``laplacian`` is no matrix of real numbers, ``modes`` or ``seed`` no whole number.
+        ValueError: a Laplacian that is not finite or not square, ``modes`` out of range, or None for a graph too large
+            for all.
 
     >>> path = graph_laplacian([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], normalized=False)
     >>> eigenbasis(path).eigenvalues.round(6).tolist()
     [0.0, 1.0, 3.0]
     """
+    numbers = array("laplacian", laplacian.data if scipy.sparse.issparse(laplacian) else laplacian)
+    if not np.all(np.isfinite(numbers)):
+        raise ValueError("laplacian: has values that are not finite; wanted that of graph_laplacian(weights)")
+    modes, seed = modes if modes is None else whole("modes", modes), whole("seed", seed, 0)
     if getattr(laplacian, "ndim", 0) != 2 or laplacian.shape[1] != laplacian.shape[0]:
         raise ValueError(f"laplacian: shape {np.shape(laplacian)}; wanted (N, N)")
     size = laplacian.shape[0]
@@ -186,6 +193,7 @@ def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> G
         A prior whose ``sample(key)`` has shape (N,), for :func:`eki_jax.sample_ensemble`.
 
     Raises:
+        TypeError: ``basis`` is no :class:`GraphBasis`, ``tau`` or ``alpha`` no number.
         ValueError: ``tau`` < 0, ``alpha`` <= 0, or nothing left besides the null space.
 
     >>> import jax
@@ -193,6 +201,7 @@ def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> G
     >>> graph_prior(eigenbasis(laplacian)).sample(jax.random.key(0)).shape
     (3,)
     """
+    _check_basis(basis)
     real("tau", tau, NOT_NEGATIVE)
     real("alpha", alpha, POSITIVE)
     first = basis.nullity if tau == 0 else 0
@@ -223,8 +232,8 @@ def observed_sign(u: Array, nodes: Array) -> Array:
 
 def _checked_nodes(u: Array, nodes: Any) -> Any:
     """``nodes``, which are indices of ``u``; JAX takes what is out of range for the last one."""
-    arrays("u", u)
-    arrays("nodes", nodes)
+    array("u", u)
+    array("nodes", nodes)
     if np.ndim(u) != 1 or not jnp.issubdtype(jnp.result_type(nodes), jnp.integer):
         raise TypeError(f"nodes: dtype {jnp.result_type(nodes)} for u of shape {np.shape(u)}; wanted indices of (N,)")
     if is_known(nodes) and np.size(nodes) and not (np.min(nodes) >= 0 and np.max(nodes) < len(u)):
@@ -241,11 +250,18 @@ def fiedler_vector(basis: GraphBasis) -> np.ndarray:
     """The eigenvector of the least eigenvalue above zero: its sign is the classic way to cut a graph in two.
 
     Raises:
+        TypeError: ``basis`` is no :class:`GraphBasis`.
         ValueError: the basis has only the null space.
     """
+    _check_basis(basis)
     if len(basis.eigenvalues) <= basis.nullity:
         raise ValueError("basis: has only the null space; wanted at least one mode more")
     return basis.vectors[:, basis.nullity]
+
+
+def _check_basis(basis: Any) -> None:
+    if not isinstance(basis, GraphBasis):
+        raise TypeError(f"basis: a {type(basis).__name__}; wanted a GraphBasis, from eigenbasis(laplacian)")
 
 
 def _lowest(laplacian: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

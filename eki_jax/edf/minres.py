@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import arrays, function, is_known, whole
+from eki_jax._checks import arrays, function, whole
 from eki_jax._types import Array, PyTree
 from eki_jax.edf import _vectors as vectors
 from eki_jax.kernel.particles import check_like
@@ -169,7 +169,7 @@ def _step(operator: Operator, converged: Array, state: _State) -> _State:
 
 
 def _checked_count(iterations: int | Array) -> int | Array:
-    if is_known(iterations):
+    if not isinstance(iterations, jax.core.Tracer):
         return whole("iterations", iterations)
     if not jnp.issubdtype(iterations.dtype, jnp.integer) or iterations.ndim:
         raise TypeError(f"iterations: an array of {iterations.dtype}{iterations.shape}; wanted a whole number")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, arrays, real, whole
+from eki_jax._checks import NOT_NEGATIVE, a_prior, arrays, real, whole
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.priors import gaussian
 from eki_jax.kernel.axes import Axis
@@ -38,6 +38,7 @@ def sample_ensemble(key: Array, prior: Prior, particles: int, *, axis_name: str 
         A pytree like one draw of the prior, with a leading axis J (J over the number of devices under ``axis_name``).
 
     Raises:
+        TypeError: ``key`` is no random key, ``prior`` no prior, ``particles`` no whole number.
         ValueError: J < 2, or J that the number of devices does not divide.
 
     >>> import jax, jax.numpy as jnp
@@ -45,7 +46,9 @@ def sample_ensemble(key: Array, prior: Prior, particles: int, *, axis_name: str 
     >>> sample_ensemble(jax.random.key(0), gaussian(jnp.zeros(3), 1.0), 5).shape
     (5, 3)
     """
-    return _draws(prior.sample, key, _local_count(particles, "particles", axis_name), axis_name)
+    return _draws(
+        a_prior("prior", prior, ("sample",)).sample, key, _local_count(particles, "particles", axis_name), axis_name
+    )
 
 
 def resample_around_mean(
@@ -74,6 +77,7 @@ def resample_around_mean(
         A pytree like ``ensemble`` with the new J.
 
     Raises:
+        TypeError: ``key`` is no random key, ``prior`` no prior, ``particles`` no whole number.
         ValueError: J < 2, or J that the number of devices does not divide.
 
     >>> import jax, jax.numpy as jnp
@@ -105,6 +109,7 @@ def sample_around(
         A pytree like ``mean`` with a leading axis J.
 
     Raises:
+        TypeError: ``key`` is no random key, ``prior`` no prior, ``particles`` no whole number.
         ValueError: J < 2, or J that the number of devices does not divide.
 
     >>> import jax, jax.numpy as jnp
@@ -115,6 +120,7 @@ def sample_around(
            [5., 7.]], dtype=float32)
     """
     count = _local_count(particles, "particles", axis_name)
+    a_prior("prior", prior, ("noise",))
     real("scale", scale, NOT_NEGATIVE)
     return _draws(lambda k: _add(mean, prior.noise(k), scale), key, count, axis_name)
 
@@ -138,7 +144,8 @@ def perturb(
         A pytree like ``ensemble``.
 
     Raises:
-        ValueError: leaves that disagree on J.
+        TypeError: ``key`` is no random key, ``prior`` no prior.
+        ValueError: leaves that disagree on J, or a prior of another shape.
 
     >>> import jax, jax.numpy as jnp
     >>> from eki_jax.priors import gaussian
@@ -147,6 +154,7 @@ def perturb(
     True
     """
     size = whole("ensemble", local_size(ensemble, name="ensemble", floating=True), or_="particles")
+    a_prior("prior", prior, ("noise",))
     real("scale", scale, NOT_NEGATIVE)
     keys = particle_keys(key, size, axis_name)
     return _mapped(lambda pair: _add(pair[1], prior.noise(pair[0]), scale), (keys, ensemble), size)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import arrays, is_known
+from eki_jax._checks import arrays, function, is_known
 from eki_jax._types import Array, Params
 
 
@@ -218,6 +218,7 @@ def _from_factor(where: str, mean: Array, factor: Any) -> Any:
             f"the leaf's shape, or a ({mean.size}, rank) matrix"
         )
     if callable(factor):
+        function(f"factor{where}", factor, "a function of a random key", arguments=1)
         drawn = jax.eval_shape(lambda: factor(jax.random.key(0)))
         if getattr(drawn, "shape", None) != mean.shape:
             raise ValueError(f"factor{where}: a function that draws {drawn}; wanted the leaf's shape {mean.shape}")

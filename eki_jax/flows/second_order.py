@@ -232,7 +232,7 @@ def guarded(field: Field, times: Sequence[float] | Array) -> Field:
         otherwise complain first).
 
     Raises:
-        TypeError: ``field`` is no function, or ``times`` are no numbers; from the field, a state that is no real numbers.
+        TypeError: ``field`` is no function, or ``times`` are no numbers; from the field, a state that is not real.
         ValueError: fewer than two times, times that are not finite, or times that do not increase.
 
     >>> guarded(lambda t, u, batch: -u, times=[1.0, 0.5])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Ensemble, ForwardFn, LossFn, Params, StepSizeFn
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.once import compiled_once
-from eki_jax.kernel.particles import ensemble_size, wide_dtype
+from eki_jax.kernel.particles import ensemble_size, floating_dtype, local_size, wide_dtype
 from eki_jax.solvers.discretization import discretization
 from eki_jax.solvers.protocol import Settings, Solver
 from eki_jax.solvers.step_sizes import frobenius_step_size
@@ -83,8 +83,7 @@ def compact(ensemble: Ensemble, dtype: Any = jnp.bfloat16, *, axis_name: str | N
            [0.5]], dtype=bfloat16))
     """
     ensemble_size(ensemble, axis_name=axis_name)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype: {dtype}; wanted a floating-point dtype for the deviations")
+    floating_dtype("dtype", dtype)
     mean = jax.tree.map(lambda u: _mean(u.astype(wide_dtype(u.dtype)), Axis(axis_name)), ensemble)
     return CompactEnsemble(mean, jax.tree.map(lambda u, m: (u.astype(m.dtype) - m).astype(dtype), ensemble, mean))
 
@@ -92,11 +91,18 @@ def compact(ensemble: Ensemble, dtype: Any = jnp.bfloat16, *, axis_name: str | N
 def expand(stored: CompactEnsemble) -> Ensemble:
     """The particles of a compact ensemble, in the dtype of its mean.
 
+    Raises:
+        TypeError: no :class:`CompactEnsemble`.
+
     >>> import jax.numpy as jnp
     >>> expand(compact(jnp.array([[1000.5], [1001.5]])))
     Array([[1000.5],
            [1001.5]], dtype=float32)
     """
+    if not isinstance(stored, CompactEnsemble):
+        raise TypeError(f"stored: a {type(stored).__name__}; wanted a CompactEnsemble, as compact(ensemble) makes it")
+    local_size(stored.mean, name="stored.mean", floating=True)
+    local_size(stored.deviations, name="stored.deviations", floating=True)
     return jax.tree.map(lambda m, e: m + e.astype(m.dtype), stored.mean, stored.deviations)
 
 

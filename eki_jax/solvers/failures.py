@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import checkify
 
+from eki_jax._checks import function, traceable
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
@@ -110,6 +111,7 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
         A function of the same arguments; it waits for the result, so it is for debugging and for costly models.
 
     Raises:
+        TypeError: ``fn`` is no function; from the returned function, arguments that are no arrays.
         StepRefused: from the returned function, where an ``info`` in its result says that a step was refused; it names
             the reason and the remedy.
         FloatingPointError: from the returned function, where :func:`raise_failed` found a failed particle.
@@ -122,10 +124,12 @@ def checked(fn: Callable[..., Any]) -> Callable[..., Any]:
         ...
     eki_jax.solvers.reasons.StepRefused: step refused: TARGETS: the targets are not finite; ...
     """
+    function("fn", fn, "a pure function, such as a solver's step")
     compiled = jax.jit(checkify.checkify(fn, errors=checkify.user_checks))
 
     def call(*args: Any) -> Any:
-        error, result = compiled(*args)
+        function("fn", fn, f"a function of the {len(args)} that it is given", arguments=len(args))
+        error, result = compiled(*traceable("args", args))
         message = error.get()
         if message:
             raise FloatingPointError(message.split(" (`check` failed)")[0].split("\n")[0])

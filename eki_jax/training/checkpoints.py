@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eki_jax._checks import whole
+from eki_jax._checks import function, traceable, whole
 
 
 class Checkpoints:
@@ -22,6 +23,8 @@ class Checkpoints:
 
     Raises:
         ImportError: orbax is not installed.
+        TypeError: ``directory`` is no path, ``settings`` are no dictionary that JSON knows.
+        ValueError: ``directory`` is a file.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +38,11 @@ class Checkpoints:
 
     def __init__(self, directory: Path | str, settings: dict[str, Any] | None = None) -> None:
         self._orbax = _orbax()
-        self._settings = settings or {}
+        if not isinstance(directory, str | Path):
+            raise TypeError(f"directory: {directory!r}; wanted a path")
+        if settings is not None and not isinstance(settings, dict):
+            raise TypeError(f"settings: {settings!r}; wanted a dictionary")
+        self._settings = _serializable("settings", settings or {})
         self._directory = Path(directory).resolve()
         if self._directory.exists() and not self._directory.is_dir():
             raise ValueError(f"directory: {self._directory} is a file; wanted a folder, or a name for a new one")
@@ -55,8 +62,16 @@ class Checkpoints:
             number: number of the checkpoint, growing; that of the epochs done, say.
             state: pytree of arrays, on any number of devices.
             notes: notes that JSON knows, kept beside the state.
+
+        Raises:
+            TypeError: ``number`` is no whole number, ``state`` has leaves that are no arrays, or JSON does not know the
+                notes.
+            ValueError: ``number`` < 0, or a state without arrays.
         """
         number = whole("number", number, 0)
+        _serializable("notes", notes)
+        if not jax.tree.leaves(traceable("state", state)):
+            raise ValueError(f"state: {state!r}, which has no arrays; wanted one at least")
         args = self._orbax.args
         about = {"settings": self._settings, "notes": notes}
         self._manager.save(
@@ -130,16 +145,29 @@ def abstract(fn: Callable[..., Any], *args: Any) -> Any:
     Returns:
         A pytree of :class:`jax.ShapeDtypeStruct` with their shardings.
 
+    Raises:
+        TypeError: ``fn`` is no function of the arguments, or these are no arrays.
+
     >>> import jax.numpy as jnp
     >>> abstract(jnp.zeros_like, jnp.ones(3)).shape
     (3,)
     """
+    function("fn", fn, "a function of arrays", arguments=len(args))
+    traceable("args", args)
     compiled = jax.jit(fn).lower(*args).compile()
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(fn, *args),
         compiled.output_shardings,
     )
+
+
+def _serializable(name: str, value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: {error}; wanted what JSON knows") from None
+    return value
 
 
 def _paths(tree: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from eki_jax._types import Array
 from eki_jax.kernel.particles import local_size
 from eki_jax.solvers.refusals import Refusals
 from eki_jax.training.checkpoints import abstract
-from eki_jax.training.method import Method
+from eki_jax.training.method import Method, check_method
 from eki_jax.training.recording import Recorder, progress_bar
 
 
@@ -36,6 +36,7 @@ def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array
         ``jax.jit(run, donate_argnums=0)`` and the state is updated in place.
 
     Raises:
+        TypeError: ``method`` is no training method, ``batch_size`` no whole number; from ``run``: no random key.
         ValueError: from ``run``: an empty data set, a batch larger than it, arrays of different lengths.
 
     >>> import jax.numpy as jnp
@@ -50,9 +51,13 @@ def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array
     >>> metrics["train_loss"].shape
     (4,)
     """
+    check_method(method)
+    whole("batch_size", batch_size)
 
     def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
+        random_key("key", key)
         check_data(x, targets, batch_size)
+        x, targets = jnp.asarray(x), jnp.asarray(targets)  # NumPy's could not be indexed while tracing
         body = lambda state, inputs: _batch_step(method, state, inputs, x, targets)
         return lax.scan(body, state, _order(key, len(x), batch_size))
 
@@ -161,6 +166,7 @@ def fit(
             is False; with ``resume``, a checkpoint of other settings.
         FileNotFoundError: ``resume`` without a checkpoint.
     """
+    check_method(method)
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
     random_key("key", key)
     whole("most_refusals", most_refusals)

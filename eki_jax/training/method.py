@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import arrays
+from eki_jax._checks import a_prior, a_solver, arrays, function, offers, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params, Prior
 from eki_jax.ensembles.drawing import perturb, sample_around, sample_ensemble
 from eki_jax.kernel.axes import Axis
@@ -74,8 +74,8 @@ def ensemble_method(
         A :class:`Method`.
 
     Raises:
-        TypeError: ``resample`` or ``step_noise`` with a solver that makes its own particles around one mean, which has
-            none that could be moved.
+        TypeError: ``solver``, ``forward``, ``prior`` or ``particles`` of another kind; ``resample`` or ``step_noise``
+            with a solver that makes its own particles around one mean, which has none that could be moved.
         ValueError: a growing ensemble without ``resample``; from ``init``, a solver that makes another number of
             particles.
 
@@ -86,6 +86,11 @@ def ensemble_method(
     >>> method.init(jax.random.key(0)).ensemble.shape
     (10, 3)
     """
+    a_solver("solver", solver)
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    a_prior("prior", prior)
+    if not callable(particles):
+        whole("particles", particles, or_="a function of the epoch")
     size = particles if callable(particles) else lambda epoch: particles
     if callable(particles) and not resample:
         raise ValueError("resample: False for an ensemble that grows; new particles are drawn around the mean")
@@ -124,6 +129,16 @@ def ensemble_method(
         estimate=solver.estimate,
         check=_labels_of(forward, prior),
     )
+
+
+def check_method(method: Any) -> Method:
+    """``method``, a training method.
+
+    Raises:
+        TypeError: anything else.
+    """
+    names = ("init", "step", "accuracy", "ensemble_size", "passes", "estimate")
+    return offers("method", method, names, "a training method, such as ensemble_method makes")
 
 
 def metrics_of(info: Any) -> dict[str, Array]:
@@ -186,12 +201,17 @@ def check_labels(forward: ForwardFn, template: Any, x: Any, labels: Any, *, name
     """Raise unless every label is one of the classes that ``forward`` has outputs for.
 
     Raises:
-        TypeError: labels that are not integers.
-        ValueError: labels out of range.
+        TypeError: labels that are not integers; ``forward`` is no function, ``template`` or ``x`` are no arrays.
+        ValueError: labels out of range, or not one for each input.
     """
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    arrays("template", template, some=True)
+    traceable(f"{name}: x", x)
     labels = np.asarray(arrays(f"{name}: labels", labels))
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name}: labels of dtype {labels.dtype}; wanted integers")
+    if labels.shape != jnp.shape(x)[:1]:
+        raise ValueError(f"{name}: labels of shape {labels.shape} for inputs of shape {jnp.shape(x)}; wanted one each")
     sample = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
     classes = jax.eval_shape(forward, template, sample).shape[-1]
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):

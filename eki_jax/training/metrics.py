@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eki_jax._checks import arrays, is_known, traceable
+from eki_jax._checks import arrays, function, is_known, traceable
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.prediction import mean_particle
 from eki_jax.kernel.axes import Axis
@@ -80,8 +80,7 @@ def classification_accuracy(
         return right(forward(mean, x)), right(average), right(outputs)
 
     one = jax.eval_shape(lambda e, x: evaluate(forward, e, x), ensemble, x)
-    if is_known(labels) and np.asarray(labels).max() >= one.shape[-1]:
-        raise ValueError(f"labels: largest {np.asarray(labels).max()}; wanted below {one.shape[-1]} classes")
+    _check_classes(labels, one.shape[-1])
     per_sample = math.prod(one.shape) * one.dtype.itemsize // samples
     size = min(samples, max(1, _OUTPUT_BYTES // per_sample))
     total = _sum_over_pieces(counts, x, labels, size)
@@ -102,13 +101,21 @@ def particle_accuracy(forward: ForwardFn, params: Params, x: Array, labels: Arra
     Returns:
         An :class:`Accuracy` whose four entries are one share.
 
+    Raises:
+        TypeError: ``forward`` is no function, ``params`` are no arrays, or labels that are not integers.
+        ValueError: no samples, labels of another length, or (where they are known) labels that are no classes.
+
     >>> import jax.numpy as jnp
     >>> forward = lambda u, x: jnp.stack([x * 0, x * u], axis=-1)
     >>> float(particle_accuracy(forward, 1.0, jnp.array([1.0, -1.0]), jnp.array([1, 1])).mean)
     0.5
     """
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    arrays("params", params, some=True)
     _check(labels, local_size(traceable("x", x), name="x"))
-    share = jnp.mean(_is_right(forward(params, x), labels))
+    outputs = forward(params, x)
+    _check_classes(labels, outputs.shape[-1])
+    share = jnp.mean(_is_right(outputs, labels))
     return Accuracy(share, share, share, share[None])
 
 
@@ -127,6 +134,11 @@ def _check(labels: Any, samples: int) -> None:
         raise TypeError(f"labels: dtype {jnp.result_type(labels)}; wanted integers")
     if is_known(labels) and np.asarray(labels).min() < 0:
         raise ValueError(f"labels: least {np.asarray(labels).min()}; wanted classes from 0 on")
+
+
+def _check_classes(labels: Any, classes: int) -> None:
+    if is_known(labels) and np.asarray(labels).max() >= classes:
+        raise ValueError(f"labels: largest {np.asarray(labels).max()}; wanted below {classes} classes")
 
 
 def _sum_over_pieces(fn: Any, x: Array, labels: Array, size: int) -> Any:

@@ -150,7 +150,7 @@ def test_keeps_the_type(dtype: jnp.dtype) -> None:
     [
         (jnp.ones(2), 0, ValueError, "iterations: 0; wanted a whole number, at least 1"),
         (jnp.ones(2), 1.5, TypeError, "iterations: 1.5; wanted a whole number"),
-        (jnp.ones(2), jnp.ones(()), TypeError, r"iterations: 1.0; wanted a whole number"),
+        (jnp.ones(2), jnp.ones(()), TypeError, "iterations: .*; wanted a whole number"),
         (jnp.ones(2, jnp.int32), 1, TypeError, "rhs: dtype int32; wanted a floating-point dtype"),
         ({}, 1, ValueError, "rhs: {}, which has no arrays; wanted one at least"),
     ],
