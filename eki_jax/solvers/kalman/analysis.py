@@ -132,7 +132,7 @@ def analysis(
         forward: function ``forward(params, x) -> outputs`` of one particle; None where only ``update`` is used.
         noise_covariance: covariance Gamma of the noise; None where the targets bring it.
         step_size: step size h > 0, or a function of the misfits and the time.
-        method: what the method does with the system.
+        method: name and algebra of the method.
         settings: keywords that all Kalman steps share.
         key: JAX random key of the data's perturbations, or None for none.
     """

@@ -136,7 +136,7 @@ def inflated(solver: Solver, inflation: Inflation, axis_name: str | None) -> Sol
 
     Args:
         solver: Kalman step, whose ``with_ensemble`` takes other particles.
-        inflation: what the ensemble grows by.
+        inflation: growth of the ensemble.
         axis_name: mapped axis over which the particles are spread.
     """
     if not isinstance(inflation, Inflation):
