@@ -24,7 +24,8 @@ from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.linear_algebra import HIGHEST
 from eki_jax.kernel.particles import ensemble_size, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
-from eki_jax.solvers.kalman.analysis import covariance_and_data, flat_residuals
+from eki_jax.solvers.kalman.analysis import covariance_and_data
+from eki_jax.solvers.kalman.differences import whitened_differences
 from eki_jax.solvers.kalman.noise_covariance import as_noise_covariance, is_usable
 from eki_jax.solvers.kalman.tikhonov import prior_residuals, whitened_prior
 from eki_jax.solvers.protocol import (
@@ -181,17 +182,13 @@ def aldi(
         check_rows(outputs, local)
         gamma, targets = covariance_and_data(covariance, targets, outputs)
         arrays("outputs", outputs), arrays("targets", targets)
-        residuals = gamma.whiten(flat_residuals(outputs, targets, options.targets_axis))
+        residuals, differences = whitened_differences(gamma, outputs, targets, options)
         of_prior = prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
         number = axis.sum(jnp.sum(healthy, dtype=jnp.int32))
         size = jnp.maximum(number, 1).astype(residuals.dtype)
-        anomalies = residuals
-        if options.targets_axis == 0:  # the outputs' own deviations, without those of the particles' data
-            common = jax.tree.map(lambda leaf: axis.mean(jnp.mean(leaf, axis=0)), targets)
-            anomalies = gamma.whiten(flat_residuals(outputs, common, None))
-        of_outputs = centred(anomalies, healthy, size, axis), jnp.where(healthy[:, None], residuals, 0)
+        of_outputs = centred(differences, healthy, size, axis), jnp.where(healthy[:, None], residuals, 0)
         of_parameters = centred(of_prior, healthy, size, axis), jnp.where(healthy[:, None], of_prior, 0)
         drift, hessian = jnp.zeros((), residuals.dtype), jnp.zeros((), residuals.dtype)
         for z, r in (of_outputs, of_parameters):

@@ -24,7 +24,8 @@ from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.linear_algebra import HIGHEST, inverse_root
 from eki_jax.kernel.particles import local_size, wide_dtype
 from eki_jax.kernel.products import centred
-from eki_jax.solvers.kalman.analysis import KalmanState, covariance_and_data, flat_residuals
+from eki_jax.solvers.kalman.analysis import KalmanState, covariance_and_data
+from eki_jax.solvers.kalman.differences import whitened_differences
 from eki_jax.solvers.kalman.enkf import enkf, is_resolved, resolved_singular_values
 from eki_jax.solvers.kalman.etki import etki
 from eki_jax.solvers.kalman.flat import as_params, flat_rows
@@ -183,12 +184,12 @@ def sparse(
     def analysed(state: KalmanState, outputs: Any, targets: Any, h: Array) -> tuple[Array, Array]:
         """The covariance that the Kalman step leaves, shape (P, P), and which particles took part in it."""
         gamma, targets = covariance_and_data(covariance, targets, outputs)
-        residuals = gamma.whiten(flat_residuals(outputs, targets, options.targets_axis))
+        residuals, differences = whitened_differences(gamma, outputs, targets, options)
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
         number = axis.sum(jnp.sum(healthy, dtype=jnp.int32))
         size = jnp.maximum(number, 1).astype(residuals.dtype)
-        z = centred(residuals, healthy, size, axis)
+        z = centred(differences, healthy, size, axis)
         u = centred(flat_rows(state.ensemble, residuals.dtype), healthy, size, axis)
         everyone, scale = axis.gathered(z), h.astype(z.dtype) / size
         gram = scale * jnp.matmul(everyone, everyone.T, precision=HIGHEST)

@@ -30,7 +30,7 @@ def run(solver, batch, steps, start=START):
     )
 
 
-@pytest.mark.parametrize("make", [kalman.etki, kalman.enkf])
+@pytest.mark.parametrize("make", [kalman.etki, pytest.param(kalman.enkf, marks=pytest.mark.slow)])
 def test_recursion(x64, make):
     """Each step is the solver's own from the particles ahead, and they look ahead by ``k / (k + 3)``."""
     plain = make(model, 1.0, 2.0)
@@ -80,7 +80,7 @@ def ill_conditioned(size, particles, condition, seed):
     return x, x @ draws.normal(size=size) * 3, draws.normal(size=(particles, size))
 
 
-@pytest.mark.parametrize("kind", ["etki", "enkf", "perturbed"])
+@pytest.mark.parametrize("kind", ["etki", pytest.param("enkf", marks=pytest.mark.slow), "perturbed"])
 def test_no_divergence(x64, kind):
     """On linear problems of conditions from 1 to 10^6 and steps from short to huge no loss ever rises above its start.
 
@@ -173,6 +173,7 @@ def test_failed_particles(x64):
     assert np.abs(np.asarray(state.position - solver.ensemble(state))[0]).max() > 1e-3  # the others do look ahead
 
 
+@pytest.mark.slow
 def test_other_solvers(x64):
     """Inflated Kalman steps and a discretization of the flow are accelerated too."""
     inflated = kalman.etki(model, 10.0, inflation=kalman.multiplicative_inflation(1.02))

@@ -173,6 +173,7 @@ def test_affine_invariance(x64):
         np.testing.assert_allclose(other_info.drift_norm, info.drift_norm, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_far_from_the_posterior(x64):
     """Data a thousand deviations away are reached by shortened steps, and no step is refused."""
     solver = aldi(linear, 1e-4 * GAMMA, prior=prior(), key=KEY)
@@ -221,6 +222,17 @@ def test_functions_have_derivatives(x64):
     np.testing.assert_allclose(base[1], scipy.linalg.expm(-matrix), atol=1e-12)
 
 
+def test_own_data_that_failed(x64):
+    """A particle whose own data are not finite has failed, and does not spoil the others."""
+    own = jnp.asarray(Y + RNG.normal(size=(J, M))).at[3, 0].set(jnp.nan)
+    solver = aldi(linear, GAMMA, prior=prior(), key=KEY, targets_axis=0)
+    state, info = solver.step(solver.init(jnp.asarray(START)), (MATRIX, own))
+    assert (int(info.failed), bool(info.moved)) == (1, True)
+    assert bool(jnp.isfinite(state.ensemble).all())
+    np.testing.assert_array_equal(state.ensemble[3], START[3])
+
+
+@pytest.mark.slow
 def test_runs_have_derivatives(x64):
     """With respect to a setting, through steps whose matrix has a null space."""
 

@@ -41,7 +41,7 @@ def violation(w, gradient, weights):
     return np.where(w == 0, at_zero, np.abs(gradient + weights * np.sign(w)))
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("condition", [1.0, 1e6])
 def test_proximal_step_is_optimal(x64, condition):
     """In metrics of all conditions the conditions of optimality hold, and zeros are exact."""
     step = jax.jit(proximal_step)
@@ -57,6 +57,17 @@ def test_proximal_step_is_optimal(x64, condition):
         assert residual < 1e-11
         assert 0 < (found == 0).sum() < 12
         assert found[0] != 0  # without a penalty
+
+
+def test_proximal_step_in_single_precision():
+    """The active-set method gives the digits that the interior points, which end at their rounding, have not."""
+    step = jax.jit(proximal_step)
+    for seed in range(4):
+        draws = np.random.default_rng(seed)
+        mean, weights = draws.normal(size=60).astype(np.float32), draws.uniform(0, 2, size=60).astype(np.float32)
+        found, residual = step(mean, np.eye(60, dtype=np.float32), weights)
+        assert float(residual) < 1e-6
+        np.testing.assert_allclose(found, np.sign(mean) * np.maximum(np.abs(mean) - weights, 0), atol=1e-6)
 
 
 def test_proximal_step_of_low_rank(x64):
@@ -101,7 +112,7 @@ def lasso(penalty):
     return Lasso(alpha=penalty * NOISE / M, fit_intercept=False, tol=1e-15, max_iter=100_000).fit(MATRIX, Y).coef_
 
 
-@pytest.mark.parametrize("penalty", [20.0, 100.0])
+@pytest.mark.parametrize("penalty", [20.0, pytest.param(100.0, marks=pytest.mark.slow)])
 def test_long_time_is_the_lasso(x64, penalty):
     """In one huge step, and in thirty steps to a time of 3,000, by both methods."""
     wanted = lasso(penalty)
@@ -119,6 +130,7 @@ def test_long_time_is_the_lasso(x64, penalty):
         assert float(np.max(info.residual)) < 1e-8
 
 
+@pytest.mark.slow
 def test_perturbed_data(x64):
     """With a key the Kalman step perturbs the data, and the penalty still makes zeros."""
     solver = sparse(linear, NOISE, 1.0, penalty=20.0, method="enkf", key=KEY)
@@ -178,6 +190,7 @@ def test_failed_particles(x64):
     assert violation(w, gradient, 0.7 * 4.0).max() < 1e-8
 
 
+@pytest.mark.slow
 def test_fewer_particles_than_numbers(x64):
     """In the span of five particles the minimum is that of the numbers that they can reach."""
     few = START[:5]
@@ -198,6 +211,7 @@ def test_fewer_particles_than_numbers(x64):
         assert value(w + 1e-4 * change) >= value(w) - 1e-10
 
 
+@pytest.mark.slow
 def test_single_precision():
     """Zeros and values are those of double precision."""
     single = sparse(linear, NOISE, 1.0, penalty=20.0)

@@ -194,6 +194,7 @@ def test_a_failed_mean_is_refused(x64):
         eki_jax.checked(solver.step)(start, (MATRIX, Y))
 
 
+@pytest.mark.slow
 def test_all_but_the_mean_fail(x64):
     """With the mean's run alone there is nothing to compare, so the step is refused."""
     broken = lambda u, x: jnp.where(jnp.abs(flat_norm(u)) > 1e-9, jnp.nan, linear(u, x))
@@ -277,6 +278,7 @@ def test_more_points_than_needed(x64):
         )
 
 
+@pytest.mark.slow
 def test_noise_of_every_kind(x64):
     """Low rank, a tree of blocks, and data that bring their own covariance."""
     factor = RNG.normal(size=(M, 2))
