@@ -8,6 +8,7 @@ in ``eki_jax.kernel`` is public only where one of these exports it.
 from __future__ import annotations
 
 import ast
+import enum
 import importlib
 import inspect
 import pkgutil
@@ -75,6 +76,8 @@ def signature(path: str, thing: Any) -> str:
     is_error = inspect.isclass(thing) and issubclass(thing, BaseException)
     if not is_code(thing) or is_typeddict(thing) or is_error or getattr(thing, "_is_protocol", False):
         return path
+    if inspect.isclass(thing) and issubclass(thing, enum.Enum):  # what inspect says depends on Python's version
+        return f"{path}(value)"
     words: list[str] = []
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     for name, argument in inspect.signature(thing).parameters.items():
