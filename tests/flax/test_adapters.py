@@ -206,3 +206,19 @@ def test_bad_models_are_named():
         models.dense_network(())
     with pytest.raises(ValueError, match=r"widths\[0\]: 0"):
         models.dense_network((0, 10))
+
+
+def test_a_network_of_integers_against_numpy() -> None:
+    """Weights and biases are whole numbers of steps, whatever lies below a half of one."""
+    network = models.Int8Network((5, 3))
+    x = jax.random.normal(jax.random.key(1), (4, 2, 2))
+    params = jax.jit(network.init)(jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.3, params)
+    whole = {name: np.clip(np.round(np.asarray(leaf) / models.INT8_STEP), -128, 127) for name, leaf in params.items()}
+    hidden = np.asarray(x).reshape(4, 4)
+    for index in range(2):
+        hidden = hidden @ (whole[f"kernel_{index}"] * models.INT8_STEP) + whole[f"bias_{index}"] * models.INT8_STEP
+        hidden = np.maximum(hidden, 0) if index == 0 else hidden
+    wanted = np.exp(hidden - hidden.max(axis=1, keepdims=True))
+    found = jax.jit(network.apply)({"params": params}, x)
+    np.testing.assert_allclose(found, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-5)

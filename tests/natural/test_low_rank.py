@@ -232,3 +232,18 @@ def test_the_ensemble_never_exists() -> None:
 
 def template_of_arrays(template: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        ("glorot", ValueError, "scale: 'glorot'; wanted 'xavier', numbers, or a prior"),
+        ({}, TypeError, r"scale: {}; wanted numbers > 0"),
+        (-1.0, ValueError, r"scale: -1\.0"),
+        ({"w": np.array([1.0, 0.0])}, ValueError, r"scale\['w'\]: numbers that are not finite and > 0"),
+        ({"other": 1.0}, ValueError, "scale: its structure does not fit the parameters'"),
+    ],
+)
+def test_a_scale_that_does_not_fit_is_named(scale: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        natural.low_rank(1, scale).scales({"w": jnp.ones((2, 2))})

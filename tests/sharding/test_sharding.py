@@ -464,6 +464,29 @@ def digits_method(devices: int, driver: Any, J: Any = 32, resample: bool = False
     return problem, sharding.shard_method(method, sharding.make_mesh(devices), driver=driver)
 
 
+def test_a_sharded_method_is_that_of_one_device() -> None:
+    """A step, the accuracy of all and of each, and a redraw to another size."""
+    forward = lambda p, x: jax.nn.softmax(x @ p)
+    x, labels = jax.random.normal(jax.random.key(3), (6, 3)), jnp.arange(6) % 3
+
+    def run(method: Any) -> Any:
+        key = jax.random.key(0)
+        state, metrics = method.step(method.init(key), key, (x, labels))
+        found = method.accuracy(state, x, labels)
+        return state, metrics, found, method.redraw(state, key, 16), method.estimate(state)
+
+    def make(**axis: Any) -> Any:
+        solver = eki_jax.euler(forward, eki_jax.cross_entropy(), **axis)
+        return training.ensemble_method(
+            solver, forward, eki_jax.gaussian(jnp.zeros((3, 3)), 1.0), 8, resample=True, **axis
+        )
+
+    spread = sharding.shard_method(make(axis_name="particles"), sharding.make_mesh(4))
+    found, wanted = jax.jit(lambda: run(spread))(), jax.jit(lambda: run(make()))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+    assert found[3].ensemble.shape == (16, 3, 3)
+
+
 @pytest.mark.slow
 def test_drivers_give_the_same_curve() -> None:
     """Drivers give the same training curve on digits."""

@@ -100,6 +100,21 @@ def test_an_overflowing_norm_skips_the_step() -> None:
     assert not bool(info.is_finite)
 
 
+def test_parts_redraw_as_the_whole_does() -> None:
+    """Over a mapped axis, with more columns than parts and with fewer."""
+    policy, count = redraw_failed(jax.random.key(0)), jnp.array(2)
+    healthy = jnp.ones(8, bool).at[jnp.array([1, 6])].set(False)
+    ensemble = {"wide": jax.random.normal(jax.random.key(1), (8, 5)), "narrow": jnp.arange(8.0)}
+    apart = lambda tree: jax.tree.map(lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), tree)
+    body = lambda part, flags: policy.apply(part, flags, count, "p")
+    found = jax.jit(jax.vmap(body, axis_name="p"))(apart(ensemble), apart(healthy))
+    wanted = jax.jit(lambda: policy.apply(ensemble, healthy, count, None))()
+    for name, leaf in found.items():
+        np.testing.assert_allclose(leaf.reshape(wanted[name].shape), wanted[name], rtol=1e-5, atol=1e-5)
+        assert not np.allclose(wanted[name][1], ensemble[name][1])
+        np.testing.assert_array_equal(wanted[name][0], ensemble[name][0])
+
+
 @pytest.mark.parametrize("policy", [keep_failed(), redraw_failed(jax.random.key(0))], ids=["keep", "redraw"])
 def test_devices_agree_with_one(policy: Any) -> None:
     one, one_info = updated(policy)
