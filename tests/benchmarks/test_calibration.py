@@ -149,6 +149,20 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: 
     assert again["etki 40"]["found"][0]["mean"] == 9.0
 
 
+def test_cells_of_other_settings_are_measured(tmp_path: Path) -> None:
+    """A kept cell is used for the same settings alone, and what was skipped is tried again."""
+    path = tmp_path / "x.json"
+    cells = Cells(path, {"preset": "smoke"}, keep=False, say=lambda line: None)
+    assert cells.get("a", {"seeds": 2}, lambda: [1.0]) == [1.0]
+    assert cells.get("b", {}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
+    kept = Cells(path, {"preset": "smoke"}, keep=True, say=lambda line: None)
+    assert kept.get("a", {"seeds": 2}, lambda: [2.0]) == [1.0]
+    assert kept.get("a", {"seeds": 3}, lambda: [3.0]) == [3.0]
+    assert kept.get("b", {}, lambda: {"rows": []}) == {"rows": []}
+    for other in (Cells(path, {"preset": "cpu"}, keep=True, say=print), Cells(path, {}, keep=False, say=print)):
+        assert other.cells == {}
+
+
 def test_the_page_has_marks_for_all_tables() -> None:
     """The page holds what its commands wrote: each committed result's table, as made from its JSON."""
     text = page.PAGE.read_text()
