@@ -15,8 +15,9 @@ from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.health import particle_mean
 from eki_jax.kernel.keys import particle_key
-from eki_jax.kernel.particles import ensemble_size, flatten_outputs, local_size, wide_dtype
+from eki_jax.kernel.particles import ensemble_size, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
+from eki_jax.solvers.kalman.differences import raw_differences
 from eki_jax.solvers.kalman.inflation import inflated
 from eki_jax.solvers.kalman.localization import LocalProducts, as_localization
 from eki_jax.solvers.kalman.noise_covariance import Data, NoiseCovariance, as_noise_covariance, fitted, is_usable
@@ -66,13 +67,13 @@ class System(NamedTuple):
 
     Attributes:
         ensemble: particles, shape (J, ...).
-        raw: differences ``G_j - y`` in the outputs' units, shape (J, M).
+        raw: differences ``G_j - y`` in the outputs' units, shape (J, M), with one y for all particles.
+        shifts: differences of each particle's own data from these, ``y_j - y``, shape (J, M); None for common data.
         covariance: covariance Gamma, which whitens them.
         prior: whitened differences ``u_j - m_0``, shape (J, P), where a prior is imposed; else None.
-        residuals: whitened differences, those of the prior last, whose noise has covariance I; shape (J, M or M + P).
-        noise: draws of each particle's own data around the common ones, whitened, in the shape of ``residuals``; None
-            for none.
-        perturbed: differences from each particle's own data, ``residuals - noise``.
+        residuals: whitened ``raw``, the prior's differences last, whose noise has covariance I; shape (J, M or M + P).
+        noise: draws around the data, whitened, in the shape of ``residuals``; None for none.
+        perturbed: whitened differences from each particle's own data, less the noise: what it is moved by.
         step_size: step size h.
         healthy: flags of the particles that take part, shape (J,).
         axis: devices over which the particles are spread.
@@ -81,6 +82,7 @@ class System(NamedTuple):
 
     ensemble: Ensemble
     raw: Array
+    shifts: Array | None
     covariance: NoiseCovariance
     prior: Array | None
     residuals: Array
@@ -159,31 +161,43 @@ def analysis(
         check_state(state, KalmanState, method.name)
         check_rows(outputs, local_size(state.ensemble, name="ensemble"))
         gamma, targets = covariance_and_data(covariance, targets, outputs)
-        raw = flat_residuals(arrays("outputs", outputs), arrays("targets", targets), options.targets_axis)
+        own_raw, raw = raw_differences(arrays("outputs", outputs), arrays("targets", targets), options)
         # Whitened before anything is multiplied: data of many magnitudes, and the noise's own, keep their digits.
         residuals = gamma.whiten(raw)
+        own = residuals if own_raw is raw else gamma.whiten(own_raw)
         of_prior = None if whitened is None else prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
-        misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
-        healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
-        raw = jnp.where(healthy[:, None], raw, 0)
-        residuals = jnp.where(healthy[:, None], residuals, 0)
+        misfits = 0.5 * jnp.sum(own * own, axis=1)
+        healthy = health(own, own, misfits, (state.ensemble,), options)
+        shifts = None if own_raw is raw else jnp.where(healthy[:, None], raw - own_raw, 0)
+        raw, residuals, own = (jnp.where(healthy[:, None], rows, 0) for rows in (raw, residuals, own))
         if of_prior is not None:
             of_prior = jnp.where(healthy[:, None], of_prior, 0)
             misfits = misfits + 0.5 * jnp.sum(of_prior * of_prior, axis=1)
-            residuals = jnp.concatenate([residuals, of_prior], axis=1)
+            residuals, own = (jnp.concatenate([rows, of_prior], axis=1) for rows in (residuals, own))
         misfits = jnp.where(healthy, misfits, jnp.nan)
         h: Any = step_size
         if callable(step_size):
             h = step_size(axis.gathered(misfits), residuals.shape[1], state.time, state.count)
             h = axis.mean(h)  # the same number everywhere, which shard_map cannot know of gathered misfits
         h = jnp.asarray(real("step_size", h, NOT_NEGATIVE), residuals.dtype)
-        noise, perturbed = None, residuals
+        noise, perturbed = None, own
         if key is not None:
             noise = _noise(jax.random.fold_in(key, state.count), residuals, options.axis_name)
             noise = jnp.where(h > 0, jax.lax.rsqrt(jnp.where(h > 0, h, 1)), 0) * noise
-            perturbed = jnp.where(healthy[:, None], residuals - noise, 0)
+            perturbed = jnp.where(healthy[:, None], own - noise, 0)
         system = System(
-            state.ensemble, raw, gamma, of_prior, residuals, noise, perturbed, h, healthy, axis, options.precision
+            state.ensemble,
+            raw,
+            shifts,
+            gamma,
+            of_prior,
+            residuals,
+            noise,
+            perturbed,
+            h,
+            healthy,
+            axis,
+            options.precision,
         )
         if local is None:
             products: Any = method.solve(system)
@@ -241,20 +255,6 @@ def covariance_and_data(covariance: NoiseCovariance | None, targets: Any, output
             "noise_covariance: None; wanted a covariance, or targets that are Data(values, noise_covariance)"
         )
     return fitted(covariance, outputs), targets
-
-
-def flat_residuals(outputs: Any, targets: Any, targets_axis: int | None) -> Array:
-    """``G(u_j) - y``, or ``G(u_j) - y_j`` for targets of each particle's own, as one array of shape (J, M)."""
-    size = local_size(outputs, name="outputs")
-    flat = flatten_outputs(outputs, size, name="outputs")
-    own = targets_axis == 0
-    wanted = jax.tree.map(lambda leaf: jnp.shape(leaf)[0 if own else 1 :], outputs)
-    found = jax.tree.map(jnp.shape, targets)
-    if wanted != found:
-        what = "the outputs', a row for every particle" if own else "one particle's outputs"
-        raise ValueError(f"targets: shape {found}; wanted that of {what}, {wanted}")
-    rows = targets if own else jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], targets)
-    return flat.astype(wide_dtype(flat.dtype)) - flatten_outputs(rows, size if own else 1, name="targets")
 
 
 def _noise(key: Array, residuals: Array, axis_name: str | None) -> Array:

@@ -298,7 +298,7 @@ class LocalProducts(NamedTuple):
         columns = _columns(system.ensemble)
         u = centred(columns, healthy, size, axis)
         everyone = axis.gathered(u)
-        raw, all_healthy = axis.gathered(jnp.where(healthy[:, None], system.raw, 0)), axis.gathered(healthy)
+        raw, all_healthy = axis.gathered(system.raw), axis.gathered(healthy)
         prior = None if system.prior is None else axis.gathered(system.prior)
         count = size.astype(raw.dtype)
         scale = system.step_size / count
@@ -312,7 +312,12 @@ class LocalProducts(NamedTuple):
                 rows = jnp.concatenate([rows, jnp.sqrt(fitted.near(place).astype(raw.dtype))[None] * prior], axis=1)
             mean = jnp.sum(rows, axis=0) / count
             z = jnp.where(all_healthy[:, None], rows - mean[None], 0)
-            perturbed = own(rows) if system.noise is None else own(rows) - system.noise
+            perturbed = own(rows)
+            if system.shifts is not None:
+                shifts = system.covariance.whiten(root[None] * system.shifts)
+                perturbed = perturbed - jnp.pad(shifts, ((0, 0), (0, perturbed.shape[1] - shifts.shape[1])))
+            if system.noise is not None:
+                perturbed = perturbed - system.noise
             perturbed = jnp.where(healthy[:, None], perturbed, 0)
             return jnp.where(healthy[:, None], combination(scale, z, own, perturbed, mean), 0)
 

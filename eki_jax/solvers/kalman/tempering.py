@@ -53,9 +53,10 @@ def tempered(steps: int | Sequence[float]) -> TemperingFn:
 
     def schedule(misfits: Array, outputs: int, time: Array, count: Array) -> Array:
         del misfits, outputs, count
+        rounding = 4 * jnp.finfo(time.dtype if hasattr(time, "dtype") else float).eps
         time = jnp.asarray(time, float)
         # The rounding of a time is far below a step; one that is there is the end of its step, not before it.
-        later = jnp.asarray(ends, time.dtype) > time + 4 * jnp.finfo(time.dtype).eps
+        later = jnp.asarray(ends, time.dtype) > time + rounding
         return jnp.where(later.any(), jnp.asarray(ends, time.dtype)[jnp.argmax(later)] - time, 0)
 
     return schedule

@@ -27,7 +27,8 @@ from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve
 from eki_jax.kernel.particles import check_like, wide_dtype
-from eki_jax.solvers.kalman.analysis import covariance_and_data, flat_residuals
+from eki_jax.solvers.kalman.analysis import covariance_and_data
+from eki_jax.solvers.kalman.differences import flat_residuals
 from eki_jax.solvers.kalman.flat import as_params, flat_params
 from eki_jax.solvers.kalman.noise_covariance import as_noise_covariance, is_usable
 from eki_jax.solvers.kalman.tempering import TemperingFn

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import eki_jax
-from eki_jax.kalman import KalmanState, LowRankNoise, cheaper_space, data_misfit_controller, enkf, tempered
+from eki_jax.kalman import KalmanState, LowRankNoise, cheaper_space, data_misfit_controller, enkf, etki, tempered
 
 J, M = 6, 4
 TARGETS = jnp.array([0.5, -0.3, 0.2, 1.0])
@@ -406,3 +406,25 @@ def test_targets_of_another_shape_are_refused():
     solver = enkf(model, 1.0)
     with pytest.raises(ValueError, match="targets: shape"):
         solver.step(solver.init(particles()), (0.8, TARGETS[:3]))
+
+
+@pytest.mark.parametrize("localization", [None, np.ones((1, 1))])
+def test_data_of_its_own_are_no_spread_of_outputs(x64, localization):
+    """Perturbed data that are given lead to the posterior that perturbed data which are drawn do.
+
+    For u ~ N(0, 1), an output u, data 1 and Gamma = 1 the posterior is N(1/2, 1/2); the data's own spread is none of
+    the outputs'.
+    """
+    rng = np.random.default_rng(0)
+    u, data = rng.normal(size=(400, 1)), 1 + rng.normal(size=(400, 1))
+    for centred in (u, data):
+        centred -= centred.mean()
+    data += 1
+    solver = enkf(lambda u, x: u, 1.0, targets_axis=0, localization=localization)
+    state, _ = solver.step(solver.init(jnp.asarray(u)), (0.0, jnp.asarray(data)))
+    gain = u.var() / (u.var() + 1)
+    np.testing.assert_allclose(state.ensemble, u + gain * (data - u), atol=1e-12)
+    whole = etki(lambda u, x: u, 1.0, targets_axis=0, localization=localization)
+    state, _ = whole.step(whole.init(jnp.asarray(u)), (0.0, jnp.asarray(data)))
+    np.testing.assert_allclose(state.ensemble.mean(), gain, atol=1e-12)
+    np.testing.assert_allclose(state.ensemble.var(), (1 - gain) * u.var(), atol=1e-12)
