@@ -20,6 +20,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from eki_jax._checks import NOT_NEGATIVE, arrays, function, is_known, one_of, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
+from eki_jax.ensembles.priors import Gaussian
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.linear_algebra import HIGHEST, inverse_root
 from eki_jax.kernel.particles import local_size, wide_dtype
@@ -31,6 +32,7 @@ from eki_jax.solvers.kalman.etki import etki
 from eki_jax.solvers.kalman.flat import as_params, flat_rows
 from eki_jax.solvers.kalman.noise_covariance import as_noise_covariance
 from eki_jax.solvers.kalman.tempering import TemperingFn
+from eki_jax.solvers.kalman.tikhonov import prior_residuals, whitened_prior
 from eki_jax.solvers.protocol import (
     Info,
     Options,
@@ -119,6 +121,7 @@ def sparse(
     threshold: Any = 0.0,
     method: Literal["etki", "enkf"] = "etki",
     key: Array | None = None,
+    prior: Gaussian | None = None,
     **settings: Unpack[SharedSettings],
 ) -> Solver:
     r"""Ensemble Kalman inversion with an L1 penalty, for few parameters out of many.
@@ -144,6 +147,7 @@ def sparse(
         threshold: absolute value >= 0, in units of the parameters, up to which a penalized number is set to zero.
         method: name of the Kalman step, "etki" or "enkf".
         key: JAX random key that perturbs the data, for "enkf"; None for none.
+        prior: Gaussian prior that every step imposes beside the penalty, see :class:`KalmanSettings`; None for none.
         **settings: keywords that all solvers of ensembles share, see :class:`eki_jax.SharedSettings`.
 
     Returns:
@@ -173,7 +177,8 @@ def sparse(
     real("threshold", threshold, NOT_NEGATIVE)
     covariance = None if noise_covariance is None else as_noise_covariance(noise_covariance)
     make: Any = etki if method == "etki" else enkf
-    kalman = make(None, noise_covariance, step_size, **({} if key is None else {"key": key}), **settings)
+    kalman = make(None, noise_covariance, step_size, prior=prior, **({} if key is None else {"key": key}), **settings)
+    whitened = None if prior is None else whitened_prior(prior)
     axis = options.axis
 
     def init(ensemble: Ensemble) -> SparseState:
@@ -189,6 +194,9 @@ def sparse(
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
         number = axis.sum(jnp.sum(healthy, dtype=jnp.int32))
         size = jnp.maximum(number, 1).astype(residuals.dtype)
+        if whitened is not None:
+            of_prior = prior_residuals(whitened, state.ensemble).astype(differences.dtype)
+            differences = jnp.concatenate([differences, of_prior], axis=1)
         z = centred(differences, healthy, size, axis)
         u = centred(flat_rows(state.ensemble, residuals.dtype), healthy, size, axis)
         everyone, scale = axis.gathered(z), h.astype(z.dtype) / size

@@ -287,3 +287,16 @@ def test_new_particles_are_whole():
     again = solver.with_ensemble(state, start)
     np.testing.assert_allclose(solver.estimate(again), START.mean(0), atol=1e-6)
     assert int(again.count) == 1
+
+
+def test_a_prior_beside_the_penalty(x64):
+    """One step ends at the minimum of misfit, prior, penalty and distance from the ensemble."""
+    first, h, mean = START - START.mean(axis=0), 2.0, np.full(P, 0.5)
+    prior = eki_jax.gaussian(jnp.asarray(mean), 0.7)
+    solver = sparse(linear, NOISE, h, penalty=4.0, prior=prior)
+    state, info = solver.step(solver.init(jnp.asarray(first)), (MATRIX, jnp.asarray(Y)))
+    w = np.asarray(solver.estimate(state))
+    metric = np.linalg.inv(np.cov(first.T, ddof=0))
+    slope = h * (MATRIX.T @ (MATRIX @ w - Y) / NOISE + (w - mean) / 0.49) + metric @ w
+    assert violation(w, slope, np.full(P, h * 4.0)).max() < 1e-8
+    assert 0 < int(info.nonzero) < P
