@@ -24,6 +24,7 @@ class Cells:
     def __init__(self, path: Path, head: dict[str, Any], *, keep: bool, say: Callable[[str], None]) -> None:
         self.path, self.head, self.cells, self._say = path, dict(head), {}, say
         self.extra: dict[str, Any] = {}
+        self._asked: set[str] = set()
         if keep and path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             if all(before.get(key) == value for key, value in plain(head).items()):
@@ -32,6 +33,7 @@ class Cells:
 
     def get(self, name: str, settings: dict[str, Any], measure: Callable[[], Any]) -> Any:
         """The cell called ``name``, measured unless it is there with the same settings."""
+        self._asked.add(name)
         cell = self.cells.get(name)
         if cell is None or cell["settings"] != plain(settings):
             begun = time.perf_counter()
@@ -45,3 +47,7 @@ class Cells:
     def payload(self) -> dict[str, Any]:
         """All there is to write."""
         return {**self.head, **self.extra, "cells": self.cells}
+
+    def drop_others(self) -> None:
+        """Forget the cells of an earlier run that this one did not ask for."""
+        self.cells = {name: cell for name, cell in self.cells.items() if name in self._asked}

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     cells = Cells(path, {"command": command, "preset": arguments.preset}, keep=arguments.keep, say=_say)
     if not arguments.draw:
         experiment.run(arguments.preset, cells, arguments.env_dir.resolve())
+        cells.drop_others()
         save_result(path, cells.payload())
     elif not path.exists():
         print(f"calibration {arguments.name}: no {path.name} to draw; wanted a run without --draw", file=sys.stderr)

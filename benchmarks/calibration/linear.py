@@ -137,7 +137,7 @@ def run(preset: str, cells: Cells, peers: Path) -> None:
     cells.extra["problem"] = {"parameters": PARAMETERS, "outputs": OUTPUTS, "seeds": seeds, "sizes": list(sizes)}
     cells.extra["labels"] = {name: entry.label for name, entry in LINEAR.items()}
     for name, entry in LINEAR.items():
-        for particles in sizes if not entry.own_particles else sizes[:1]:
+        for particles in sizes if not entry.own_particles else [2 * PARAMETERS + 1]:
             if not entry.least(PARAMETERS) <= particles <= entry.most:
                 continue
             settings = {"particles": particles, "seeds": seeds, "steps": entry.steps}
@@ -147,16 +147,15 @@ def run(preset: str, cells: Cells, peers: Path) -> None:
 def medians(result: dict[str, Any], name: str, quantity: str) -> dict[int, float]:
     """The median over the seeds of one method's quantity, by the number of particles."""
     found = {}
-    for size in result["problem"]["sizes"]:
-        cell = result["cells"].get(f"{name} {size}")
-        values = [row[quantity] for row in cell["found"] if quantity in row] if cell else []
-        if values:
-            found[size] = float(np.median(values))
+    for key, cell in result["cells"].items():
+        values = [row[quantity] for row in cell["found"] if quantity in row]
+        if key.rpartition(" ")[0] == name and values:
+            found[cell["settings"]["particles"]] = float(np.median(values))
     return found
 
 
 def table(result: dict[str, Any]) -> str:
-    """Errors of the mean and of the covariance for a small, a middle and a large ensemble."""
+    """Errors of the mean and the variance for a small, a middle and a large ensemble, or of a method's only one."""
     sizes = result["problem"]["sizes"]
     shown = sizes if len(sizes) <= 3 else [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
     header = ["method", "steps", *(f"mean, J = {n}" for n in shown), *(f"variance, J = {n}" for n in shown)]
@@ -164,33 +163,43 @@ def table(result: dict[str, Any]) -> str:
     for name, label in result["labels"].items():
         mean, variance = (medians(result, name, quantity) for quantity in ("mean", "variance"))
         steps, own = (medians(result, name, quantity) for quantity in ("steps", "own"))
-        rows.append([label, f"{max(steps.values()):.0f}"])
-        rows[-1] += [page.number(values.get(n)) for values in (mean, variance) for n in shown]
+        only = [n for n in mean if n not in sizes or len(mean) == 1]
+        columns = only + [0] * (len(shown) - 1) if only else shown  # no run has no particles
+        rows.append([label + "".join(f" (J = {n})" for n in only), f"{max(steps.values()):.0f}"])
+        rows[-1] += [page.number(values.get(n)) for values in (mean, variance) for n in columns]
         # The largest of the medians: rounding alone where the step is exact.
         rows[-1].append(f"{max(own.values()):.0e}" if own else "–")
     return page.markdown([*header, "from the exact update of its own prior"], rows)
+
+
+ROUNDING = 1e-6  # below it an error is none
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Errors of mean and covariance against J."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
     titles = {"mean": "Error of the mean, in posterior standard deviations", "covariance": "Error of the covariance"}
+    sizes = np.asarray(result["problem"]["sizes"], float)
     for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
         for index, (name, label) in enumerate(result["labels"].items()):
             values = medians(result, name, quantity)
-            style = {"color": f"C{index % 10}", "marker": "osD^v<>Ph*X"[index % 11]}
-            if len(values) > 1:
-                axis.loglog(*zip(*values.items(), strict=True), label=label, ms=5, lw=1.3, **style)
-            elif max(values.values()) > 1e-6:
-                axis.axhline(*values.values(), label=label, color=style["color"], lw=1.3, ls="--")
-        sizes = np.asarray(result["problem"]["sizes"], float)
+            exact = max(values) if values[max(values)] < ROUNDING else None
+            text = label if exact is None else f"{label}: exact to rounding from J = {_from(values)}"
+            style = {"color": f"C{index % 10}", "marker": "osD^v<>Ph*X"[index % 11], "ls": "-" if index < 10 else "--"}
+            axis.loglog(*zip(*values.items(), strict=True), label=text, ms=6, lw=1.3, **style)
         scale = medians(result, "etki", quantity)
         last = max(scale)
-        axis.loglog(sizes, scale[last] * np.sqrt(last / sizes), color="0.7", lw=4, zorder=0, label="$J^{-1/2}$")
-        axis.set(title=title, xlabel="particles J")
+        axis.loglog(sizes, scale[last] * np.sqrt(last / sizes), color="0.8", lw=5, zorder=0, label="$J^{-1/2}$")
+        axis.set(title=title, xlabel="particles J", ylim=(4e-3, 12))
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     page.save(figure, path)
+
+
+def _from(values: dict[int, float]) -> int:
+    """The least J from which on an error is rounding alone."""
+    large = [size for size, value in values.items() if value >= ROUNDING]
+    return min(size for size in values if size > max(large, default=0))

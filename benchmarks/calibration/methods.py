@@ -133,7 +133,7 @@ LINEAR: dict[str, Entry] = {
         500,
         0.9,
         least=spans,
-        most=200,
+        most=60,
     ),
     "eks": Entry(
         "EKS, last 450 of 500 steps",
@@ -141,7 +141,7 @@ LINEAR: dict[str, Entry] = {
         500,
         0.9,
         least=spans,
-        most=200,
+        most=60,
     ),
     "euler": Entry("EKI, Euler, 20 steps", whitened(eki_jax.euler), 20),
     "nesterov": Entry("EKI, Nesterov, 20 steps", whitened(eki_jax.nesterov), 20),
