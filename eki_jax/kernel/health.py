@@ -130,7 +130,7 @@ def _middle(values: Array, finite: Array, axis: Axis) -> tuple[Array, Array]:
         order = jnp.arange(count)
         below = every[:, None, :] < every[:, :, None]
         before = (every[:, None, :] == every[:, :, None]) & (order[None, None, :] < order[None, :, None])
-        index = jnp.argmax(jnp.sum(below | before, axis=2) == wanted, axis=1)
+        index = jnp.argmax(jnp.sum(below | before, axis=2, dtype=jnp.int32) == wanted, axis=1)
     index = axis.largest(index)  # the same everywhere, which shard_map cannot know of gathered values
     own = axis.own_indices(len(finite))[None, :] == index[:, None]
     return index, axis.sum(jnp.sum(jnp.where(own, values, 0), axis=1))

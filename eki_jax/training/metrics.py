@@ -121,7 +121,9 @@ def particle_accuracy(forward: ForwardFn, params: Params, x: Array, labels: Arra
 
 def _is_right(outputs: Array, labels: Array) -> Array:
     """Where the largest output is the labelled class's; outputs that are not numbers are never right."""
-    return (jnp.argmax(outputs, axis=-1) == labels) & ~jnp.isnan(outputs).any(axis=-1)
+    found = jnp.argmax(outputs, axis=-1)
+    wanted = jnp.broadcast_to(jnp.asarray(labels).astype(found.dtype), found.shape)
+    return (found == wanted) & ~jnp.isnan(outputs).any(axis=-1)
 
 
 def _check(labels: Any, samples: int) -> None:
