@@ -28,6 +28,7 @@ def damped_solve(matrix: Array, right: Array, damping: Array) -> tuple[Array, Ar
     >>> bool(jnp.isfinite(x).all()), bool(failed)
     (True, True)
     """
+    damping = damping.astype(matrix.dtype)
     damped = matrix + damping * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     factor = jnp.linalg.cholesky(damped)
     failed = ~jnp.isfinite(factor).all()

@@ -47,6 +47,7 @@ class Direction(NamedTuple):
 
     def predicted(self, rate: Array) -> Array:
         """The decrease of the loss's second-order model after ``rate`` times the step."""
+        rate = rate.astype(self.slope.dtype)
         return rate * self.slope - 0.5 * rate**2 * self.bend
 
 

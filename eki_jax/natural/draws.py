@@ -64,7 +64,8 @@ class Cloud(NamedTuple):
         local = self.particles // devices
         number = self.axis.own_indices(local)
         seeds = number // 2 if self.antithetic else number
-        signs = jnp.where(number % 2 == 1, -1.0, 1.0) if self.antithetic else jnp.ones(local)
+        signs = jnp.where(number % 2 == 1, -1, 1) if self.antithetic else jnp.ones(local)
+        signs = signs.astype(jnp.float32)  # as sigma is, whatever the default
 
         def one(seed: Array) -> Any:
             return self.deviations.draw(jax.random.fold_in(key, seed), mean)
@@ -146,7 +147,7 @@ class Cloud(NamedTuple):
     def combine(self, mean: Params, drawn: Any, weights: Array) -> Params:
         """``sum_j w_j e_j`` over all devices."""
         factors, signs = drawn
-        return self.axis.sum(self.deviations.combine(mean, factors, weights * signs))
+        return self.axis.sum(self.deviations.combine(mean, factors, weights * signs.astype(weights.dtype)))
 
 
 def low_rank_of(deviations: Deviations) -> LowRankDeviations:

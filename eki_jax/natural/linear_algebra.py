@@ -35,4 +35,5 @@ def inverse_square_root(matrix: Array, damping: Array) -> Array:
     Array(0.5, dtype=float32)
     """
     values, vectors = jnp.linalg.eigh(matrix)
-    return jnp.matmul(vectors / jnp.sqrt(1 + jnp.maximum(values, 0) / damping), vectors.T, precision=HIGHEST)
+    roots = jnp.sqrt(1 + jnp.maximum(values, 0) / damping.astype(values.dtype))
+    return jnp.matmul(vectors / roots[None], vectors.T, precision=HIGHEST)

@@ -283,7 +283,9 @@ def natural_gradient(
         )
         new = state._replace(position=position, average=average)
         if state.transform is not None and found.matrix is not None:
-            new = new._replace(transform=inverse_square_root(found.matrix, lam) @ state.transform)
+            new = new._replace(
+                transform=inverse_square_root(found.matrix, lam).astype(state.transform.dtype) @ state.transform
+            )
         new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
         return new._replace(count=state.count + ok.astype(state.count.dtype)), info
 
@@ -327,7 +329,7 @@ def _no_particles_to_replace(state: NaturalState, ensemble: Ensemble) -> Natural
 
 def _transformed(transform: Array, factors: Any, signs: Array) -> tuple[Any, Array]:
     """Deviations ``sum_k T_jk sign_k e_k``; their signs are then all positive."""
-    t = transform * signs
+    t = transform * signs.astype(transform.dtype)[None]
     return jax.tree.map(lambda e: jnp.tensordot(t.astype(e.dtype), e, axes=1), factors), jnp.ones_like(signs)
 
 
@@ -344,7 +346,7 @@ def _rose(loss: Array, before: Array, after: Array, limit: Any) -> Array:
     particles' noise is all that is left of both.
     """
     largest = jnp.where(jnp.isfinite(before), jnp.maximum(before, loss), loss)  # one that had failed may recover
-    rise = (jnp.asarray(limit, after.dtype) - 1) * jnp.abs(largest) + jnp.finfo(jnp.float32).eps
+    rise = (jnp.asarray(limit, after.dtype) - 1) * jnp.abs(largest) + float(jnp.finfo(jnp.float32).eps)
     return ~(after - largest <= rise)  # NaN has risen
 
 

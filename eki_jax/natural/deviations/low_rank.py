@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from eki_jax._checks import arrays, function, whole
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import normal
+from eki_jax.kernel.particles import wide_dtype
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
 from eki_jax.natural.deviations.matrix import LowRankMatrix, largest_rank
 
@@ -40,7 +41,8 @@ class LowRankDeviations(NamedTuple):
         def leaf(path: Any, m: Array, e: Any) -> Any:
             if not isinstance(e, tuple):
                 return (m + sigma.astype(e.dtype) * e).astype(m.dtype)
-            left, right = (sigma * e[0]).astype(m.dtype), e[1].astype(m.dtype)
+            wide = wide_dtype(e[0].dtype)
+            left, right = (sigma.astype(wide) * e[0].astype(wide)).astype(m.dtype), e[1].astype(m.dtype)
             matrix = LowRankMatrix(m, left, right, name=jax.tree_util.keystr(path))
             return matrix.dense() if self.formed else replace(matrix, watched=watched)
 

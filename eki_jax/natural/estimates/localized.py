@@ -160,9 +160,9 @@ def estimated_jacobian(
         number: number of those on all devices.
         axes: devices over which particles and samples are spread; J and B are then those of this device.
     """
-    signs = drawn[1]
+    sigma, signs = sigma.astype(rows.dtype), drawn[1].astype(rows.dtype)
     particles = len(signs)
-    reaches, place = _reaches(deviations, mean, drawn, sigma, seen, healthy)
+    reaches, place = _reaches(deviations, mean, (drawn[0], signs), sigma, seen, healthy)
     spread = jnp.sqrt(jnp.maximum(number, 2) - 1.0).astype(rows.dtype)
     outputs = jnp.transpose(spread * rows.reshape(particles, seen.samples, -1), (1, 2, 0))
     known = jax.tree.map(lambda factor: factor.astype(rows.dtype), list(reaches.values()))
@@ -210,7 +210,9 @@ def _reaches(
     reaches: dict[str, Reach] = {}
     for name, m, e in zip(*_named(mean, factors), strict=True):
         if name in seen.inputs:
-            left = jnp.moveaxis(size[:, None, None] * e[0].reshape(len(signs), -1, deviations.rank), 0, 2)
+            left = jnp.moveaxis(
+                size[:, None, None] * e[0].reshape(len(signs), -1, deviations.rank).astype(size.dtype), 0, 2
+            )
             reaches[name] = Reach(seen.inputs[name], left, jnp.moveaxis(e[1], -1, 0))
         elif not isinstance(e, tuple):
             ones = jnp.ones((seen.samples, 1, 1), m.dtype)
@@ -242,7 +244,7 @@ def damped_newton(
 
     def matrix(v: Params) -> Params:
         product = jacobian.transposed(curve(jacobian.times(v)))
-        return jax.tree.map(lambda a, b: a + damping * b, product, v)
+        return jax.tree.map(lambda a, b: a + damping.astype(a.dtype) * b, product, v)
 
     def dot(a: Params, b: Params) -> Array:
         return sum((jnp.vdot(u, v) for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))

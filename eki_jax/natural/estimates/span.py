@@ -129,7 +129,7 @@ def _in_output_space(
     # A gradient outside of the Hessian's range cannot be written in R numbers; it goes around the system.
     outside, inner = jnp.zeros((), factor.dtype), model.coordinates
     if model.remainder is not None:
-        outside = rows @ model.remainder / damping
+        outside = rows @ model.remainder / damping.astype(rows.dtype)
         inner = inner - copies * axes.both.sum(outside @ factor)
     solution, fallback = damped_solve(matrix, axes.batch.mean(inner), damping)
     weights = axes.batch.mean(jnp.matmul(factor, solution, precision=precision) + outside)
@@ -258,7 +258,8 @@ class Span(NamedTuple):
             healthy=found.healthy,
             setup=setup,
         )
-        weights = sigma * found.weights * lax.rsqrt(jnp.maximum(found.healthy - 1, 1))
+        over = lax.rsqrt(jnp.maximum(found.healthy - 1, 1)).astype(found.weights.dtype)
+        weights = sigma.astype(over.dtype) * found.weights * over
         ascent = setup.cloud.combine(mean, drawn, jnp.where(reason == 0, weights, 0))
         direction = Direction(
             ascent, found.loss, found.slope, found.bend, found.healthy, found.fallback, reason, found.matrix
