@@ -62,8 +62,8 @@ def etki(
     >>> solver = etki(lambda u, x: x * u, noise_covariance=4.0)
     >>> state = solver.init(jnp.array([[1.0], [3.0]]))  # mean 2, variance 1
     >>> state, info = solver.step(state, (2.0, jnp.array([8.0])))
-    >>> state.ensemble.ravel().round(2)  # mean 2 + 2 / (4 + 4) (8 - 4), variance 1 - 2 / (4 + 4) 2
-    Array([2.29, 3.71], dtype=float32)
+    >>> [round(float(u), 2) for u in state.ensemble.ravel()]  # mean 2 + 2 / 8 (8 - 4), variance 1 - 2 / 8 2
+    [2.29, 3.71]
 
     Huang, Huang, Reich and Stuart, Inverse Problems 38, 2022; Bishop, Etherton and Majumdar, Monthly Weather Review
     129, 2001.
