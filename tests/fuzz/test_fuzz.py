@@ -18,6 +18,7 @@ import sys
 from typing import Any, get_origin
 
 import pytest
+from fuzz.calls import MADE
 from fuzz.changes import REFUSED
 from fuzz.exempt import EXEMPT, OTHER_TESTS
 from fuzz.judging import CALLS, KINDS, Case, cases_of, classified, pairs_of, table, unexpected
@@ -130,6 +131,7 @@ def test_the_fixed_set(results: dict[str, collections.Counter[str]]) -> None:
 def test_calls_reach_what_they_are_named_for(name: str) -> None:
     """The code of the public function runs, and not another's with a similar name."""
     code, reached = named(name).__code__, []
+    MADE.clear()  # what another case made would be used again
 
     def watch(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code is code:
