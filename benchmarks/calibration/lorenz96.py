@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.calibration import racing
 from benchmarks.calibration.cells import Cells
-from benchmarks.calibration.methods import RACE, Entry, kalman_step, localized, localized_race, remedies
+from benchmarks.calibration.methods import RACE, Entry, has_places, kalman_step, localized, localized_race, remedies
 from benchmarks.calibration.page import markdown, number
 from benchmarks.calibration.problems import Problem, lorenz96
 from benchmarks.calibration.race import ITERATIONS
@@ -63,13 +63,13 @@ def radius_of(chosen: dict[int, float], size: int) -> float:
 
 
 def claims(result: dict[str, Any]) -> dict[str, Any]:
-    """The iterations of the steps with a taper, seed by seed, None for a seed that missed the target."""
+    """The iterations of the steps that want places, seed by seed, None for a seed that missed the target."""
     found = racing.outcomes(result) | racing.outcomes(result, "remedy/")
+    localizing = [entry for entry in (localized_race(1.0) | remedies(1.0)).values() if entry.where is has_places]
     return {
-        f"{label}, J = {size}": [run["iterations"] if run["reached"] else None for run in runs]
-        for label, by_size in found.items()
-        for size, runs in by_size.items()
-        if size in TUNING_SIZES
+        f"{entry.label}, J = {size}": [run["iterations"] if run["reached"] else None for run in runs]
+        for entry in localizing
+        for size, runs in found[entry.label].items()
     }
 
 

@@ -52,8 +52,9 @@ class Other(NamedTuple):
 IES, KIL = "iterative_ensemble_smoother", "kalman-inversion-lib"
 STEPS, TO_ONE = {"step": 1.0, "ends": False}, {"step": 0.25, "ends": True}
 OTHERS: dict[str, Other] = {
-    "ies": Other(f"{IES}: ESMDA", IES, "ies_race.py"),
-    "ies-taper": Other(f"{IES}: ESMDA, taper", IES, "ies_race.py", tapers=True),
+    "ies": Other(f"{IES}: ESMDA", IES, "ies_race.py", {"whitened": False}),
+    "ies-whitened": Other(f"{IES}: ESMDA, whitened outputs", IES, "ies_race.py", {"whitened": True}),
+    "ies-taper": Other(f"{IES}: ESMDA, taper", IES, "ies_race.py", {"whitened": False}, tapers=True),
     "pyesmda": Other("pyesmda: ESMDA", "pyesmda", "pyesmda_race.py"),
     "pyesmda-taper": Other("pyesmda: ESMDA, taper", "pyesmda", "pyesmda_race.py", tapers=True),
     "dapper": Other("DAPPER: square root, to time 1", "dapper", "dapper_race.py", TO_ONE),
@@ -216,7 +217,11 @@ def _raced(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) 
         shown = others + [0] * (len(sizes) - 1) if others else sizes  # no run has no particles
         least = {n: np.median([min(run["misfits"]) for run in runs]) for n, runs in by_size.items() if runs}
         name = label + "".join(f" (J = {n})" for n in others)
-        cells = [racing.cell(by_size.get(n)) for n in shown]
+        broken = {n: [run["ended"] for run in runs if run["ended"].startswith("error")] for n, runs in by_size.items()}
+        cells = [
+            racing.cell(by_size.get(n)) + (f" ({len(broken[n])} by {broken[n][0]})" if broken.get(n) else "")
+            for n in shown
+        ]
         rows.append([name, *cells, *(number(least.get(n)) for n in shown)])
     return markdown(
         [*header, "least simulator runs, all seeds"],
@@ -228,14 +233,17 @@ def _raced(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) 
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """For every race the share of seeds that reached the target within a number of simulator runs, all J together."""
+    """The misfit at the mean against simulator runs: the median over the seeds, a panel for each race."""
     from matplotlib import pyplot as plt
 
     raced = [name for name in result["sizes"] if name != "linear"]
     figure, axes = plt.subplots(1, len(raced), figsize=(6.5 * len(raced), 6), layout="constrained", squeeze=False)
+    labels = list(dict.fromkeys(label for problem in raced for label in rows_of(result, problem)))
+    shown, colours = {}, plt.get_cmap("tab20")
     for axis, problem in zip(axes[0], raced, strict=True):
         size = max(result["sizes"][problem])
-        for index, (label, by_size) in enumerate(rows_of(result, problem).items()):
+        for label, by_size in rows_of(result, problem).items():
+            index = labels.index(label)
             used = size if size in by_size else max(by_size)
             runs = by_size[used]
             if not runs:
@@ -244,11 +252,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
             longest = max(len(run["misfits"]) for run in runs)
             misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
             cost = np.median([run["runs"] / max(1, run["iterations"]) for run in runs])
-            style = {"lw": 2 if ours else 1.2, "ls": "-" if ours else "--", "color": f"C{index % 10}"}
-            axis.plot(cost * np.arange(longest), np.median(misfits, axis=0), label=label, marker=".", **style)
+            style = {"lw": 2 if ours else 1.2, "ls": "-" if ours else "--", "color": colours(index % 20)}
+            style["marker"] = "osD^v<>Ph*Xd"[index % 12]
+            (shown[label],) = axis.plot(cost * np.arange(longest), np.median(misfits, axis=0), ms=4, **style)
         misfit_axis(axis, size * ITERATIONS)
         axis.set_title(f"{problem}, J = {size}")
     axes[0][0].set_ylabel("misfit at G(mean), median of seeds")
-    handles = dict(zip(*reversed(axes[0][-1].get_legend_handles_labels()), strict=True))
+    handles = {label: shown[label] for label in labels if label in shown}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
     save(figure, path)

@@ -84,7 +84,7 @@ def misfit_axis(axis: Any, most_runs: float) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axis.axhline(1, color="0.4", lw=0.8)
-    axis.set(xlabel="simulator runs", yscale="log", xlim=(0, most_runs))
+    axis.set(xlabel="simulator runs", yscale="log", xlim=(0, most_runs), ylim=(0.6, 8))
     ticks = (0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8)
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
