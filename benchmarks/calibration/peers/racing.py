@@ -97,13 +97,14 @@ def serve(run: Callable[[Race], None], package: str) -> None:
                 "runs": race.runs,
                 "ended": ended,
                 "misfits": race.misfits,
-                "mean": race.last.mean(axis=0).tolist(),
-                "covariance": np.atleast_2d(np.cov(race.last, rowvar=False)).tolist(),
                 "spread": float(np.sqrt(np.mean(race.last.var(axis=0, ddof=1)))),
                 "error": float(np.sqrt(np.mean((race.last.mean(axis=0) - np.array(task["truth"])) ** 2))),
                 "failed": 0,
             }
         )
+        if not task["target"]:  # what a result without a target is compared by
+            covariance = np.atleast_2d(np.cov(race.last, rowvar=False))
+            rows[-1] |= {"mean": race.last.mean(axis=0).tolist(), "covariance": covariance.tolist()}
     print(json.dumps({"rows": rows, "version": importlib.metadata.version(package)}), flush=True)
 
 
