@@ -203,7 +203,7 @@ def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
         array("w", w)
     if jnp.ndim(x) == 0 or len(w.shape) != 2 or jnp.shape(x)[-1] != w.shape[0]:
         raise ValueError(f"w: shape {w.shape} for x of shape {jnp.shape(x)}; wanted (n, k) for x of (B, n)")
-    if jnp.shape(bias) != w.shape[1:]:
+    if jnp.shape(bias)[-1:] != w.shape[1:] or math.prod(jnp.shape(bias)) != w.shape[1]:
         raise ValueError(f"bias: shape {jnp.shape(bias)} for w of shape {w.shape}; wanted {w.shape[1:]}")
     if isinstance(w, LowRankMatrix):
         bias = w.meets(bias)
