@@ -45,10 +45,10 @@ def keep_failed() -> FailurePolicy:
 
 
 def redraw_failed(key: Array) -> FailurePolicy:
-    """Failed particles are drawn anew from N(mean, C), the mean and covariance of the healthy ones.
+    """Failed particles are drawn anew around the healthy ones' mean, with their unbiased covariance.
 
-    They so stay in the affine span of the healthy particles. With fewer than two healthy particles there is nothing to
-    draw from and the ensemble is kept.
+    So the ensemble keeps its covariance on average, and its affine span. With fewer than two healthy particles there is
+    nothing to draw from and the ensemble is kept.
 
     Args:
         key: JAX random key of the draws; folded with the step count and each particle's index.
@@ -146,13 +146,17 @@ def _redraw(key: Array, ensemble: Ensemble, *, healthy: Array, ok: Array, axis: 
     every = axis.gathered(healthy)
     keys = jax.vmap(partial(jax.random.fold_in, key))(axis.own_indices(local))
     normal = jax.vmap(lambda k: jax.random.normal(k, every.shape))(keys)
+    # Of n healthy particles out of J. With C alone the ensemble's covariance would shrink on average, by the share of
+    # 1/n that the others lack and of 1/J that the draws' own mean takes.
+    number, size = ok.astype(normal.dtype), len(every)
+    scale = jnp.sqrt(size / ((number - 1) * (size - 1)))
 
     def drawn(rows: Array) -> Array:
         """Draws for this device's particles from some columns of everybody's, shape (J, columns)."""
         rows = jnp.where(every[:, None], rows, 0)
         mean = jnp.sum(rows, axis=0) / ok
         anomalies = jnp.where(every[:, None], rows - mean, 0)
-        return mean + normal.astype(rows.dtype) @ anomalies / jnp.sqrt(ok.astype(rows.dtype))
+        return mean + normal.astype(rows.dtype) @ anomalies * scale.astype(rows.dtype)
 
     def leaf(u: Array) -> Array:
         rows = u.reshape(local, -1).astype(wide_dtype(u.dtype))

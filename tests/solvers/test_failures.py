@@ -127,3 +127,18 @@ def test_devices_agree_with_one(policy: Any) -> None:
     np.testing.assert_allclose(state.ensemble, one.ensemble, rtol=1e-4, atol=1e-5)
     assert int(info.failed) == int(one_info.failed) == 2
     np.testing.assert_allclose(info.spread, np.sqrt(oracle.rows(START[HEALTHY]).var(axis=0).sum()), rtol=1e-5)
+
+
+def test_redrawing_keeps_the_covariance() -> None:
+    """Over draws of an ensemble of which two of six fail, its covariance is on average what it was without failures."""
+    healthy = jnp.array([True, True, False, True, False, True])
+
+    def variances(key: Any) -> Any:
+        first, second = jax.random.split(key)
+        ensemble = jax.random.normal(first, (6, 1))
+        new = redraw_failed(second).apply(ensemble, healthy, jnp.array(0), None)
+        return jnp.stack([ensemble.var(), new.var()])
+
+    before, after = np.asarray(jax.jit(jax.vmap(variances))(jax.random.split(jax.random.key(0), 20_000))).T
+    error = np.sqrt((before.var() + after.var()) / len(before))
+    assert abs(before.mean() - after.mean()) < 4 * error
