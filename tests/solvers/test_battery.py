@@ -69,6 +69,8 @@ class Row(NamedTuple):
         particles: number of particles.
         draws: flag, True where a step draws random numbers, which differ in double precision.
         loss: function of a state and its particles' outputs: the loss that the next step reports.
+        alike: name of a row that stands on the same code: all of that row's cells are in the quick run, of this one's
+            those of ``QUICK``; the others are slow.
     """
 
     make: Callable[..., eki_jax.Solver]
@@ -77,6 +79,7 @@ class Row(NamedTuple):
     particles: int = J
     draws: bool = False
     loss: Callable[[Any, Any], Any] = mean_loss
+    alike: str | None = None
 
 
 def natural_row(loss: Callable[[Any, Any], Any], **own: Any) -> Row:
@@ -102,14 +105,20 @@ SOLVERS: dict[str, Row] = {
     "nesterov": Row(lambda f, **s: eki_jax.nesterov(f, LOSS, STEP, 0.5, **s)),
     "heavy_ball": Row(lambda f, **s: eki_jax.heavy_ball(f, LOSS, STEP, 0.5, **s)),
     "compact_euler": Row(lambda f, **s: compact_euler(f, LOSS, STEP, **s)),
-    "recipe": Row(lambda f, **s: recipe()(f, LOSS, STEP, **s)),
+    "recipe": Row(lambda f, **s: recipe()(f, LOSS, STEP, **s), alike="euler"),
     "enkf": Row(lambda f, **s: kalman.enkf(f, NOISE, 0.3, **s), loss=of_misfits),
     "enkf_tempered": Row(
-        lambda f, **s: kalman.enkf(f, NOISE, kalman.tempered(3), key=KEY, **s), ends=True, draws=True, loss=of_misfits
+        lambda f, **s: kalman.enkf(f, NOISE, kalman.tempered(3), key=KEY, **s),
+        ends=True,
+        draws=True,
+        loss=of_misfits,
+        alike="enkf",
     ),
     "aldi": Row(lambda f, **s: kalman.aldi(f, NOISE, **{"prior": PRIOR, "key": KEY, **s}), draws=True, loss=of_misfits),
-    "accelerated": Row(lambda f, **s: kalman.accelerated(kalman.etki(f, NOISE, 0.3, **s)), loss=of_misfits),
-    "sparse": Row(lambda f, **s: kalman.sparse(f, NOISE, 0.3, **{"penalty": 0.2, **s}), loss=of_misfits),
+    "accelerated": Row(
+        lambda f, **s: kalman.accelerated(kalman.etki(f, NOISE, 0.3, **s)), loss=of_misfits, alike="etki"
+    ),
+    "sparse": Row(lambda f, **s: kalman.sparse(f, NOISE, 0.3, **{"penalty": 0.2, **s}), loss=of_misfits, alike="etki"),
     "uki": Row(
         lambda f, **s: kalman.uki(f, NOISE, kalman.tempered(3), **{"prior": PRIOR, "particles": 24, **s}),
         around_a_mean=True,
@@ -119,9 +128,11 @@ SOLVERS: dict[str, Row] = {
     ),
     "etki": Row(lambda f, **s: kalman.etki(f, NOISE, 0.3, **s), loss=of_misfits),
     "etki_local": Row(
-        lambda f, **s: kalman.etki(f, NOISE, 0.3, **{"localization": NEAR, "inflation": GROWTH, **s}), loss=of_misfits
+        lambda f, **s: kalman.etki(f, NOISE, 0.3, **{"localization": NEAR, "inflation": GROWTH, **s}),
+        loss=of_misfits,
+        alike="etki",
     ),
-    "natural_full": natural_row(at_mean_output, deviations=natural.full_rank(1.0)),
+    "natural_full": natural_row(at_mean_output, deviations=natural.full_rank(1.0))._replace(alike="natural_low"),
     "natural_low": natural_row(at_mean_output, averaging=0.5),
     "natural_localized": natural_row(at_mean, estimate=natural.localized(4)),
     "natural_adaptive": natural_row(at_mean_output, damping=natural.adaptive_damping(1e-2)),
@@ -570,8 +581,29 @@ PROPERTIES: dict[str, Callable[[Run, Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("prop", PROPERTIES)
-@pytest.mark.parametrize("solver", SOLVERS)
+#: What rows that stand on another's code show in the quick run.
+QUICK = (
+    "init",
+    "step",
+    "ask_and_tell",
+    "estimate",
+    "with_ensemble",
+    "info",
+    "failures",
+    "sharded",
+    "scan",
+    "done",
+    "passes",
+)
+
+
+def cell(solver: str, prop: str) -> Any:
+    """A cell of the table as a parameter of the test."""
+    quick = SOLVERS[solver].alike is None or prop in QUICK or (prop, solver) in REFUSED
+    return pytest.param(solver, prop, marks=() if quick else pytest.mark.slow, id=f"{solver}-{prop}")
+
+
+@pytest.mark.parametrize(("solver", "prop"), [cell(solver, prop) for solver in SOLVERS for prop in PROPERTIES])
 def test_cell(solver: str, prop: str, tmp_path: Path) -> None:
     """The property holds for the solver, or is refused by the error that the table of refusals promises."""
     words = REFUSED.get((prop, solver))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._checks import one_of
+from eki_jax._checks import one_of, whole
 from eki_jax._types import Array, ForwardFn, Space
 from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve, inverse_root
 from eki_jax.kernel.products import Products
@@ -89,10 +89,15 @@ def cheaper_space(ensemble_size: int, outputs: int, parameters: int) -> Space:
         outputs: number of outputs M.
         parameters: number of parameters P.
 
+    Raises:
+        TypeError: a size that is no whole number.
+        ValueError: a size below 1.
+
     >>> cheaper_space(50, 2000, 100), cheaper_space(2000, 50, 100)
     ('ensemble', 'output')
     """
-    J, M, P = float(ensemble_size), float(outputs), float(parameters)
+    sizes = {"ensemble_size": ensemble_size, "outputs": outputs, "parameters": parameters}
+    J, M, P = (float(whole(name, size)) for name, size in sizes.items())
     output = 4 * J * M**2 + M**3 / 3 + min(4 * J * M * P, 2 * J**2 * (M + P))
     ensemble = 4 * J**2 * M + 7 * J**3 / 3 + 2 * J**2 * P
     return "ensemble" if ensemble < output else "output"
