@@ -91,13 +91,13 @@ def cheaper_space(ensemble_size: int, outputs: int, parameters: int) -> Space:
 
     Raises:
         TypeError: a size that is no whole number.
-        ValueError: a size below 1.
+        ValueError: a size below 0.
 
     >>> cheaper_space(50, 2000, 100), cheaper_space(2000, 50, 100)
     ('ensemble', 'output')
     """
     sizes = {"ensemble_size": ensemble_size, "outputs": outputs, "parameters": parameters}
-    J, M, P = (float(whole(name, size)) for name, size in sizes.items())
+    J, M, P = (float(whole(name, size, 0)) for name, size in sizes.items())
     output = 4 * J * M**2 + M**3 / 3 + min(4 * J * M * P, 2 * J**2 * (M + P))
     ensemble = 4 * J**2 * M + 7 * J**3 / 3 + 2 * J**2 * P
     return "ensemble" if ensemble < output else "output"
