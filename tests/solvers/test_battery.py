@@ -103,8 +103,8 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 SOLVERS: dict[str, Row] = {
     "euler": Row(lambda f, **s: eki_jax.euler(f, LOSS, STEP, **s)),
     "nesterov": Row(lambda f, **s: eki_jax.nesterov(f, LOSS, STEP, 0.5, **s)),
-    "heavy_ball": Row(lambda f, **s: eki_jax.heavy_ball(f, LOSS, STEP, 0.5, **s)),
-    "compact_euler": Row(lambda f, **s: compact_euler(f, LOSS, STEP, **s)),
+    "heavy_ball": Row(lambda f, **s: eki_jax.heavy_ball(f, LOSS, STEP, 0.5, **s), alike="euler"),
+    "compact_euler": Row(lambda f, **s: compact_euler(f, LOSS, STEP, **s), alike="euler"),
     "recipe": Row(lambda f, **s: recipe()(f, LOSS, STEP, **s), alike="euler"),
     "enkf": Row(lambda f, **s: kalman.enkf(f, NOISE, 0.3, **s), loss=of_misfits),
     "enkf_tempered": Row(
@@ -114,7 +114,12 @@ SOLVERS: dict[str, Row] = {
         loss=of_misfits,
         alike="enkf",
     ),
-    "aldi": Row(lambda f, **s: kalman.aldi(f, NOISE, **{"prior": PRIOR, "key": KEY, **s}), draws=True, loss=of_misfits),
+    "aldi": Row(
+        lambda f, **s: kalman.aldi(f, NOISE, **{"prior": PRIOR, "key": KEY, **s}),
+        draws=True,
+        loss=of_misfits,
+        alike="etki",
+    ),
     "accelerated": Row(
         lambda f, **s: kalman.accelerated(kalman.etki(f, NOISE, 0.3, **s)), loss=of_misfits, alike="etki"
     ),
@@ -134,8 +139,10 @@ SOLVERS: dict[str, Row] = {
     ),
     "natural_full": natural_row(at_mean_output, deviations=natural.full_rank(1.0))._replace(alike="natural_low"),
     "natural_low": natural_row(at_mean_output, averaging=0.5),
-    "natural_localized": natural_row(at_mean, estimate=natural.localized(4)),
-    "natural_adaptive": natural_row(at_mean_output, damping=natural.adaptive_damping(1e-2)),
+    "natural_localized": natural_row(at_mean, estimate=natural.localized(4))._replace(alike="natural_low"),
+    "natural_adaptive": natural_row(at_mean_output, damping=natural.adaptive_damping(1e-2))._replace(
+        alike="natural_low"
+    ),
 }
 AROUND_A_MEAN = [name for name, row in SOLVERS.items() if row.around_a_mean]
 
