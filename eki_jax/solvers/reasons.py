@@ -51,8 +51,8 @@ class Reason(enum.IntEnum):
     ENDED = 8, "the method had reached its end, solver.done(state); start anew from its ensemble to go on"
     MEAN_FAILED = (
         9,
-        "the run of the mean failed, that all others are measured from; start at other parameters, with a prior that keeps "
-        "to those that the model can run with",
+        "the run of the mean failed, that all others are measured from; start at other parameters, with a prior that "
+        "keeps to those that the model can run with",
     )
 
     def __new__(cls, code: int, remedy: str = "") -> Reason:  # noqa: D102
