@@ -24,9 +24,14 @@ from benchmarks.performance.environments import Unavailable, python_of
 
 TITLE = "Other libraries on the same problems"
 SCRIPTS = Path(__file__).parent / "peers"
-# Of the tapers, by J: what ``lorenz96 --preset cpu`` chose for our step.
-RADIUS = {20: 4.0, 50: 8.0, 100: 8.0}
+CHOSEN = Path(__file__).parents[1] / "results" / "calibration" / "lorenz96.json"
 LIMIT = 1800  # seconds for one library, one problem and one size
+
+
+def chosen_radius(particles: int) -> float:
+    """The taper's radius that ``lorenz96`` chose for our step with the nearest number of particles."""
+    radii = json.loads(CHOSEN.read_text(encoding="utf-8"))["radius"]
+    return float(radii[min(radii, key=lambda size: abs(int(size) - particles))])
 
 
 class Other(NamedTuple):
@@ -98,7 +103,7 @@ def task(problem: Problem, other: Other, particles: int, seeds: range) -> dict[s
         **other.settings,
         "settings": problem.settings,
         "period": problem.period,
-        "radius": RADIUS[particles] if other.tapers else None,
+        "radius": chosen_radius(particles) if other.tapers else None,
         "target": 0.0 if problem.name == "linear" else TARGET,
         "limit": ITERATIONS,
         "seeds": list(seeds),
@@ -143,7 +148,7 @@ def run(preset: str, cells: Cells, environments: Path) -> None:
                 continue  # nothing ends it
             for particles in [2 * len(problem.prior_mean) + 1] if other.own_particles else sizes:
                 settings = {"label": other.label, "particles": particles, "seeds": seeds, **other.settings}
-                settings |= {"radius": RADIUS[particles]} if other.tapers else {}
+                settings |= {"radius": chosen_radius(particles)} if other.tapers else {}
                 request = task(problem, other, particles, range(seeds))
                 measure = lambda: ask(other, request, environments)  # noqa: B023
                 found = cells.get(f"{name}/{key} {particles}", settings, measure)
@@ -157,7 +162,7 @@ def _race_ours(problem: Problem, sizes: tuple[int, ...], seeds: range, cells: Ce
     on_linear = problem.name == "linear"
     for key in OURS_LINEAR if on_linear else OURS:
         for size in sizes:
-            entry = LINEAR[key] if on_linear else (RACE | localized_race(RADIUS.get(size, 8.0)))[key]
+            entry = LINEAR[key] if on_linear else (RACE | localized_race(chosen_radius(size)))[key]
             particles = 2 * len(problem.prior_mean) + 1 if entry.own_particles else size
             if not entry.where(problem):
                 continue

@@ -62,7 +62,7 @@ def inverse_root(matrix: Array) -> tuple[Array, Array]:
     (Array([0.5, 1. ], dtype=float32), Array([0.5, 1. ], dtype=float32))
     """
     vectors, p = _roots(matrix)
-    return _spectral(vectors, 1 / p), _spectral(vectors, 1 / (p * (1 + p)))
+    return spectral(vectors, 1 / p), spectral(vectors, 1 / (p * (1 + p)))
 
 
 @inverse_root.defjvp
@@ -75,15 +75,32 @@ def _inverse_root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[An
     slope = -1 / (rows * columns * (rows + columns))
     slopes = slope, slope * (1 + rows + columns) / ((1 + rows) * (1 + columns))
     changes = tuple(jnp.linalg.multi_dot([vectors, by * inner, vectors.T], precision=HIGHEST) for by in slopes)
-    return (_spectral(vectors, 1 / p), _spectral(vectors, 1 / (p * (1 + p)))), changes
+    return (spectral(vectors, 1 / p), spectral(vectors, 1 / (p * (1 + p)))), changes
 
 
 def _roots(matrix: Array) -> tuple[Array, Array]:
-    """The eigenvectors of S, and the roots of ``1 + s``; NaN where S is not finite, for which eigh is undefined."""
+    """The eigenvectors of S, and the roots of ``1 + s``."""
+    vectors, values = eigen(matrix)
+    return vectors, jnp.sqrt(1 + values)
+
+
+def eigen(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvectors and eigenvalues of a positive semi-definite matrix, those below zero, which are rounding, as zero.
+
+    The values are NaN where the matrix is not finite, for which eigh is undefined.
+
+    >>> eigen(jnp.diag(jnp.array([-1e-9, 2.0])))[1]
+    Array([0., 2.], dtype=float32)
+    """
     finite = jnp.isfinite(matrix).all()
     values, vectors = jnp.linalg.eigh(jnp.where(finite, matrix, 0))
-    return vectors, jnp.where(finite, jnp.sqrt(1 + jnp.maximum(values, 0)), jnp.nan)
+    return vectors, jnp.where(finite, jnp.maximum(values, 0), jnp.nan)
 
 
-def _spectral(vectors: Array, values: Array) -> Array:
+def spectral(vectors: Array, values: Array) -> Array:
+    """``V diag(values) V^T``, a function of the matrix with these eigenvectors.
+
+    >>> spectral(jnp.eye(2), jnp.array([1.0, 2.0])).diagonal()
+    Array([1., 2.], dtype=float32)
+    """
     return jnp.matmul(vectors * values[None], vectors.T, precision=HIGHEST)

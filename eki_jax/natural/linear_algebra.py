@@ -12,10 +12,7 @@ in the space of the ensemble (J x J), or of the outputs (R x R) by the push-thro
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from eki_jax._types import Array, Space
-from eki_jax.kernel.linear_algebra import HIGHEST
+from eki_jax._types import Space
 
 
 def cheaper_space(particles: int, outputs: int) -> Space:
@@ -25,15 +22,3 @@ def cheaper_space(particles: int, outputs: int) -> Space:
     ('output', 'ensemble')
     """
     return "output" if outputs < particles else "ensemble"
-
-
-def inverse_square_root(matrix: Array, damping: Array) -> Array:
-    """``(I + matrix / damping)^(-1/2)``, symmetric: how the deviations shrink to the posterior's.
-
-    >>> import jax.numpy as jnp
-    >>> inverse_square_root(jnp.diag(jnp.array([3.0, 0.0])), jnp.array(1.0))[0, 0]
-    Array(0.5, dtype=float32)
-    """
-    values, vectors = jnp.linalg.eigh(matrix)
-    roots = jnp.sqrt(1 + jnp.maximum(values, 0) / damping.astype(values.dtype))
-    return jnp.matmul(vectors / roots[None], vectors.T, precision=HIGHEST)

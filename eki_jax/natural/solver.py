@@ -13,12 +13,12 @@ from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Sc
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.keys import particle_key
+from eki_jax.kernel.linear_algebra import inverse_root
 from eki_jax.natural.damping import AdaptiveDamping
 from eki_jax.natural.deviations import Deviations, FullRank, low_rank
 from eki_jax.natural.direction import Direction, Estimate, mean_loss
 from eki_jax.natural.estimates import span
 from eki_jax.natural.estimator import EstimatorSettings, floating_params, make_estimator
-from eki_jax.natural.linear_algebra import inverse_square_root
 from eki_jax.solvers.protocol import (
     Solver,
     bad_targets,
@@ -283,9 +283,8 @@ def natural_gradient(
         )
         new = state._replace(position=position, average=average)
         if state.transform is not None and found.matrix is not None:
-            new = new._replace(
-                transform=inverse_square_root(found.matrix, lam).astype(state.transform.dtype) @ state.transform
-            )
+            shrinking, _ = inverse_root(found.matrix / lam.astype(found.matrix.dtype))
+            new = new._replace(transform=shrinking.astype(state.transform.dtype) @ state.transform)
         new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
         return new._replace(count=state.count + ok.astype(state.count.dtype)), info
 

@@ -21,7 +21,7 @@ from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.health import particle_mean
 from eki_jax.kernel.keys import particle_key
-from eki_jax.kernel.linear_algebra import HIGHEST
+from eki_jax.kernel.linear_algebra import HIGHEST, eigen, spectral
 from eki_jax.kernel.particles import ensemble_size, local_size, wide_dtype
 from eki_jax.kernel.products import Products, centred
 from eki_jax.solvers.kalman.analysis import covariance_and_data
@@ -251,14 +251,14 @@ def relaxation(matrix: Array) -> tuple[Array, Array, Array]:
     >>> mean.diagonal().round(4), decay.diagonal(), (root @ root).diagonal().round(4)
     (Array([1.    , 0.7213], dtype=float32), Array([1. , 0.5], dtype=float32), Array([2.   , 1.082], dtype=float32))
     """
-    vectors, values = _eigen(matrix)
-    return tuple(_spectral(vectors, value(values)) for value, _ in _RELAXATION)  # type: ignore[return-value]
+    vectors, values = eigen(matrix)
+    return tuple(spectral(vectors, value(values)) for value, _ in _RELAXATION)  # type: ignore[return-value]
 
 
 @relaxation.defjvp
 def _relaxation_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     (matrix,), (tangent,) = primals, tangents
-    vectors, values = _eigen(matrix)
+    vectors, values = eigen(matrix)
     inner = jnp.linalg.multi_dot([vectors.T, 0.5 * (tangent + tangent.T), vectors], precision=HIGHEST)
     rows, columns = values[:, None], values[None]
     between, apart = 0.5 * (rows + columns), rows - columns
@@ -268,7 +268,7 @@ def _relaxation_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any,
         found = value(values)
         difference = (found[:, None] - found[None]) / jnp.where(close, 1, apart)
         slopes = jnp.where(close, derivative(between), difference)  # Daleckii and Krein
-        results.append(_spectral(vectors, found))
+        results.append(spectral(vectors, found))
         changes.append(jnp.linalg.multi_dot([vectors, slopes * inner, vectors.T], precision=HIGHEST))
     return tuple(results), tuple(changes)
 
@@ -296,13 +296,3 @@ _RELAXATION = (
     (lambda s: jnp.exp(-s), lambda s: -jnp.exp(-s)),
     (_root, lambda s: 2 * _mean_slope(2 * s) / _root(s)),
 )
-
-
-def _eigen(matrix: Array) -> tuple[Array, Array]:
-    finite = jnp.isfinite(matrix).all()
-    values, vectors = jnp.linalg.eigh(jnp.where(finite, 0.5 * (matrix + matrix.T), 0))
-    return vectors, jnp.where(finite, jnp.maximum(values, 0), jnp.nan)
-
-
-def _spectral(vectors: Array, values: Array) -> Array:
-    return jnp.matmul(vectors * values[None], vectors.T, precision=HIGHEST)

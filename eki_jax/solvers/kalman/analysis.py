@@ -103,6 +103,11 @@ class System(NamedTuple):
         """The mean of the healthy particles' residuals, shape (M,); ``size`` is the number of those."""
         return self.axis.sum(jnp.sum(self.residuals, axis=0)) / size
 
+    def products(self, outputs: Array, cotangents: Array) -> Products:
+        """The kernel's products of the ensemble with outputs and cotangents, shape (J, K) each."""
+        settings: Any = {"healthy": self.healthy, "axis": self.axis, "precision": self.precision}
+        return Products.of(self.ensemble, outputs, cotangents, **settings)
+
 
 class Method(NamedTuple):
     """What one Kalman method does with the system of a step.

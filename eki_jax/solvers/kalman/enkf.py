@@ -124,14 +124,7 @@ def _solve_among_outputs(system: System) -> Products:
         return jnp.pad(left, ((0, 0), (0, missing))), jnp.pad(right, ((0, 0), (0, missing)))
 
     outputs, cotangents = lax.cond(is_resolved(gram), by_matrix, by_singular_values)
-    return Products.of(
-        system.ensemble,
-        outputs,
-        cotangents,
-        healthy=system.healthy,
-        axis=system.axis,
-        precision=system.precision,
-    )
+    return system.products(outputs, cotangents)
 
 
 def _solve_among_particles(system: System) -> Products:

@@ -95,14 +95,7 @@ def _among_outputs(system: System) -> Products:
         return own(left), own(cotangents)
 
     outputs, cotangents = lax.cond(is_resolved(matrix), by_matrix, by_singular_values)
-    return Products.of(
-        system.ensemble,
-        outputs,
-        cotangents,
-        healthy=system.healthy,
-        axis=system.axis,
-        precision=system.precision,
-    )
+    return system.products(outputs, cotangents)
 
 
 def _among_particles(system: System) -> Products:
