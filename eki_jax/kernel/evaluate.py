@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from eki_jax._checks import function, is_known, traceable, whole
-from eki_jax._types import Ensemble, ForwardFn
+from eki_jax._types import Array, Ensemble, ForwardFn, Params
+from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.particles import local_size
 
 # What the intermediate values of one chunk may take, unless the caller says otherwise. A processor wants them, and the
@@ -22,7 +24,63 @@ _DEVICE_BYTES = 256 * 2**20
 _ENSEMBLE_SHARE = 1 / 8
 
 
-def evaluate(forward: ForwardFn, ensemble: Ensemble, x: Any, *, chunk_size: int | None = None) -> Any:
+@dataclass(frozen=True)
+class IndexedForward:
+    """A model that is told which particle it evaluates, so that each can have random numbers of its own.
+
+    Called as ``forward(params, x)`` it is ``plain``.
+
+    Attributes:
+        plain: function ``plain(params, x) -> outputs`` for parameters that are no particle's, such as their mean.
+        indexed: function ``indexed(params, index, x) -> outputs`` of one particle and its index, int32, among those of
+            all devices.
+
+    >>> model = IndexedForward(lambda u, x: u * x, lambda u, index, x: u * x + index)
+    >>> evaluate(model, jnp.array([1.0, 1.0]), 5.0), model(1.0, 5.0)
+    (Array([5., 6.], dtype=float32), 5.0)
+    """
+
+    plain: ForwardFn
+    indexed: Callable[[Params, Array, Any], Any]
+
+    def __call__(self, params: Params, x: Any) -> Any:
+        """The outputs for parameters that are no particle's."""
+        return self.plain(params, x)
+
+
+def of_rows(
+    forward: ForwardFn, particle: Callable[[Any], Params] | None, rows: Any, axis: Axis
+) -> tuple[Callable[[Any, Any], Any], Any]:
+    """A model as a function of a row, and the rows; an :class:`IndexedForward` is told each row's index.
+
+    Args:
+        forward: function ``forward(params, x) -> outputs`` of one particle.
+        particle: function of a row that returns its particle; None where the rows are the particles.
+        rows: pytree of arrays of shape (J, ...), this device's.
+        axis: devices over which the rows are spread.
+
+    Returns:
+        ``(one, rows)`` with ``one(row, x) -> outputs``; the rows are those given, or pairs of these with their indices.
+
+    >>> one, rows = of_rows(lambda u, x: u + x, lambda row: 2 * row, jnp.array([1.0, 2.0]), Axis())
+    >>> jax.vmap(lambda row: one(row, 1.0))(rows)
+    Array([3., 5.], dtype=float32)
+    """
+    made = (lambda row: row) if particle is None else particle
+    if isinstance(forward, IndexedForward):
+        indices = axis.own_indices(local_size(rows, name="ensemble"))
+        return lambda row, x: forward.indexed(made(row[0]), row[1], x), (rows, indices)
+    return (forward if particle is None else lambda row, x: forward(made(row), x)), rows
+
+
+def evaluate(
+    forward: ForwardFn,
+    ensemble: Ensemble,
+    x: Any,
+    *,
+    chunk_size: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Any:
     """The outputs G(u_j | x) of every particle.
 
     The particles are evaluated in chunks, so that the model's intermediate values (J x batch x width) never exist all
@@ -35,6 +93,7 @@ def evaluate(forward: ForwardFn, ensemble: Ensemble, x: Any, *, chunk_size: int 
         x: inputs that ``forward`` takes; shared by the particles.
         chunk_size: particles at a time. By default as many as keep one chunk's intermediate values below 8 MiB on a
             CPU (256 MiB elsewhere) and below an eighth of the ensemble.
+        axis_name: mapped axis over which the particles are spread; only a model that is told their indices asks.
 
     Returns:
         The outputs, each array with a leading particle axis, shape (J, ...).
@@ -51,9 +110,10 @@ def evaluate(forward: ForwardFn, ensemble: Ensemble, x: Any, *, chunk_size: int 
     local_size(ensemble, name="ensemble")
     if chunk_size is not None:
         whole("chunk_size", chunk_size, or_="None for a memory budget")
+    one, rows = of_rows(forward, None, ensemble, Axis(axis_name))
     if chunk_size is None:
-        chunk_size = default_chunk_size(forward, ensemble, x)
-    return map_particles(lambda params: forward(params, x), ensemble, chunk_size)
+        chunk_size = default_chunk_size(one, rows, x)
+    return map_particles(lambda row: one(row, x), rows, chunk_size)
 
 
 def map_particles(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from eki_jax._checks import arrays, function, traceable
 from eki_jax._types import Array, Ensemble, ForwardFn, LossFn
-from eki_jax.kernel.evaluate import default_chunk_size, map_particles
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.evaluate import default_chunk_size, map_particles, of_rows
 from eki_jax.kernel.particles import local_size
 from eki_jax.losses.protocol import supported
 
@@ -114,11 +115,14 @@ def evaluate_support(
     *,
     targets_axis: int | None = None,
     chunk_size: int | None = None,
+    axis: Axis = Axis(),  # noqa: B008
+    particle: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, LossFn]:
     """The entries of the outputs on which the loss depends, and the loss as a function of those.
 
     As :func:`supported_outputs` of :func:`eki_jax.evaluate`, but taken inside every chunk: of a classifier's
-    outputs, J x batch x classes, only the labelled class's are ever kept.
+    outputs, J x batch x classes, only the labelled class's are ever kept. ``particle`` makes a particle of a row of the
+    ensemble, where these are none.
 
     >>> import jax.numpy as jnp
     >>> from eki_jax import cross_entropy
@@ -128,9 +132,10 @@ def evaluate_support(
            [0.7]], dtype=float32)
     """
     local_size((ensemble, targets) if targets_axis == 0 else ensemble, name="ensemble")
+    one, rows = of_rows(forward, particle, ensemble, axis)
     if chunk_size is None:
-        chunk_size = default_chunk_size(forward, ensemble, x)
+        chunk_size = default_chunk_size(one, rows, x)
     select, reduced = support_of(loss, targets)
     if targets_axis is None:
-        return map_particles(lambda u: select(forward(u, x), targets), ensemble, chunk_size), reduced
-    return map_particles(lambda pair: select(forward(pair[0], x), pair[1]), (ensemble, targets), chunk_size), reduced
+        return map_particles(lambda row: select(one(row, x), targets), rows, chunk_size), reduced
+    return map_particles(lambda pair: select(one(pair[0], x), pair[1]), (rows, targets), chunk_size), reduced

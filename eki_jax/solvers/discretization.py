@@ -119,10 +119,16 @@ def discretization(
         x, targets = pair("batch", batch)
 
         def taken(loss: LossFn, targets: Any, state: Any) -> tuple[Any, Info]:
-            model, particle = given(forward), getattr(state, "particle", None)
-            of_row = model if particle is None else lambda row, x: model(particle(row), x)
             entries, reduced = evaluate_support(
-                of_row, loss, state[0], x, targets, targets_axis=options.targets_axis, chunk_size=options.chunk_size
+                given(forward),
+                loss,
+                state[0],
+                x,
+                targets,
+                targets_axis=options.targets_axis,
+                chunk_size=options.chunk_size,
+                axis=options.axis,
+                particle=getattr(state, "particle", None),
             )
             return advance(state, entries, reduced, targets)
 

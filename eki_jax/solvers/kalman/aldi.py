@@ -221,7 +221,10 @@ def aldi(
     def step(state: LangevinState, batch: Batch) -> tuple[LangevinState, Info]:
         check_state(state, LangevinState, "aldi")
         x, targets = pair("batch", batch)
-        return update(state, evaluate(given(forward), state.ensemble, x, chunk_size=options.chunk_size), targets)
+        outputs = evaluate(
+            given(forward), state.ensemble, x, chunk_size=options.chunk_size, axis_name=options.axis_name
+        )
+        return update(state, outputs, targets)
 
     def estimate(state: LangevinState) -> Params:
         return particle_mean(state.ensemble, axis_name=options.axis_name)

@@ -227,7 +227,10 @@ def analysis(
     def step(state: KalmanState, batch: Batch) -> tuple[KalmanState, Info]:
         check_state(state, KalmanState, method.name)
         x, targets = pair("batch", batch)
-        return update(state, evaluate(given(forward), state.ensemble, x, chunk_size=options.chunk_size), targets)
+        outputs = evaluate(
+            given(forward), state.ensemble, x, chunk_size=options.chunk_size, axis_name=options.axis_name
+        )
+        return update(state, outputs, targets)
 
     def estimate(state: KalmanState) -> Params:
         return particle_mean(state.ensemble, axis_name=options.axis_name)

@@ -247,7 +247,9 @@ def sparse(
     def step(state: SparseState, batch: Batch) -> tuple[SparseState, SparseInfo]:
         check_state(state, SparseState, "sparse")
         x, targets = pair("batch", batch)
-        outputs = evaluate(given(forward), state.inner.ensemble, x, chunk_size=options.chunk_size)
+        outputs = evaluate(
+            given(forward), state.inner.ensemble, x, chunk_size=options.chunk_size, axis_name=options.axis_name
+        )
         return update(state, outputs, targets)
 
     def estimate(state: SparseState) -> Params:

@@ -212,7 +212,10 @@ def uki(
     def step(state: UnscentedState, batch: Batch) -> tuple[UnscentedState, Info]:
         check_state(state, UnscentedState, "uki")
         x, targets = pair("batch", batch)
-        return update(state, evaluate(given(forward), ensemble(state), x, chunk_size=options.chunk_size), targets)
+        outputs = evaluate(
+            given(forward), ensemble(state), x, chunk_size=options.chunk_size, axis_name=options.axis_name
+        )
+        return update(state, outputs, targets)
 
     def update(state: UnscentedState, outputs: Any, targets: Any) -> tuple[UnscentedState, Info]:
         check_state(state, UnscentedState, "uki")
