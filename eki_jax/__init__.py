@@ -40,11 +40,13 @@ from eki_jax.solvers import Reason as Reason
 from eki_jax.solvers import Settings as Settings
 from eki_jax.solvers import SharedSettings as SharedSettings
 from eki_jax.solvers import Solver as Solver
+from eki_jax.solvers import StatefulState as StatefulState
 from eki_jax.solvers import StepRefused as StepRefused
 from eki_jax.solvers import discretization as discretization
 from eki_jax.solvers import euler as euler
 from eki_jax.solvers import heavy_ball as heavy_ball
 from eki_jax.solvers import nesterov as nesterov
+from eki_jax.solvers import stateful as stateful
 from eki_jax.step_sizes import constant_step_size as constant_step_size
 from eki_jax.step_sizes import frobenius_step_size as frobenius_step_size
 from eki_jax.step_sizes import paper_step_size as paper_step_size

@@ -145,8 +145,10 @@ def random_key(name: str, value: Any) -> Array:
     return value
 
 
-def function(name: str, value: Any, kind: str = "a function", *, arguments: int | None = None) -> Any:
-    """``value``, which can be called, with so many arguments where their number is given.
+def function(
+    name: str, value: Any, kind: str = "a function", *, arguments: int | None = None, keywords: Collection[str] = ()
+) -> Any:
+    """``value``, which can be called, with so many arguments where their number is given, and with these keywords.
 
     Raises:
         TypeError: it cannot.
@@ -160,11 +162,12 @@ def function(name: str, value: Any, kind: str = "a function", *, arguments: int 
         raise TypeError(f"{name}: {_shown(value)}; wanted {kind}")
     if arguments is not None:
         try:
-            inspect.signature(value).bind(*[None] * arguments)
+            inspect.signature(value).bind(*[None] * arguments, **dict.fromkeys(keywords))
         except TypeError:
-            called = f"(is {getattr(value, '__name__', 'it')}() meant?)"
+            called = "" if keywords else f" (is {getattr(value, '__name__', 'it')}() meant?)"
+            these = f" and {', '.join(f'{word}=' for word in keywords)}" if keywords else ""
             raise TypeError(
-                f"{name}: {_shown(value)}, which does not take {arguments} arguments; wanted {kind} {called}"
+                f"{name}: {_shown(value)}, which does not take {arguments} arguments{these}; wanted {kind}{called}"
             ) from None
         except ValueError:  # a built-in function that does not say
             pass

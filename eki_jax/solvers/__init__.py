@@ -18,3 +18,5 @@ from eki_jax.solvers.protocol import SharedSettings as SharedSettings
 from eki_jax.solvers.protocol import Solver as Solver
 from eki_jax.solvers.reasons import Reason as Reason
 from eki_jax.solvers.reasons import StepRefused as StepRefused
+from eki_jax.solvers.stateful import StatefulState as StatefulState
+from eki_jax.solvers.stateful import stateful as stateful

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import a_prior, a_solver, arrays, function, offers, traceable, whole
+from eki_jax._checks import a_prior, a_solver, arrays, function, offers, pair, traceable, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params, Prior
 from eki_jax.ensembles.drawing import perturb, sample_around, sample_ensemble
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.particles import ensemble_size
 from eki_jax.solvers.protocol import Solver, makes_its_particles
+from eki_jax.solvers.stateful import StatefulState
 from eki_jax.training.metrics import Accuracy, classification_accuracy, particle_accuracy
 
 
@@ -60,7 +62,9 @@ def ensemble_method(
 
     Args:
         solver: any solver of the library, such as :func:`eki_jax.euler` (EKI) or :func:`eki_jax.nesterov` (MEKI).
-        forward: function ``forward(params, x) -> outputs`` of one particle, for predictions.
+        forward: function ``forward(params, x) -> outputs`` of one particle, for predictions; or, for a solver of
+            :func:`eki_jax.stateful` whose model has a state, ``forward(params, x, state=state) -> (outputs, state)``,
+            the model as it predicts. It is given the state of the solver's model, and what it makes of it is dropped.
         prior: distribution of the first ensemble, of the noise, and of the first mean of a solver that makes its own
             particles.
         particles: number of particles J, or a function of the epoch for an ensemble that grows (then with
@@ -75,7 +79,8 @@ def ensemble_method(
 
     Raises:
         TypeError: ``solver``, ``forward``, ``prior`` or ``particles`` of another kind; ``resample`` or ``step_noise``
-            with a solver that makes its own particles around one mean, which has none that could be moved.
+            with a solver that makes its own particles around one mean, which has none that could be moved; from
+            ``accuracy`` and ``check``, a ``forward`` with a state for a solver whose model has none.
         ValueError: a growing ensemble without ``resample``; from ``init``, a solver that makes another number of
             particles.
 
@@ -87,7 +92,8 @@ def ensemble_method(
     (10, 3)
     """
     a_solver("solver", solver)
-    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    words = ("state",) if _takes(forward, "state") else ()
+    function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2, keywords=words)
     a_prior("prior", prior)
     if not callable(particles):
         whole("particles", particles, or_="a function of the epoch")
@@ -117,7 +123,9 @@ def ensemble_method(
         return _continued(solver.init(drawn), state)
 
     def accuracy(state: Any, x: Array, labels: Array) -> Accuracy:
-        return classification_accuracy(forward, positions(solver, state), x, labels, axis_name=axis_name)
+        return classification_accuracy(
+            _predictor(forward, _model_state(state)), positions(solver, state), x, labels, axis_name=axis_name
+        )
 
     return Method(
         init,
@@ -127,7 +135,7 @@ def ensemble_method(
         size,
         passes=solver.passes,
         estimate=solver.estimate,
-        check=_labels_of(forward, prior),
+        check=_labels_of(forward, prior, init, axis_name),
     )
 
 
@@ -169,7 +177,7 @@ def _around_a_mean(solver: Solver, forward: ForwardFn, prior: Prior, size: Calla
         return state, metrics_of(info)
 
     def accuracy(state: Any, x: Array, labels: Array) -> Accuracy:
-        return particle_accuracy(forward, solver.estimate(state), x, labels)
+        return particle_accuracy(_predictor(forward, _model_state(state)), solver.estimate(state), x, labels)
 
     return Method(
         init,
@@ -179,20 +187,58 @@ def _around_a_mean(solver: Solver, forward: ForwardFn, prior: Prior, size: Calla
         size,
         passes=solver.passes,
         estimate=solver.estimate,
-        check=_labels_of(forward, prior),
+        check=_labels_of(forward, prior, init, axis.name),
     )
 
 
 def _continued(fresh: Any, state: Any) -> Any:
-    """A fresh state whose scalars, that is counts and times, go on from those of ``state``."""
-    return jax.tree.map(lambda new, old: old if jnp.ndim(new) == 0 else new, fresh, state)
+    """A fresh state whose scalars, that is counts and times, go on from those of ``state``; so does a model's state."""
+    continued = jax.tree.map(lambda new, old: old if jnp.ndim(new) == 0 else new, fresh, state)
+    return continued._replace(model_state=state.model_state) if isinstance(state, StatefulState) else continued
 
 
-def _labels_of(forward: ForwardFn, prior: Prior) -> Callable[[Any, Any, str], None]:
+def _takes(forward: Any, *keywords: str) -> bool:
+    """Whether a model can be called with parameters, inputs and arguments of these names."""
+    try:
+        signature = inspect.signature(forward)
+        signature.bind(None, None, **dict.fromkeys(keywords))
+    except (TypeError, ValueError):  # no function, which is told elsewhere, or a built-in one that does not say
+        return False
+    return set(keywords) <= set(signature.parameters)
+
+
+def _model_state(state: Any) -> Any:
+    """The state of the model in a solver's state, or None."""
+    return state.model_state if isinstance(state, StatefulState) else None
+
+
+def _predictor(forward: Any, model_state: Any) -> ForwardFn:
+    """A model as ``forward(params, x) -> outputs``, with its state where it takes one."""
+    if not _takes(forward, "state") or (model_state is None and _takes(forward)):
+        return forward
+    if model_state is None:
+        raise TypeError(
+            "forward: takes a state, but the solver's model has none; wanted forward(params, x) -> outputs, or a "
+            "solver of eki_jax.stateful(make, model, state=...)"
+        )
+    return lambda params, x: pair("forward: returned", forward(params, x, state=model_state), "(outputs, state)")[0]
+
+
+def _labels_of(
+    forward: Any, prior: Prior, init: Callable[[Array], Any], axis_name: Any
+) -> Callable[[Any, Any, str], None]:
     """A check of the labels against the classes of a model with parameters as the prior draws them."""
 
     def check(x: Any, labels: Any, name: str) -> None:
-        check_labels(forward, jax.eval_shape(lambda: prior.sample(jax.random.key(0))), x, labels, name=name)
+        key = jax.random.key(0)
+        template, model = jax.eval_shape(lambda: prior.sample(key)), forward
+        if _takes(forward, "state"):
+            first = lambda key: _model_state(init(key))
+            if axis_name is not None:
+                first = jax.vmap(first, in_axes=None, out_axes=None, axis_name=axis_name, axis_size=1)
+            template = (template, jax.eval_shape(first, key))
+            model = lambda both, x: _predictor(forward, both[1])(both[0], x)
+        check_labels(model, template, x, labels, name=name)
 
     return check
 
