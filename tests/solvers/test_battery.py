@@ -87,6 +87,21 @@ def natural_row(loss: Callable[[Any, Any], Any], **own: Any) -> Row:
     return Row(make, around_a_mean=True, loss=loss)
 
 
+def keyed(f: Callable[[Any, Any], Any] | None) -> Callable[..., Any] | None:
+    """A model with a key and a state whose outputs are those of ``f``, so that it can be held against the table."""
+
+    def model(params: Any, x: Any, *, key: Any, state: Any) -> Any:
+        outputs = f(params, x) + 0 * jax.random.normal(key) + state["shift"]
+        return outputs, {"shift": 0 * outputs.mean(axis=0)}
+
+    return None if f is None else model
+
+
+def stateful(f: Callable[[Any, Any], Any] | None, **settings: Any) -> eki_jax.Solver:
+    make = lambda g: eki_jax.euler(g, LOSS, STEP, **settings)
+    return eki_jax.stateful(make, keyed(f), key=KEY, state={"shift": jnp.zeros(2, jnp.float32)})
+
+
 STEP = eki_jax.frobenius_step_size(0.5)
 NOISE = 0.5
 NEAR = kalman.taper({"w": np.tile([0.0, 1.0], (3, 1)), "b": np.array([0.0, 1.0])}, 0.2, 2.0)
@@ -105,6 +120,7 @@ SOLVERS: dict[str, Row] = {
     "nesterov": Row(lambda f, **s: eki_jax.nesterov(f, LOSS, STEP, 0.5, **s)),
     "heavy_ball": Row(lambda f, **s: eki_jax.heavy_ball(f, LOSS, STEP, 0.5, **s), alike="euler"),
     "compact_euler": Row(lambda f, **s: compact_euler(f, LOSS, STEP, **s), alike="euler"),
+    "stateful": Row(stateful, alike="euler"),
     "recipe": Row(lambda f, **s: recipe()(f, LOSS, STEP, **s), alike="euler"),
     "enkf": Row(lambda f, **s: kalman.enkf(f, NOISE, 0.3, **s), loss=of_misfits),
     "enkf_tempered": Row(
