@@ -14,7 +14,7 @@ import pytest
 import eki_jax
 from eki_jax import kalman, natural, sharding
 from eki_jax.compact import compact_euler
-from eki_jax.natural.deviations import FullRank
+from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.solvers.stateful import Inputs
 from eki_jax.training import ensemble_method, fit
 
@@ -95,19 +95,11 @@ def test_a_common_key() -> None:
 
 
 def test_keys_are_not_the_solvers_own() -> None:
-    """A solver that was given the same key draws other numbers than its model."""
-    drawn = []
-
-    class Drawn(FullRank):
-        def draw(self, key: Any, mean: Any) -> Any:
-            jax.debug.callback(lambda data: drawn.append(numbers(data)), jax.random.key_data(key))
-            return super().draw(key, mean)
-
-    make = lambda f: natural.natural_gradient(f, LOSS, 8, deviations=Drawn(1.0), loss_limit=None)
-    solver, seen = recorded(make, common=True)
-    keys_of_a_step(solver, seen, solver.init(jnp.zeros(3), KEY))
-    assert len(drawn) >= 8
-    assert not {data for _, data in seen} & {*drawn}
+    """The keys are none that a solver, which was given the same one, folds the count and a particle's index into."""
+    solver, seen = recorded(euler)
+    _, found = keys_of_a_step(solver, seen, solver.init(ensemble()))
+    its_own = jax.random.key_data(particle_keys(jax.random.fold_in(KEY, 0), 16, None))
+    assert not {*found.values()} & {*map(numbers, its_own)}
 
 
 def test_outputs_are_those_of_the_keys() -> None:
