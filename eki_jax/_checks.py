@@ -164,8 +164,13 @@ def function(
         try:
             inspect.signature(value).bind(*[None] * arguments, **dict.fromkeys(keywords))
         except TypeError:
-            called = "" if keywords else f" (is {getattr(value, '__name__', 'it')}() meant?)"
+            called = f" (is {getattr(value, '__name__', 'it')}() meant?)"
             these = f" and {', '.join(f'{word}=' for word in keywords)}" if keywords else ""
+            asked = [word for word in ("key", "state") if _asks_for(value, word)]
+            if keywords:
+                called = ""
+            elif asked:
+                called = f" (it asks for {' and '.join(f'{word}=' for word in asked)}, which eki_jax.stateful gives)"
             raise TypeError(
                 f"{name}: {_shown(value)}, which does not take {arguments} arguments{these}; wanted {kind}{called}"
             ) from None
@@ -344,6 +349,12 @@ def traceable(name: str, tree: Any) -> Any:
         if dtype is None or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSM"):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)}: {_shown(leaf)}; wanted arrays")
     return tree
+
+
+def _asks_for(value: Any, keyword: str) -> bool:
+    """Whether a function wants an argument by this name."""
+    argument = inspect.signature(value).parameters.get(keyword)
+    return argument is not None and argument.kind is argument.KEYWORD_ONLY and argument.default is argument.empty
 
 
 def _is_real(value: Any) -> bool:

@@ -98,7 +98,9 @@ def stateful(
         state: first state of the model, a pytree of arrays such as batch statistics, for a model that has one; None for
             one that has none.
         common: flag; True gives all particles of a step the same key ``k``. What differs between their outputs is then
-            the parameters' doing alone, as in a gradient with common random numbers. False gives each its own.
+            the parameters' doing alone, as with common random numbers in a gradient: the choice for dropout, where it
+            learns with larger steps and fewer particles. False gives each its own: noise that the covariances take for
+            the parameters' doing, until there are enough particles to average over it.
 
     Returns:
         A :class:`eki_jax.Solver` with :class:`StatefulState`; its ``init`` takes what the wrapped solver's takes, its
@@ -149,9 +151,7 @@ def stateful(
                 words["key"] = jax.random.fold_in(words["key"], index)
         if state is None:
             return run(params, inputs.x, **words), None
-        return pair(
-            "forward: returned", run(params, inputs.x, **words, state=inputs.model_state), "(outputs, state)"
-        )
+        return pair("forward: returned", run(params, inputs.x, **words, state=inputs.model_state), "(outputs, state)")
 
     def indexed(params: Params, index: Array, inputs: Inputs) -> Any:
         told.append(True)
@@ -211,6 +211,30 @@ def stateful(
             lambda particles: solver.passes(particles) + (state is not None),
         )
     )
+
+
+def model_with(run: Callable[[Params, tuple[Any, ...], Array | None, Any], Any], keyed: bool, stated: bool) -> Any:
+    """A model with the arguments that :func:`stateful` gives it, and no others, so that a signature tells its kind.
+
+    Args:
+        run: function ``run(params, inputs, key, state)``, with None for what the model does not take.
+        keyed: flag, True where the model takes a key.
+        stated: flag, True where it takes a state, and returns ``(outputs, state)``.
+
+    Returns:
+        ``forward(params, *inputs)``, with the keywords ``key`` and ``state`` where these are taken.
+
+    >>> forward = model_with(lambda params, inputs, key, state: (params * inputs[0], state + 1), False, True)
+    >>> forward(2.0, 3.0, state=0)
+    (6.0, 1)
+    """
+    if keyed and stated:
+        return lambda params, *inputs, key, state: run(params, inputs, key, state)
+    if keyed:
+        return lambda params, *inputs, key: run(params, inputs, key, None)
+    if stated:
+        return lambda params, *inputs, state: run(params, inputs, None, state)
+    return lambda params, *inputs: run(params, inputs, None, None)
 
 
 def _like(new: Any, old: Any) -> Any:
