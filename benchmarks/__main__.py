@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scaling": ("benchmarks.scaling.cli", "strong and weak scaling over devices, measured and predicted"),
     "edf": ("benchmarks.edf.cli", "exponentially decaying flows against first-order methods"),
     "calibration": ("benchmarks.calibration.cli", "calibrate simulators with every method, and beside other libraries"),
+    "models": ("benchmarks.models.cli", "models that people bring: which are trained, and how well low rank does"),
     "forward-budget": ("benchmarks.forward_budget", "test accuracy for a given number of forward passes"),
 }
 

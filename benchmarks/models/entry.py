@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,8 @@ class Instance(NamedTuple):
     """A model of one particle, and what it is to fit.
 
     Attributes:
-        forward: function ``forward(params, x) -> outputs``, called with ``key=`` and ``state=`` where there is one; with
-            a state it returns ``(outputs, state)``.
+        forward: function ``forward(params, x) -> outputs``, called with ``key=`` and ``state=`` where there is one;
+            with a state it returns ``(outputs, state)``.
         params: one particle's parameters, as the module's own initializers drew them.
         batch: inputs and targets, samples first.
         loss: loss of the outputs.
@@ -35,11 +36,11 @@ class Instance(NamedTuple):
     is_keyed: bool = False
 
     def solver(self, make: MakeSolver) -> eki_jax.Solver:
-        """A solver of the model, with its keys and its state passed on."""
+        """A solver of the model, with one key for all particles of a step, and its state passed on."""
         if self.state is None and not self.is_keyed:
             return make(self.forward)
         key = jax.random.key(11) if self.is_keyed else None
-        return eki_jax.stateful(make, self.forward, key=key, state=self.state)
+        return eki_jax.stateful(make, self.forward, key=key, state=self.state, common=True)
 
     def outputs(self, params: Any, x: Any) -> Any:
         """The outputs, with one key and the first state: a plain ``forward(params, x)``."""
@@ -64,8 +65,10 @@ class Model(NamedTuple):
         api: name of the API that it is written in: linen, nnx, equinox or plain.
         make: function that makes the :class:`Instance`.
         has_gradient: flag; False for models whose derivatives are zero, so that there is no direction to compare with.
-        rounding: largest relative difference between low rank and the explicit ensemble that rounding explains.
+        rounding: largest relative difference between two ways to the same step that rounding explains.
         cosine: least cosine of the localized direction to the exact gradient that is right for this model.
+        warns: text that the model's warnings have, for a model of which one is wanted.
+        refuses: text of the error that a column ends in, by the column, for what is refused.
         note: text that says what is special about it.
     """
 
@@ -75,6 +78,8 @@ class Model(NamedTuple):
     has_gradient: bool = True
     rounding: float = 1e-5
     cosine: float = 0.9
+    warns: str = ""
+    refuses: Mapping[str, str] = MappingProxyType({})
     note: str = ""
 
 
@@ -119,7 +124,7 @@ def taught(
     return student._replace(batch=(x, targets))
 
 
-def vectors(samples: int = 12, size: int = 4) -> jax.Array:
+def vectors(samples: int = 16, size: int = 4) -> jax.Array:
     """Inputs of shape (B, n)."""
     return jax.random.normal(jax.random.key(3), (samples, size))
 

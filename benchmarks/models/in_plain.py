@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -28,7 +29,7 @@ Params = dict[str, Any]
 
 def layers(*sizes: int, name: str = "") -> dict[str, tuple[int, ...]]:
     """Shapes of the matrices and biases of dense layers."""
-    pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+    pairs = list(itertools.pairwise(sizes))
     return {f"{name}w{i}": (n, m) for i, (n, m) in enumerate(pairs)} | {
         f"{name}b{i}": (m,) for i, (_, m) in enumerate(pairs)
     }

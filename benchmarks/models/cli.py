@@ -1,0 +1,112 @@
+"""``python -m benchmarks models``: every model of the zoo, trained, compared and described."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.calibration.cells import Cells
+from benchmarks.calibration.page import replaced, where
+from benchmarks.models import measures
+from benchmarks.models.entry import Model
+from benchmarks.models.table import cell_name, table, troubles
+from benchmarks.models.zoo import MODELS
+from benchmarks.reporting import RESULTS, print_result, save_result
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+COMMITTED = RESULTS / "models.json"
+DEVICES = 8
+
+
+def main(argv: list[str]) -> int:
+    """Measure, write the numbers and print the table; 1 where a cell is wrong, 2 for what the user can mend."""
+    arguments = _parser().parse_args(argv)
+    path = arguments.json or (Path("runs/models-smoke.json") if arguments.preset == "smoke" else COMMITTED)
+    chosen = [
+        model
+        for model in MODELS
+        if (not arguments.api or model.api in arguments.api)
+        and (not arguments.model or any(part in model.name for part in arguments.model))
+    ]
+    if not chosen:
+        print(f"models: --model {arguments.model} --api {arguments.api} name no model of the zoo", file=sys.stderr)
+        return 2
+    if not arguments.draw:
+        run(chosen, arguments.preset, path, keep=arguments.keep)
+    elif not path.exists():
+        print(f"models: no {path.name} to make a table of; wanted a run without --draw", file=sys.stderr)
+        return 2
+    result = json.loads(path.read_text(encoding="utf-8"))
+    print(table(result))
+    wrong = troubles(result)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if path.resolve() == COMMITTED.resolve():
+        text = f"{table(result)}\n\n{where(result)}"
+        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), "models", text), encoding="utf-8")
+    print_result({"preset": result["preset"], "models": len(result["cells"]), "wrong": wrong, "numbers": path.name})
+    return int(bool(wrong))
+
+
+def run(models: list[Model], preset: str, path: Path, *, keep: bool = False) -> dict[str, Any]:
+    """Measure the models and write what was found; returns it."""
+    _make_devices()
+    sizes = measures.PRESETS[preset]
+    head = {"command": f"python -m benchmarks models --preset {preset}", "preset": preset}
+    cells = Cells(path, head, keep=keep, say=lambda line: print(line, file=sys.stderr, flush=True))
+    optimized = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is the compiler's
+    try:
+        for model in models:
+            cells.get(cell_name(model), {"sizes": sizes._asdict()}, lambda model=model: _columns(model, sizes))
+            jax.clear_caches()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", optimized)
+    cells.drop_others()
+    save_result(path, cells.payload())
+    return cells.payload()
+
+
+def _columns(model: Model, sizes: measures.Sizes) -> dict[str, Any]:
+    instance = model.make()
+    found = {column: measures.measure(model, instance, column, sizes) for column in measures.COLUMNS}
+    return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(instance.params)), **found}
+
+
+def _make_devices() -> None:
+    """Virtual devices on a processor, unless there are some already."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", DEVICES)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks models",
+        description="Models that people bring, in linen, nnx, equinox and as plain functions: trained by euler and by\n"
+        "the natural gradient, low rank against explicit particles, the localized direction against the exact gradient,\n"
+        "eight devices against one. Numbers that miss their bounds are called wrong, and the exit status is 1.\n"
+        "The last line on standard output is one JSON object.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(measures.PRESETS),
+        default="cpu",
+        help="smoke: fewer particles and steps; cpu (default)",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="file of the numbers (default: benchmarks/results/models.json)"
+    )
+    parser.add_argument("--model", metavar="TEXT", nargs="+", help="only models whose names have one of these in them")
+    parser.add_argument(
+        "--api", nargs="+", choices=("linen", "nnx", "equinox", "plain"), help="only models of these APIs"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep what an interrupted run finished")
+    parser.add_argument("--draw", action="store_true", help="run nothing: the table of the numbers there")
+    return parser
