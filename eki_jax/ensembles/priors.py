@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -123,17 +124,18 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
     if not leaves:
         raise ValueError("template: has no arrays; wanted one particle's parameters")
     means, factors = [], []
-    siblings = _siblings(leaves)
-    for path, leaf in leaves:
+    names = _unboxed([path for path, _ in leaves])
+    siblings = _siblings(names, leaves)
+    for (path, leaf), named in zip(leaves, names, strict=True):
         if not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"template{jax.tree_util.keystr(path)}: {leaf!r}; wanted an array of a floating-point dtype"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"template{jax.tree_util.keystr(path)}: dtype {leaf.dtype}; wanted a floating-point dtype")
-        name = _name(path)
+        name = _name(named)
         means.append(jnp.full(leaf.shape, 1 if name == "scale" and len(leaf.shape) < 2 else 0, leaf.dtype))
-        factors.append(math.sqrt(2 / _fans(name, leaf.shape, siblings[path[:-1]], window)))
+        factors.append(math.sqrt(2 / _fans(name, leaf.shape, siblings[named[:-1]], window)))
     structure: Any = jax.tree.structure(template)
     return Gaussian(structure.unflatten(means), structure.unflatten(factors))
 
@@ -149,9 +151,16 @@ def _fans(name: str, shape: tuple[int, ...], siblings: Mapping[str, tuple[int, .
     return _fans("kernel", own, {}, window)
 
 
-def _siblings(leaves: list[Any]) -> dict[Any, dict[str, tuple[int, ...]]]:
+def _unboxed(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Paths of the variables where each is a box of one array, as in an ``nnx.State``; else the paths themselves."""
+    parents = Counter(path[:-1] for path in paths)
+    is_box = lambda path: len(path) > 1 and getattr(path[-1], "name", "") == "value" and parents[path[:-1]] == 1
+    return [path[:-1] if is_box(path) else path for path in paths]
+
+
+def _siblings(names: list[tuple[Any, ...]], leaves: list[Any]) -> dict[Any, dict[str, tuple[int, ...]]]:
     found: dict[Any, dict[str, tuple[int, ...]]] = {}
-    for path, leaf in leaves:
+    for path, (_, leaf) in zip(names, leaves, strict=True):
         found.setdefault(path[:-1], {})[_name(path)] = leaf.shape
     return found
 
