@@ -22,10 +22,11 @@ import eki_jax
 PAGE = Path(__file__).with_name("api.md")
 #: Modules in the order of a reader's needs; others follow by name.
 ORDER = """losses step_sizes failures ensembles solvers compact kalman flows momentum natural training metrics online
-semi_supervised sharding optax flax edf"""
+semi_supervised sharding optax flax equinox edf"""
 #: What a module needs beyond the core, where its docstring does not say.
 EXTRAS = {
     "edf": "Needs the extra `optax`.",
+    "equinox": "Needs the extra `equinox`.",
     "flax": "Needs the extra `flax`.",
     "flows": "An ODE solver for the fields comes with the extra `ode`.",
     "semi_supervised": "Needs SciPy, in the extra `benchmarks`.",

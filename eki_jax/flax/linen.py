@@ -15,7 +15,8 @@ from flax import linen as nn
 
 from eki_jax._checks import traceable
 from eki_jax._types import Array
-from eki_jax.solvers.stateful import model_with
+from eki_jax.kernel.once import compiled_once
+from eki_jax.solvers.stateful import model_with, unpacked
 
 
 @overload
@@ -168,19 +169,8 @@ def linen_forward(
         return forward, template
     inputs = jax.tree.map(_example, example_inputs)
     # Compiled, so that the parameters, which nobody asks for, are not drawn.
-    state = jax.jit(lambda *inputs: {name: initial(*inputs)[name] for name in words["state"]})(*inputs)
+    state = compiled_once(lambda *inputs: {name: initial(*inputs)[name] for name in words["state"]})(*inputs)
     return forward, template, state
-
-
-def unpacked(inputs: tuple[Any, ...], wanted: int) -> tuple[Any, ...]:
-    """The inputs of a call; one tuple in the place of several inputs is unpacked, since a batch has one x.
-
-    >>> unpacked(((1, 2),), 2), unpacked(((1, 2),), 1)
-    ((1, 2), ((1, 2),))
-    """
-    if wanted > 1 and len(inputs) == 1 and isinstance(inputs[0], tuple | list) and len(inputs[0]) == wanted:
-        return tuple(inputs[0])
-    return inputs
 
 
 def check_method(module: Any, method: str | None) -> None:

@@ -14,8 +14,8 @@ from jax.extend.core import Jaxpr
 from eki_jax._checks import traceable
 from eki_jax._types import Array
 from eki_jax.flax._programs import handed_on, read_for
-from eki_jax.flax.linen import check_call, check_method, unpacked
-from eki_jax.solvers.stateful import model_with
+from eki_jax.flax.linen import check_call, check_method
+from eki_jax.solvers.stateful import model_with, unpacked
 
 
 @overload
@@ -119,6 +119,13 @@ def nnx_forward(
         check_call(module, method, example_inputs, options)
     known: set[Any] = set()  # inputs of which kinds have been tried
 
+    def takes(inputs: tuple[Any, ...]) -> bool:
+        try:
+            check_call(module, method, inputs, options)
+        except TypeError:
+            return False
+        return True
+
     def called(params: Any, rest: tuple[Any, Any, Any], inputs: tuple[Any, ...]) -> tuple[Any, tuple[Any, Any, Any]]:
         """The outputs, and what the call leaves of random streams, of the state and of what is fixed."""
         # Copied by merge, so that nothing traced leaks into the caller's module.
@@ -140,7 +147,7 @@ def nnx_forward(
 
     def run(params: Any, inputs: tuple[Any, ...], key: Array | None, state: Any) -> Any:
         traceable("inputs", inputs)
-        inputs = _arguments(module, method, inputs, len(example_inputs), options)
+        inputs = unpacked(inputs, len(example_inputs), takes)
         check(inputs)
         drawn = streams if key is None else _begun_anew(streams, key)
         outputs, (_, after, _) = called(params, (drawn, written if state is None else state, fixed), inputs)
@@ -155,25 +162,6 @@ def nnx_forward(
 def _shapes(tree: Any) -> Any:
     dtype = lambda leaf: leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), dtype(leaf)), tree)
-
-
-def _arguments(
-    module: nnx.Module, method: str, inputs: tuple[Any, ...], examples: int, options: dict[str, Any]
-) -> tuple[Any, ...]:
-    """The inputs of a call, unpacked where there were several examples, or none and the method takes no single one."""
-    if examples:
-        return unpacked(inputs, examples)
-    if len(inputs) == 1 and isinstance(inputs[0], tuple | list) and not _takes(module, method, inputs, options):
-        return tuple(inputs[0])
-    return inputs
-
-
-def _takes(module: nnx.Module, method: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> bool:
-    try:
-        check_call(module, method, inputs, options)
-    except TypeError:
-        return False
-    return True
 
 
 def _begun_anew(streams: Any, key: Array) -> Any:

@@ -237,6 +237,25 @@ def model_with(run: Callable[[Params, tuple[Any, ...], Array | None, Any], Any],
     return lambda params, *inputs: run(params, inputs, None, None)
 
 
+def unpacked(
+    inputs: tuple[Any, ...], examples: int, takes: Callable[[tuple[Any, ...]], bool] = lambda inputs: True
+) -> tuple[Any, ...]:
+    """The inputs of a call of a model that has several, from a batch's one x, which is a tuple of them.
+
+    Args:
+        inputs: inputs of a call of the forward map.
+        examples: number of example inputs that the model was made with; 0 where there were none.
+        takes: function of inputs, True where the model can be called with so many; asked where there were no examples.
+
+    >>> unpacked(((1, 2),), 2), unpacked(((1, 2),), 1), unpacked(((1, 2),), 0), unpacked((1, 2), 2)
+    ((1, 2), ((1, 2),), ((1, 2),), (1, 2))
+    """
+    if len(inputs) != 1 or not isinstance(inputs[0], tuple | list):
+        return inputs
+    is_batch = examples == len(inputs[0]) > 1 if examples else not takes(inputs)
+    return tuple(inputs[0]) if is_batch else inputs
+
+
 def _like(new: Any, old: Any) -> Any:
     """A model's new state in the dtypes of the old one, if it is one like that.
 
