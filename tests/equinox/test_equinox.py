@@ -1,0 +1,260 @@
+"""Equinox modules as models: values, training, keys, states, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eki_jax
+from eki_jax import equinox as adapter
+from eki_jax import natural
+from eki_jax.equinox import equinox_forward
+from eki_jax.training import ensemble_method, fit
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (32, 4))
+LABELS = (X[:, 0] > 0).astype(jnp.int32)
+LOSS = eki_jax.squared_error()
+
+
+def params_of(module: Any) -> Any:
+    return eqx.filter(module, eqx.is_inexact_array)
+
+
+class Convolutional(eqx.Module):
+    """A small network of images, as equinox's examples have them."""
+
+    layers: list[Any]
+
+    def __init__(self, key: Any) -> None:
+        first, last = jax.random.split(key)
+        self.layers = [
+            eqx.nn.Conv2d(1, 3, 3, key=first),
+            jax.nn.relu,
+            eqx.nn.MaxPool2d(2, 2),
+            jnp.ravel,
+            eqx.nn.Linear(12, 2, key=last),
+        ]
+
+    def __call__(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Recurrent(eqx.Module):
+    """A cell scanned over time, and a readout."""
+
+    cell: eqx.nn.GRUCell
+    readout: eqx.nn.Linear
+
+    def __init__(self, key: Any) -> None:
+        first, last = jax.random.split(key)
+        self.cell, self.readout = eqx.nn.GRUCell(2, 3, key=first), eqx.nn.Linear(3, 1, key=last)
+
+    def __call__(self, x: Any) -> Any:
+        hidden, _ = jax.lax.scan(lambda h, x: (self.cell(x, h), None), jnp.zeros(3), x)
+        return self.readout(hidden)
+
+
+class Classifier(eqx.Module):
+    """Dense layers with dropout and batch normalization, as equinox's documentation has them."""
+
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    drop: eqx.nn.Dropout
+    last: eqx.nn.Linear
+
+    def __init__(self, key: Any, name: str = "batch") -> None:
+        first, last = jax.random.split(key)
+        self.first, self.last = eqx.nn.Linear(4, 8, key=first), eqx.nn.Linear(8, 2, key=last)
+        self.norm = eqx.nn.BatchNorm(8, axis_name=name, momentum=0.9, mode="batch")
+        self.drop = eqx.nn.Dropout(0.5)
+
+    def __call__(self, x: Any, state: Any, *, key: Any = None) -> Any:
+        x, state = self.norm(self.first(x), state)
+        return self.last(self.drop(jax.nn.relu(x), key=key)), state
+
+
+class Two(eqx.Module):
+    a: eqx.nn.Linear
+    b: eqx.nn.Linear
+
+    def __init__(self, key: Any) -> None:
+        first, last = jax.random.split(key)
+        self.a, self.b = eqx.nn.Linear(3, 2, key=first), eqx.nn.Linear(2, 2, key=last)
+
+    def __call__(self, a: Any, b: Any, scale: float = 1.0) -> Any:
+        return scale * (self.a(a) - 2 * self.b(b))
+
+    def other(self, a: Any) -> Any:
+        return self.a(a)
+
+
+MODELS = {
+    "mlp": (functools.partial(eqx.nn.MLP, 4, 3, 6, 2), X),
+    "cnn": (lambda key: Convolutional(key), jax.random.normal(KEY, (8, 1, 6, 6))),
+    "gru": (lambda key: Recurrent(key), jax.random.normal(KEY, (8, 5, 2))),
+}
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", pytest.param("gru", marks=pytest.mark.slow)])
+def test_models_train(name: str) -> None:
+    """A forward map is the module on every sample, and an ensemble of modules learns what another one does."""
+    make, x = MODELS[name]
+    module, teacher = make(key=jax.random.key(2)), make(key=jax.random.key(3))
+    forward, template = equinox_forward(module, x)
+    params = params_of(module)
+    assert jax.tree.structure(template) == jax.tree.structure(params)
+    np.testing.assert_allclose(forward(params, x), jnp.stack([module(one) for one in x]), rtol=1e-4, atol=1e-5)
+    targets = forward(jax.tree.map(lambda leaf: 2 * leaf, params_of(teacher)), x)
+    solver = eki_jax.euler(forward, LOSS)
+    start = solver.init(eki_jax.sample_ensemble(KEY, eki_jax.gaussian(params, 0.3), 40))
+    state, infos = jax.jit(lambda s: jax.lax.scan(lambda s, _: solver.step(s, (x, targets)), s, length=25))(start)
+    assert float(infos.loss[-1]) < 0.35 * float(infos.loss[0])
+    estimate = solver.estimate(state)
+    assert type(estimate) is type(module)
+    assert LOSS(jax.vmap(eqx.combine(estimate, module))(x), targets) < 0.35 * LOSS(jax.vmap(module)(x), targets)
+
+
+def test_a_natural_direction() -> None:
+    """A mean of a module's own type takes natural steps, and a direction is of that type too."""
+    make, x = MODELS["mlp"]
+    module = make(key=jax.random.key(2))
+    targets = jax.vmap(make(key=jax.random.key(3)))(x)
+    forward, _ = equinox_forward(module)
+    f = natural.value_and_natural_direction(forward, LOSS, 60, deviations=natural.full_rank(1.0), damping=1e-3)
+    params, values = params_of(module), []
+    for count in range(8):
+        value, direction = f(params, (x, targets), jax.random.fold_in(KEY, count))
+        params = jax.tree.map(lambda p, d: p - 0.5 * d, params, direction)
+        values.append(float(value))
+    assert type(params) is type(module)
+    assert values[-1] < 0.3 * values[0]
+
+
+def test_whole_batches() -> None:
+    """A module that takes batches is called once."""
+    seen = []
+
+    class Whole(eqx.Module):
+        w: Any
+
+        def __call__(self, x: Any) -> Any:
+            seen.append(x.shape)
+            return x @ self.w
+
+    forward, _ = equinox_forward(Whole(jnp.ones((4, 2))), per_sample=False)
+    np.testing.assert_allclose(forward(Whole(jnp.ones((4, 2))), X), X @ jnp.ones((4, 2)), rtol=1e-5)
+    assert seen == [(32, 4)]
+
+
+@pytest.mark.parametrize("examples", [True, False])
+def test_two_inputs_are_a_tuple_of_a_batch(examples: bool) -> None:
+    """A solver has one x: a tuple is unpacked where there were as many examples, or a single one would not do."""
+    a, b, module = X[:, :3], X[:, :2], Two(KEY)
+    forward, _ = equinox_forward(module, *((a, b) if examples else ()), scale=3.0)
+    wanted = jax.vmap(lambda a, b: module(a, b, 3.0))(a, b)
+    np.testing.assert_allclose(forward(params_of(module), (a, b)), wanted, rtol=1e-5)
+    np.testing.assert_allclose(forward(params_of(module), a, b), wanted, rtol=1e-5)
+    other, _ = equinox_forward(module, method="other")
+    np.testing.assert_allclose(other(params_of(module), a), jax.vmap(module.a)(a), rtol=1e-5)
+
+
+def test_only_some_leaves_are_parameters() -> None:
+    """What the filter does not name stays as it is in the module."""
+    module = eqx.nn.Linear(4, 2, key=KEY)
+    matrices = lambda leaf: eqx.is_inexact_array(leaf) and leaf.ndim == 2
+    forward, template = equinox_forward(module, filter=matrices)
+    assert template.bias is None
+    params = eqx.filter(module, matrices)
+    np.testing.assert_allclose(forward(params, X), jax.vmap(module)(X), rtol=1e-5)
+
+
+def test_a_key_for_every_sample() -> None:
+    """With keyed= each sample has its own mask, the same for the same key."""
+    module = eqx.nn.Sequential([eqx.nn.Linear(4, 20, key=KEY), eqx.nn.Dropout(0.5)])
+    forward, _ = equinox_forward(module, X, keyed=True)
+    params, same = params_of(module), jnp.ones((16, 4))
+    first, again, other = (forward(params, same, key=jax.random.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len(np.unique(np.asarray(first == 0), axis=0)) > 10
+    quiet, _ = equinox_forward(eqx.nn.inference_mode(module), X)
+    np.testing.assert_allclose(quiet(params, X), jax.vmap(module.layers[0])(X), rtol=1e-5)
+
+
+def test_statistics_in_and_out() -> None:
+    """With a state a forward map takes and returns it, as often as one likes; inference mode keeps it."""
+    module, first = eqx.nn.make_with_state(Classifier)(KEY, name="samples")
+    forward, _, state = equinox_forward(module, X, keyed=True, state=first, axis_name="samples")
+    params = params_of(module)
+    for _ in range(2):  # the same state twice, which equinox alone would refuse
+        _, after = forward(params, X, key=KEY, state=state)
+    mean, _ = after.get(module.norm.batch_state_index)
+    np.testing.assert_allclose(mean, 0.1 * jax.vmap(module.first)(X).mean(axis=0), rtol=1e-4, atol=1e-6)
+    predict, _, _ = equinox_forward(eqx.nn.inference_mode(module), X, state=first, axis_name="samples")
+    _, same = predict(params, X, state=after)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(same), jax.tree.leaves(after))
+
+
+@pytest.mark.slow
+def test_a_module_in_training_mode_learns() -> None:
+    """Dropout and batch statistics through the loop, with the statistics learned where it predicts."""
+    module, first = eqx.nn.make_with_state(Classifier)(KEY)
+    forward, template, state = equinox_forward(module, X, keyed=True, state=first)
+    predict, _, _ = equinox_forward(eqx.nn.inference_mode(module), X, state=first)
+    make = lambda f: eki_jax.euler(f, natural.softmax_cross_entropy(), eki_jax.frobenius_step_size(3.0))
+    solver = eki_jax.stateful(make, forward, key=KEY, state=state, common=True)
+    prior = eki_jax.gaussian(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), template), 0.5)
+    method, data = ensemble_method(solver, predict, prior, 60), ((X, LABELS), (X, LABELS))
+    result = fit(method, *data, batch_size=16, epochs=8, key=jax.random.key(3), progress=False)
+    assert result.history[-1]["test_accuracy_mean"] > 0.9
+    assert int(result.state.model_state.get(module.norm.batch_counter)) == 16
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: equinox_forward(eqx.nn.Sequential([eqx.nn.Linear(4, 2, key=KEY), eqx.nn.Dropout(0.5)]), X),
+            ValueError,
+            r"Sequential asks for a key.*wanted equinox\.nn\.inference_mode\(module\), or keyed=True",
+        ),
+        (
+            lambda: equinox_forward(eqx.nn.make_with_state(Classifier)(KEY)[0], X, keyed=True),
+            ValueError,
+            "Classifier has layers that keep a state; wanted state=state.*make_with_state",
+        ),
+        (lambda: equinox_forward(Two(KEY), X), TypeError, "missing a required argument: 'b'.*wanted inputs"),
+        (lambda: equinox_forward(Two(KEY), keyed=True), TypeError, "keyed: True, but Two.__call__.* takes no key"),
+        (lambda: equinox_forward(Two(KEY), state={}), TypeError, "state: a dict; wanted the state that"),
+        (lambda: equinox_forward(Two(KEY), method="third"), TypeError, "has no method 'third'"),
+        (lambda: equinox_forward(Two(KEY), filter=3), TypeError, "filter: 3; wanted a function of a leaf"),
+        (lambda: equinox_forward(Two(KEY), per_sample=2), TypeError, "per_sample: 2; wanted True or False"),
+        (lambda: equinox_forward(eqx.nn.Dropout(0.5)), ValueError, "Dropout has no arrays that are parameters"),
+    ],
+)
+def test_what_is_wanted_is_said(call: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_one_adapter_for_all_steps() -> None:
+    """The name under which low-rank steps look for an adapter is the same function."""
+    assert adapter.low_rank_forward is equinox_forward
+
+
+def test_without_equinox_the_extra_is_named() -> None:
+    """The import fails with the command that installs what is missing; the core does not ask for it."""
+    script = "import sys; sys.modules['equinox'] = None; import eki_jax; import eki_jax.equinox"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ImportError: equinox is not installed: pip install 'eki_jax[equinox]'" in done.stderr
