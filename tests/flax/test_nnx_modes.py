@@ -233,7 +233,7 @@ def test_a_state_as_parameters() -> None:
     assert eki_jax.squared_error()(module(LINE[0]), LINE[1]) < 0.5 * info.loss
 
 
-def test_a_prior_of_a_state_is_that_of_a_dictionary() -> None:
+def test_a_state_has_the_prior_of_a_dictionary() -> None:
     """Xavier's deviations go by the names of the leaves, which a state has one level above its arrays."""
     state = nnx.state(made(), nnx.Param)
     found = eki_jax.sample_ensemble(KEY, eki_jax.xavier(state), 5)

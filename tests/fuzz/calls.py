@@ -95,6 +95,16 @@ def steps(make: Callable[..., eki_jax.Solver], *, around: bool = False) -> Calla
     return call
 
 
+def of_noise(key: Any, common: Any) -> eki_jax.Solver:
+    """A solver of a model with noise from a key, and with a state where there is no key."""
+    make = lambda f: eki_jax.euler(f, SQUARES, eki_jax.frobenius_step_size(0.5))
+    if key is None:
+        model = lambda p, x, *, state: (linear(p, x), state)
+        return eki_jax.stateful(make, model, state={"calls": jnp.zeros(())}, common=common)
+    noise = lambda p, x, *, key: linear(p, x) + jax.random.normal(key)
+    return eki_jax.stateful(make, noise, key=key, common=common)
+
+
 class Refused(Exception):
     """A step that was refused and said why."""
 
@@ -356,6 +366,11 @@ CORE: dict[str, Call] = {
         steps(lambda h0: eki_jax.euler(None, SQUARES, eki_jax.frobenius_step_size(h0))),
         {**told, "h0": POS},
         euler_by_hand,
+    ),
+    "stateful": Call(
+        steps(of_noise),
+        {"key": ("key or none", KEY), "common": ("choice", True), "ensemble": ENS, "batch": BATCH},
+        is_random=True,
     ),
     "nesterov": Call(
         steps(eki_jax.nesterov), {"forward": FN, "loss": LOSS, "momentum": OPEN, "ensemble": ENS, "batch": BATCH}

@@ -70,10 +70,10 @@ EXEMPT = [
     Reason(
         "is a record that the library fills: states, results, and what a function beside it makes and checks",
         is_record,
-        """EulerState HeavyBallState NesterovState Info Solver compact.CompactEnsemble compact.CompactState
-        edf.Acceleration edf.EdfState edf.MinresInfo ensembles.Gaussian failures.FailurePolicy losses.Curvature
-        losses.Shortcut natural.AdaptiveDamping natural.Description natural.LeafTreatment natural.NaturalInfo
-        natural.NaturalState natural.deviations.FullRank natural.deviations.LowRankDeviations
+        """EulerState HeavyBallState NesterovState StatefulState Info Solver compact.CompactEnsemble
+        compact.CompactState edf.Acceleration edf.EdfState edf.MinresInfo ensembles.Gaussian failures.FailurePolicy
+        losses.Curvature losses.Shortcut natural.AdaptiveDamping natural.Description natural.LeafTreatment
+        natural.NaturalInfo natural.NaturalState natural.deviations.FullRank natural.deviations.LowRankDeviations
         natural.estimates.Localized natural.estimates.Span online.OnlineLearner online.OnlineState
         optax.AddPriorNoiseState optax.ScaleByNesterovState semi_supervised.GraphBasis sharding.Cost sharding.Link
         sharding.Machine training.Accuracy training.Method training.Result""",

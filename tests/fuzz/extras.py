@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from fuzz.calls import (
 from jax.sharding import PartitionSpec
 
 import eki_jax
+import eki_jax.equinox as eki_equinox
 import eki_jax.flax as eki_flax
 import eki_jax.optax as eki_optax
 from eki_jax import edf, semi_supervised, sharding, training
@@ -284,6 +286,11 @@ def nnx_outputs(module: Any, method: Any, x: Any) -> Any:
     return forward(jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, leaf.dtype), template), x)
 
 
+def equinox_outputs(module: Any, per_sample: Any, x: Any) -> Any:
+    forward, template = eki_equinox.equinox_forward(module, per_sample=per_sample)
+    return forward(jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, leaf.dtype), template), x)
+
+
 def dense_by_hand(x: Any, **rest: Any) -> Any:
     return np.asarray(x) @ np.full((3, 2), 0.5) + 0.5
 
@@ -293,6 +300,7 @@ def sign_by_hand(x: Any) -> Any:
 
 
 LINEN, NNX = nn.Dense(2), nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+EQUINOX = eqx.nn.Linear(3, 2, key=KEY)
 WEIGHTS = ("array", np.array([0.1, -0.01, 1.5], np.float32))
 RELU = ("function of one", jax.nn.relu)
 FLAX: dict[str, Call] = {
@@ -355,6 +363,12 @@ FLAX: dict[str, Call] = {
             "method": ("choice or none", "__call__"),
             "constants": ("mapping", {}),
         },
+        dense_by_hand,
+        fine={"x": ("complex",)},
+    ),
+    "equinox.equinox_forward": Call(
+        equinox_outputs,
+        {"module": ("module", EQUINOX), "per_sample": ("choice", True), "x": ("rows", X)},
         dense_by_hand,
         fine={"x": ("complex",)},
     ),
