@@ -18,6 +18,7 @@ from eki_jax.natural.deviations import LowRankMatrix as LowRankMatrix
 from eki_jax.natural.deviations import affine as affine
 from eki_jax.natural.deviations import full_rank as full_rank
 from eki_jax.natural.deviations import low_rank as low_rank
+from eki_jax.natural.deviations import low_rank_call as low_rank_call
 from eki_jax.natural.deviations.treatment import LeafTreatment as LeafTreatment
 from eki_jax.natural.deviations.treatment import LocalityWarning as LocalityWarning
 from eki_jax.natural.estimates import localized as localized

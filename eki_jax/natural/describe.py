@@ -56,8 +56,7 @@ def describe(
 
     Raises:
         TypeError: ``forward`` is no function of two arguments, ``params`` or ``x`` are no arrays, ``deviations`` no
-            deviations; a leaf that the model cannot take as a :class:`LowRankMatrix`, or whose factors it changes one
-            by one (``jax.tree.map``); it is named.
+            deviations.
         ValueError: a rank above a leaf's.
 
     >>> import jax.numpy as jnp

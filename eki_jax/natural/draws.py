@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
-from eki_jax.kernel.evaluate import activation_bytes, map_particles
+from eki_jax.kernel.evaluate import IndexedForward, activation_bytes, map_particles, of_rows
 from eki_jax.natural.deviations import Deviations, LowRankDeviations
-from eki_jax.natural.deviations.matrix import LowRankMatrix, is_low_rank
-from eki_jax.natural.deviations.treatment import treatments, warn_of_lost
-from eki_jax.natural.deviations.watching import Leaf, Watched, watch
+from eki_jax.natural.deviations.matrix import low_rank_call
+from eki_jax.natural.deviations.treatment import Watched, treatments, warn_of_lost
+from eki_jax.natural.interpreter import Use, Watcher
 
 # What the values of one chunk of particles may take: their intermediate values, and the numbers drawn for them.
 # (XLA makes the mean's products once, whatever the number of chunks: few particles that stay in the caches are fine.)
@@ -22,17 +23,35 @@ _DEVICE_BYTES = 512 * 2**20
 _DRAW_BYTES = 16 * 2**20
 
 
+class Met(NamedTuple):
+    """The rows that a matrix multiplies.
+
+    Attributes:
+        rows: rows x, shape (B, p, n) for p places.
+        side: factor that they are multiplied by, "left" or "right"; the other's numbers come out.
+    """
+
+    rows: Array
+    side: str
+
+    @classmethod
+    def of(cls, uses: Sequence[Use]) -> Met:
+        """Those of all of its products."""
+        rows = [use.rows() for use in uses if use.rows is not None]
+        return cls(jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in rows], axis=1), uses[0].side)
+
+
 class Seen(NamedTuple):
     """What the mean particle's forward pass shows of a model.
 
     Attributes:
         outputs: outputs of the mean particle.
-        inputs: rows x of each matrix that meets a sample in one product, shape (B, p, n) for p places, by its name.
+        met: rows that each matrix multiplies, of those that are local, by its name.
         matrix_of: the matrix to whose product a vector is added, by the vector's name.
     """
 
     outputs: Any
-    inputs: dict[str, Array]
+    met: dict[str, Met]
     matrix_of: dict[str, str]
 
     @property
@@ -82,8 +101,6 @@ class Cloud(NamedTuple):
         sigma: Array,
         x: Any,
         chunk_size: int | None,
-        *,
-        seen: bool = False,
     ) -> Any:
         """The model's outputs, shape (J, ...).
 
@@ -94,46 +111,40 @@ class Cloud(NamedTuple):
             sigma: scale of the deviations.
             x: inputs that ``forward`` takes.
             chunk_size: number of particles evaluated at a time; None for a memory budget's.
-            seen: flag, True where :meth:`see` was called: it finds what is done with factors of low rank.
         """
 
-        def checked() -> None:
-            self.watch(forward, mean, x)  # raises where factors are changed
-
-        if not seen and isinstance(self.deviations, LowRankDeviations):
-            jax.eval_shape(checked)
-
-        def one(row: Any, x: Any) -> Any:
+        def particle(row: Any) -> Params:
             factors, sign = row
-            return _called(forward, self.deviations.particle(mean, factors, sign * sigma), x)
+            return self.deviations.particle(mean, factors, sign * sigma)
 
+        one, rows = of_rows(_taking_low_rank(forward), particle, drawn, self.axis)
         if chunk_size is None:
             budget = _ACTIVATION_BYTES.get(jax.default_backend(), _DEVICE_BYTES)
-            chunk_size = max(1, budget // max(1, activation_bytes(one, drawn, x)))
-        return map_particles(lambda row: one(row, x), drawn, chunk_size)
+            chunk_size = max(1, budget // max(1, activation_bytes(one, rows, x)))
+        return map_particles(lambda row: one(row, x), rows, chunk_size)
 
     def see(self, forward: ForwardFn, mean: Params, x: Any) -> Seen:
         """Evaluate the mean particle, and watch; a warning names the leaves whose locality is lost."""
         watched = self.watch(forward, mean, x)
         leaves = treatments(low_rank_of(self.deviations), mean, watched)
         warn_of_lost(leaves)
-        local = {leaf.name for leaf in leaves if leaf.localized == "local" and leaf.places}
-        outputs, inputs = watched.evaluate(local)
         matrix_of = {leaf.name: leaf.layer for leaf in leaves if leaf.layer}
-        return Seen(outputs, {n: x.reshape(len(x), -1, x.shape[-1]) for n, x in inputs.items()}, matrix_of)
+        local = [watched.uses(leaf.name) for leaf in leaves if leaf.localized == "local" and leaf.places]
+        return Seen(watched.outputs, {uses[0].name: Met.of(uses) for uses in local}, matrix_of)
 
     def watch(self, forward: ForwardFn, mean: Params, x: Any) -> Watched:
-        """The model's trace for the mean particle.
+        """The mean particle's outputs, and what the model does with its parameters.
 
         Raises:
-            TypeError: deviations of full rank; a matrix of low rank whose factors are changed one by one.
+            TypeError: deviations of full rank.
         """
         deviations = low_rank_of(self.deviations)
         shapes = jax.eval_shape(lambda: deviations.draw(jax.random.key(0), mean))
         # No particle's factors: they are the same on all devices.
         factors = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        particle = deviations.particle(mean, factors, jnp.zeros(()), watched=True)
-        return watch(lambda particle: _called(forward, particle, x), particle, _origins(particle))
+        watcher = Watcher()
+        outputs = low_rank_call(forward, deviations.particle(mean, factors, jnp.zeros(())), x, watcher=watcher)
+        return Watched(outputs, watcher)
 
     def ensemble(self, mean: Params, drawn: Any, sigma: Array) -> Ensemble:
         """``mean + sigma e_j``, every one of them in full."""
@@ -161,36 +172,12 @@ def low_rank_of(deviations: Deviations) -> LowRankDeviations:
     return deviations
 
 
-def _origins(particle: Params) -> list[Leaf]:
-    """The name and place of each array of a particle."""
-    leaves = jax.tree_util.tree_leaves_with_path(particle, is_leaf=is_low_rank)
-    named = [(jax.tree_util.keystr(path), is_low_rank(leaf)) for path, leaf in leaves]
-    parts = lambda is_matrix: ("mean", "left", "right") if is_matrix else ("vector",)
-    return [Leaf(name, part) for name, is_matrix in named for part in parts(is_matrix)]  # type: ignore[arg-type]
-
-
-def _called(forward: ForwardFn, params: Params, x: Any) -> Any:
-    """``forward(params, x)``; a leaf that it cannot take as a :class:`LowRankMatrix` is named."""
-    try:
-        return forward(params, x)
-    except (TypeError, AttributeError) as error:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank):
-            if is_low_rank(leaf) and not _takes(forward, params, x, leaf):
-                raise TypeError(
-                    f"forward: cannot take the leaf {jax.tree_util.keystr(path)} of shape {leaf.shape} as a "
-                    "LowRankMatrix, which knows x @ w, w @ x, w.T and w[rows]; name it in low_rank(..., plain=...), or "
-                    f"set formed=True ({error})"
-                ) from error
-        raise
-
-
-def _takes(forward: ForwardFn, params: Params, x: Any, matrix: LowRankMatrix) -> bool:
-    """Whether the model runs with ``matrix`` alone of low rank."""
-    alone = jax.tree.map(
-        lambda leaf: leaf.dense() if is_low_rank(leaf) and leaf is not matrix else leaf, params, is_leaf=is_low_rank
+def _taking_low_rank(forward: ForwardFn) -> ForwardFn:
+    """The model, evaluated with particles that have matrices of low rank."""
+    if not isinstance(forward, IndexedForward):
+        return lambda params, x: low_rank_call(forward, params, x)
+    indexed = forward.indexed
+    return IndexedForward(
+        lambda params, x: low_rank_call(forward, params, x),
+        lambda params, index, x: low_rank_call(lambda params, x: indexed(params, index, x), params, x),
     )
-    try:
-        jax.eval_shape(lambda: forward(alone, x))
-    except (TypeError, AttributeError):
-        return False
-    return True

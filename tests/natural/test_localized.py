@@ -175,7 +175,7 @@ def kinds_of(jacobian: Any, params: Any) -> dict[str, Any]:
 
 
 def test_a_bias_has_the_slopes_of_its_layer(x64: None) -> None:
-    """In flax's dense layers, and where a model of one's own says so: half the unknowns."""
+    """In flax's layers, and in those of one's own, however they are written: half the unknowns."""
     forward, params, x = network()
     parts = kinds_of(estimate(forward, params, x, 12)[0], params)
     for layer in ("['Dense_0']", "['Dense_1']"):
@@ -184,12 +184,36 @@ def test_a_bias_has_the_slopes_of_its_layer(x64: None) -> None:
     def own(layer: Any) -> Any:
         return lambda p, x: layer(jnp.tanh(layer(x, p["w"], p["a"])), p["v"], p["b"])
 
-    leaves = jax.tree.leaves(params)
-    renamed = dict(zip("awbv", leaves, strict=True))
+    renamed = dict(zip("awbv", jax.tree.leaves(params), strict=True))
     truth = exact(own(natural.affine), renamed, x)
     error = lambda layer: np.linalg.norm(formed(estimate(own(layer), renamed, x, 12)[0], renamed) - truth)
-    assert error(natural.affine) < 0.75 * error(lambda x, w, b: x @ w + b)
-    np.testing.assert_allclose(own(natural.affine)(renamed, x), forward(params, x), rtol=1e-12)
+    hidden = lambda x, w, b: x @ w + b[jnp.arange(len(b))]  # a vector that is looked up is none that is added
+    for layer in (natural.affine, lambda x, w, b: x @ w + b, jax.vmap(lambda x, w, b: b + w.T @ x, (0, None, None))):
+        assert error(layer) < 0.75 * error(hidden)
+        np.testing.assert_allclose(own(layer)(renamed, x), forward(params, x), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_outputs_may_be_a_dictionary(x64: None) -> None:
+    """Each sample's numbers are those of all leaves: the estimate is that of the leaves side by side."""
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    params = {"v": jnp.ones((3, 2)), "w": jax.random.normal(jax.random.key(1), (4, 3))}
+    both = lambda p, x: jnp.concatenate([(h := jnp.tanh(x @ p["w"])), h @ p["v"]], axis=1)
+    apart = lambda p, x: {"hidden": both(p, x)[:, :3], "out": both(p, x)[:, 3:].reshape(5, 2, 1)}
+    squares = lambda z, y: sum(
+        jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(z), jax.tree.leaves(y), strict=True)
+    )
+    options = {"particles": 8, "localized": True, "damping": 0.1}
+    one = natural.value_and_natural_direction(both, squares, **options)
+    two = natural.value_and_natural_direction(apart, squares, **options)
+    y, key = jax.random.normal(jax.random.key(2), (5, 5)), jax.random.key(3)
+    wanted = one(params, (x, y), key)
+    found = two(params, (x, {"hidden": y[:, :3], "out": y[:, 3:].reshape(5, 2, 1)}), key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), found, wanted)
+    with pytest.raises(ValueError, match="samples as the first axis of all"):
+        natural.value_and_natural_direction(lambda p, x: (both(p, x), x.sum() * p["v"]), squares, **options)(
+            params, (x, (y, y[:3, :2])), key
+        )
 
 
 def test_a_shared_vector_is_no_layers_bias(x64: None) -> None:
@@ -351,6 +375,7 @@ def test_failed_particles_are_dropped() -> None:
     assert bool((state.position["v"] != params["v"]).any())
 
 
+@pytest.mark.filterwarnings("ignore::eki_jax.natural.LocalityWarning")  # of a vector that is doubled
 def test_failed_particles_are_not_regressed(x64: None) -> None:
     """Failed particles do not enter the regression.
 
@@ -437,4 +462,4 @@ def test_the_parameters_keep_their_dtype(x64: bool, dtype: Any) -> None:
 )
 def test_a_convolution_of_few_numbers_is_local(rows: int, places: int, told: bool) -> None:
     """A convolution is local where it gives a sample few numbers."""
-    assert few_numbers((rows, 64), places) == told
+    assert few_numbers(64 * rows, places, 64) == told

@@ -7,3 +7,4 @@ from eki_jax.natural.deviations.low_rank import LowRankDeviations as LowRankDevi
 from eki_jax.natural.deviations.low_rank import low_rank as low_rank
 from eki_jax.natural.deviations.matrix import LowRankMatrix as LowRankMatrix
 from eki_jax.natural.deviations.matrix import affine as affine
+from eki_jax.natural.deviations.matrix import low_rank_call as low_rank_call

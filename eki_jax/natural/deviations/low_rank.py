@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,10 @@ from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import normal
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
-from eki_jax.natural.deviations.matrix import LowRankMatrix, largest_rank
+from eki_jax.natural.deviations.matrix import LowRankMatrix, axes_of_left, is_matrix, largest_rank
+
+# A layer with several axes of outputs has a bias with as many, which nothing multiplies.
+_BIAS = re.compile(r"(\['bias'\]|\.bias)$")
 
 
 class LowRankDeviations(NamedTuple):
@@ -35,7 +38,7 @@ class LowRankDeviations(NamedTuple):
         drawn = [self._leaf(*args) for args in zip(leaves, scales, keys, strict=True)]
         return structure.unflatten(drawn)
 
-    def particle(self, mean: Params, factors: Any, sigma: Array, watched: bool = False) -> Params:
+    def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
         """A :class:`LowRankMatrix` for each matrix, unless they are to be formed; vectors are added up."""
 
         def leaf(path: Any, m: Array, e: Any) -> Any:
@@ -44,13 +47,20 @@ class LowRankDeviations(NamedTuple):
             wide = wide_dtype(e[0].dtype)
             left, right = (sigma.astype(wide) * e[0].astype(wide)).astype(m.dtype), e[1].astype(m.dtype)
             matrix = LowRankMatrix(m, left, right, name=jax.tree_util.keystr(path))
-            return matrix.dense() if self.formed else replace(matrix, watched=watched)
+            return matrix.dense() if self.formed else matrix
 
         return self._map(leaf, mean, factors)
 
     def dense(self, mean: Params, factors: Any) -> Params:
         """``a b^T`` of each matrix."""
-        return self._map(lambda path, m, e: e[0] @ e[1].T if isinstance(e, tuple) else e, mean, factors)
+
+        def leaf(path: Any, m: Array, e: Any) -> Array:
+            if not isinstance(e, tuple):
+                return e
+            left, right = (factor.reshape(-1, self.rank) for factor in e)
+            return (left @ right.T).reshape(m.shape)
+
+        return self._map(leaf, mean, factors)
 
     def combine(self, mean: Params, factors: Any, weights: Array) -> Params:
         """``A^T diag(w) B``, one matrix product for each matrix."""
@@ -58,10 +68,9 @@ class LowRankDeviations(NamedTuple):
         def leaf(path: Any, m: Array, e: Any) -> Array:
             if not isinstance(e, tuple):
                 return jnp.tensordot(weights.astype(e.dtype), e, axes=1)
-            a, b = e
-            weighted = b * weights.astype(b.dtype)[:, None, None]
             # (J, r) is one axis to sum over.
-            a, weighted = (jnp.moveaxis(x.reshape(len(x), -1, x.shape[-1]), 1, 2) for x in (a, weighted))
+            a, b = (jnp.moveaxis(x.reshape(len(x), -1, x.shape[-1]), 1, 2) for x in e)
+            weighted = b * weights.astype(b.dtype)[:, None, None]
             product = a.reshape(-1, a.shape[-1]).T @ weighted.reshape(-1, weighted.shape[-1])
             return product.reshape(m.shape)
 
@@ -72,8 +81,8 @@ class LowRankDeviations(NamedTuple):
         return scales_of(self.scale, mean)
 
     def has_factors(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a leaf has deviations of low rank: a matrix that ``plain`` does not name."""
-        return len(shape) > 1 and not (self.plain is not None and self.plain(name))
+        """Whether a leaf has deviations of low rank: a matrix that is no layer's bias, and ``plain`` does not name."""
+        return is_matrix(shape) and not _BIAS.search(name) and not (self.plain is not None and self.plain(name))
 
     @staticmethod
     def _map(fn: Callable[..., Any], mean: Params, factors: Any) -> Any:
@@ -94,29 +103,31 @@ class LowRankDeviations(NamedTuple):
                 "wanted no more, or that leaf named by `plain`"
             )
         left, right = jax.random.split(key)
-        a = normal(left, (*m.shape[:-1], self.rank), m.dtype)
+        cut = axes_of_left(m.shape)
+        a = normal(left, (*m.shape[:cut], self.rank), m.dtype)
         # Every entry of a b^T then has the variance of a full deviation's.
-        return a * jnp.asarray(scale / math.sqrt(self.rank), m.dtype), normal(right, (m.shape[-1], self.rank), m.dtype)
+        b = normal(right, (*m.shape[cut:], self.rank), m.dtype)
+        return a * jnp.asarray(scale / math.sqrt(self.rank), m.dtype), b
 
 
 def low_rank(
     rank: int = 1, scale: Scale = "xavier", *, plain: Callable[[str], bool] | None = None, formed: bool = False
 ) -> LowRankDeviations:
-    r"""Deviations ``e_j = a_j b_j^T / sqrt(r)`` of every matrix; vectors are plain.
+    r"""Deviations ``e_j = a_j b_j^T / sqrt(r)`` of every matrix; vectors, and leaves that are called "bias", are plain.
 
-    A convolution's kernel counts as a matrix from its window and inputs to its outputs. The model sees each particle's
-    matrices as :class:`LowRankMatrix` and pays the mean's product and a cheap one; the J x P numbers of the ensemble
-    never exist. (The idea for evolution strategies: arXiv:2511.16652.)
+    A convolution's kernel counts as a matrix from its window and inputs to its outputs. The model, which is written for
+    arrays, is evaluated from its trace: a product with such a matrix costs the mean's product and a cheap one, and the
+    J x P numbers of the ensemble never exist. A matrix with which a model does something else than to multiply by it is
+    added up there, for each particle that is being evaluated; :func:`describe` says which. (The idea for evolution
+    strategies: arXiv:2511.16652.)
 
     Args:
         rank: rank r >= 1, not above any matrix's own.
         scale: standard deviation of the entries of e_j: "xavier", a number, a pytree of numbers, or a prior such as
             :func:`eki_jax.xavier` of which the factors are taken.
         plain: function that says of a leaf's name, such as ``"['Dense_0']['kernel']"``, whether it is to be disturbed
-            in all its entries, at the cost of a copy for each particle that is being evaluated: for leaves that the
-            model does not multiply by.
-        formed: flag; True hands matrices to the model in full, a chunk of particles at a time: for models that do
-            something else with their weights than multiply by them, such as rounding.
+            in all its entries, at the cost of a copy for each particle that is being evaluated.
+        formed: flag; True hands matrices to the model in full, a chunk of particles at a time.
 
     Raises:
         TypeError: ``rank`` is not an integer, ``plain`` no function.

@@ -1,10 +1,10 @@
-"""A matrix plus a perturbation of low rank that is never added to it."""
+"""A matrix plus a perturbation of low rank that is never added to it, and models evaluated with such matrices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,25 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._checks import array
-from eki_jax._types import Array
-from eki_jax.natural.deviations.watching import How, tell_bias, tell_use
+from eki_jax._types import Array, Params
+from eki_jax.natural.interpreter import Perturbed, Tagged, Watcher, interpreted
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name", "watched"])
+@partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name"])
 @dataclass(frozen=True)
 class LowRankMatrix:
-    """``mean + left @ right.T`` where products with it are cheap: what a model gets in the place of a weight matrix.
+    """``mean + left @ right.T`` where products with it are cheap: a leaf of one particle's parameters.
 
-    It knows the products a model makes: ``x @ w``, ``w @ x``, ``w.T``, and rows ``w[i]`` (an embedding). One written
-    with these needs no change; for flax modules see :func:`eki_jax.flax.low_rank_forward`. :meth:`dense` adds up.
+    :func:`low_rank_call` evaluates any model with such leaves. :meth:`dense` adds up.
 
     Attributes:
-        mean: matrix without the perturbation, shape (..., n, k). All axes but the last are one: a convolution's window
-            and inputs.
+        mean: matrix without the perturbation, shape (..., n, k). All axes but the last are one, a convolution's window
+            and inputs; or all but the first, see :func:`axes_of_left`.
         left: left factor, shape (..., n, r).
         right: right factor, shape (k, r).
-        name: name of the leaf, for errors and for whoever watches.
-        watched: flag, True where the trace is to tell what the model does with it.
+        name: name of the leaf.
 
     >>> import jax.numpy as jnp
     >>> w = LowRankMatrix(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.array([[1.0], [2.0], [3.0]]))
@@ -44,7 +42,6 @@ class LowRankMatrix:
     left: Array
     right: Array
     name: str = field(default="", kw_only=True)
-    watched: bool = field(default=False, kw_only=True, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,130 +61,74 @@ class LowRankMatrix:
     @property
     def T(self) -> LowRankMatrix:
         """The transpose of a matrix with two axes."""
-        self._matrix("its transpose")
-        w = self.used("transposed")
-        return LowRankMatrix(w.mean.T, w.right, w.left, name=w.name)
+        if self.ndim != 2:
+            raise TypeError(f"{self!r}: has {self.ndim} axes; its transpose is defined for 2")
+        return LowRankMatrix(self.mean.T, self.right, self.left, name=self.name)
 
     def __rmatmul__(self, x: Any) -> Array:
         """``x @ w``."""
-        self._matrix("a product with it")
-        w = self.multiplies(x)
-        return jnp.matmul(x, w.mean) + w.perturbation(x)
+        return low_rank_call(lambda w, x: jnp.matmul(x, w), self, x)
 
     def __matmul__(self, x: Any) -> Array:
         """``w @ x``."""
-        self._matrix("a product with it")
-        w = self.used("transposed")
-        return jnp.matmul(w.mean, x) + jnp.matmul(w.left, jnp.matmul(w.right.T, x))
+        return low_rank_call(jnp.matmul, self, x)
 
     def __getitem__(self, index: Any) -> Array:
         """Rows, by integers or a slice of the first axis."""
-        self._matrix("its rows")
-        if isinstance(index, tuple):
-            raise TypeError(f"{self!r}: an index with {len(index)} axes; wanted rows, w[i]")
-        w = self.used("rows")
-        return w.mean[index] + w.perturbation_of_rows(index)
+        return low_rank_call(lambda w: w[index], self)
 
     def __repr__(self) -> str:
         return f"LowRankMatrix(leaf {self.name or '?'}, shape {self.mean.shape}, rank {self.right.shape[-1]})"
 
-    def perturbation(self, x: Array, bias: str | None = None) -> Array:
-        """``(x @ left) @ right.T``, without the mean.
-
-        Args:
-            x: inputs, shape (B, ..., n).
-            bias: key of the vector that is then added, in the dictionary that holds the matrix; None for none.
-        """
-        self._matrix("a product with it")
-        w = self.multiplies(x, bias=bias)
-        inner = jnp.matmul(x, w.left)
-        if w.right.shape[-1] == 1:  # an outer product, which fuses with what follows
-            return inner * _along(w.right[:, 0], inner)
-        return jnp.matmul(inner, w.right.T)
-
-    def multiplies(
-        self,
-        operand: Array,
-        rows: Callable[[Array], Array] | None = None,
-        *,
-        bias: str | None = None,
-        batched: bool = True,
-    ) -> LowRankMatrix:
-        """Tell whoever watches of a product that is written without ``@``, such as a convolution.
-
-        Args:
-            operand: rows, shape (B, ..., n), that are multiplied, or what ``rows`` makes them from.
-            rows: function of the operand that returns the rows; of a convolution the windows. Not called where nobody
-                asks.
-            bias: key of the vector that is then added, in the dictionary that holds the matrix; None for none.
-            batched: flag, False where the operand is one sample's, without the first axis.
-
-        Returns:
-            The matrix whose mean and factors are to be used for that product.
-        """
-        return self._told("product" if batched else "unbatched", operand, rows, bias)
-
-    def used(self, how: How) -> LowRankMatrix:
-        """Tell whoever watches of a use that is no product ``x @ w``; the matrix for that use comes back."""
-        return self._told(how)
-
-    def meets(self, bias: Array) -> Array:
-        """Tell whoever watches of a vector that is added to the product with this matrix and used nowhere else.
-
-        Args:
-            bias: array that the model was given.
-
-        Returns:
-            The array that is to be added.
-        """
-        return tell_bias(bias, matrix=self.name) if self.watched else bias
-
-    def perturbation_of_rows(self, index: Array) -> Array:
-        """``left[index] @ right.T``, without the mean."""
-        w = self.used("rows")
-        return jnp.matmul(w.left[index], w.right.T)
-
-    def expanded(self, inner: Array, groups: int = 1) -> Array:
-        """``inner @ right.T`` for the inner products (..., groups r) of a convolution with ``left`` for each group."""
-        rank = self.right.shape[-1]
-        if groups == 1:
-            return inner * self.right[:, 0] if rank == 1 else jnp.matmul(inner, self.right.T)
-        inner = inner.reshape(*inner.shape[:-1], groups, rank)
-        right = self.right.reshape(groups, -1, rank)
-        return jnp.einsum("...gr,gkr->...gk", inner, right).reshape(*inner.shape[:-2], -1)
-
     def dense(self) -> Array:
         """The matrix itself, added up."""
-        w = self.used("formed")
-        return w.mean + jnp.matmul(w.left, w.right.T).astype(w.mean.dtype)
+        return self._perturbed("").dense()
 
-    def _told(self, how: How, operand: Any = None, rows: Any = None, bias: str | None = None) -> LowRankMatrix:
-        if not self.watched:
-            return self
-        operand = operand if operand is None else jnp.asarray(operand)
-        told = tell_use(
-            self.left, self.mean, self.right, name=self.name, how=how, operand=operand, rows=rows, bias=bias
-        )
-        left, mean, right = told
-        return replace(self, mean=mean, left=left, right=right, watched=False)
-
-    def _matrix(self, what: str) -> None:
-        if self.right.ndim != 2 or self.left.ndim != self.mean.ndim:
-            raise TypeError(f"{self!r}: has been mapped over; {what} is defined for the matrix as it is")
-        if self.mean.ndim != 2:
-            raise TypeError(f"{self!r}: has {self.mean.ndim} axes; {what} is defined for 2")
+    def _perturbed(self, name: str) -> Perturbed:
+        if self.left.ndim + self.right.ndim != self.mean.ndim + 2:
+            raise TypeError(f"{self!r}: has been mapped over; wanted the matrix as it is")
+        return Perturbed(self.mean, self.left, self.right, tuple(range(self.left.ndim - 1)), (self.name or name,))
 
 
-def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
-    """``x @ w + bias`` of a model of your own, for arrays and for matrices of low rank alike.
+def low_rank_call(forward: Callable[..., Any], params: Params, *inputs: Any, watcher: Watcher | None = None) -> Any:
+    """``forward(params, *inputs)`` where some matrices are :class:`LowRankMatrix`, which the model knows nothing of.
 
-    A localized estimate then knows that matrix and bias reach a sample in one place, and looks for one slope instead of
-    two. (flax's dense layers tell it by themselves.)
+    The model is traced with the means in their places, and its trace evaluated: whatever multiplies by such a matrix,
+    convolves with it or looks up its rows does so with the mean and the two factors. Where something else is done with
+    it, it is added up there.
+
+    Args:
+        forward: function of parameters and inputs, written for arrays.
+        params: pytree of arrays and of :class:`LowRankMatrix`.
+        *inputs: inputs that ``forward`` takes.
+        watcher: listener that is told what the model does with its parameters, or None.
+
+    >>> import jax.numpy as jnp
+    >>> w = LowRankMatrix(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.ones((3, 1)))
+    >>> low_rank_call(lambda params, x: jnp.tanh(x @ params["w"]), {"w": w}, jnp.zeros((1, 2)))
+    Array([[0., 0., 0.]], dtype=float32)
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank)
+    if watcher is None and not any(is_low_rank(leaf) for _, leaf in leaves):
+        return forward(params, *inputs)
+    means = jax.tree.map(lambda leaf: leaf.mean if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
+
+    def value(name: str, leaf: Any) -> Any:
+        if is_low_rank(leaf):
+            return leaf._perturbed(name)
+        return leaf if watcher is None else Tagged(leaf, leaf=name, vectors=frozenset([name]))
+
+    values = [value(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+    return interpreted(forward, means, values, inputs, watcher)
+
+
+def affine(x: Array, w: Array, bias: Array) -> Array:
+    """``x @ w + bias`` of a model of your own, its shapes checked.
 
     Args:
         x: inputs, shape (B, n).
         w: weights, shape (n, k).
-        bias: vector, shape (k,), a leaf of the parameters that is used nowhere else.
+        bias: vector, shape (k,).
 
     Raises:
         TypeError: arguments that are no arrays of real numbers.
@@ -199,21 +140,14 @@ def affine(x: Array, w: Array | LowRankMatrix, bias: Array) -> Array:
     """
     array("x", x)
     array("bias", bias)
-    if w is None or not isinstance(w, LowRankMatrix):
+    if not is_low_rank(w):
         array("w", w)
     if jnp.ndim(x) == 0 or len(w.shape) != 2 or jnp.shape(x)[-1] != w.shape[0]:
         raise ValueError(f"w: shape {w.shape} for x of shape {jnp.shape(x)}; wanted (n, k) for x of (B, n)")
     if jnp.shape(bias)[-1:] != w.shape[1:] or math.prod(jnp.shape(bias)) != w.shape[1]:
         raise ValueError(f"bias: shape {jnp.shape(bias)} for w of shape {w.shape}; wanted {w.shape[1:]}")
-    if isinstance(w, LowRankMatrix):
-        bias = w.meets(bias)
     outputs = x @ w
-    return outputs + _along(bias, outputs)
-
-
-def _along(vector: Array, rows: Array) -> Array:
-    """``vector`` with as many axes as ``rows``, of which it is the last: broadcasting that nobody has to guess."""
-    return jnp.reshape(vector, (1,) * (rows.ndim - jnp.ndim(vector)) + jnp.shape(vector))
+    return outputs + jnp.reshape(bias, (1,) * (outputs.ndim - jnp.ndim(bias)) + jnp.shape(bias))
 
 
 def is_low_rank(leaf: Any) -> bool:
@@ -221,10 +155,35 @@ def is_low_rank(leaf: Any) -> bool:
     return isinstance(leaf, LowRankMatrix)
 
 
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a leaf of that shape is one, and no vector with more axes than it needs.
+
+    >>> is_matrix((3, 2)), is_matrix((8, 1, 1))
+    (True, False)
+    """
+    return sum(size > 1 for size in shape) > 1
+
+
+def axes_of_left(shape: tuple[int, ...]) -> int:
+    """How many of a matrix's axes its left factor has: all but the last, or only the first where that is long.
+
+    To one side of the cut is to lie what a product sums over, to the other what comes out of it. Kernels of shape
+    (window, inputs, outputs), as flax has them, and (heads, features, outputs) are cut before their last axis; those of
+    shape (outputs, inputs, window), as equinox has them, and (inputs, heads, features) behind their first. Elsewhere a
+    product with the factors is as right, and dearer.
+
+    >>> axes_of_left((3, 3, 2, 8)), axes_of_left((8, 16, 3, 3)), axes_of_left((64, 4, 16)), axes_of_left((4, 16, 64))
+    (3, 1, 1, 2)
+    """
+    first_is_long = len(shape) > 2 and shape[0] > shape[-1] and (len(shape) > 3 or shape[0] >= shape[1])
+    return 1 if first_is_long else len(shape) - 1
+
+
 def largest_rank(shape: tuple[int, ...]) -> int:
-    """The rank of a full matrix of that shape, all axes but the last taken as one.
+    """The rank of a full matrix of that shape, the axes of each factor taken as one.
 
     >>> largest_rank((3, 3, 2, 8)), largest_rank((5, 9))
     (8, 5)
     """
-    return min(math.prod(shape[:-1]), shape[-1])
+    cut = axes_of_left(shape)
+    return min(math.prod(shape[:cut]), math.prod(shape[cut:]))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from eki_jax._types import Params
 from eki_jax.natural.deviations.low_rank import LowRankDeviations
-from eki_jax.natural.deviations.watching import Use, Watched
+from eki_jax.natural.interpreter import Use, Watcher
 
-# What a convolution may give to one sample: more would take the memory of the batch's outputs as often as there are
-# numbers, and there are never particles enough for it.
+# What a layer may give to one sample: more would take the memory of the batch's outputs as often as there are numbers,
+# and there are never particles enough for it.
 _MOST_NUMBERS = 4096
+# What the slopes of one leaf may be, for all samples and outputs: 256 MiB in single precision.
+_MOST_SLOPES = 2**26
 _LOOPS = ("scan", "while")
 
 
@@ -28,8 +30,8 @@ class LeafTreatment(NamedTuple):
     Attributes:
         name: name of the leaf, such as ``"['Dense_0']['kernel']"``.
         shape: shape of the leaf.
-        deviation: kind of its deviations: "low rank", two factors that the model meets as a :class:`LowRankMatrix`;
-            "plain", disturbed in all its entries; "formed", the same from a matrix that is added up, or of full rank.
+        deviation: kind of its deviations: "low rank", two factors with which the model's products are made; "plain",
+            disturbed in all its entries; "formed", the same from a matrix that is added up, or of full rank.
         localized: estimate of a localized step: "local", slopes of its own for each sample; "as its layer", those of
             the matrix to whose product it is added; "plain estimate", a covariance; "-" where there are no such steps.
         places: number of rows of one sample that the matrix multiplies; None where that is not known or no matrix.
@@ -48,14 +50,37 @@ class LeafTreatment(NamedTuple):
     layer: str = ""
 
 
+class Watched(NamedTuple):
+    """What was seen of a model in one evaluation.
+
+    Attributes:
+        outputs: outputs, or their shapes.
+        watcher: notes.
+    """
+
+    outputs: Any
+    watcher: Watcher
+
+    @property
+    def samples(self) -> int:
+        """B, the length of the outputs' first axis; 0 where they have none, or do not agree on it."""
+        first = {leaf.shape[:1] for leaf in jax.tree.leaves(self.outputs)}
+        return first.pop()[0] if len(first) == 1 and () not in first else 0
+
+    @property
+    def numbers(self) -> int:
+        """The number of all outputs."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.outputs))
+
+    def uses(self, name: str) -> list[Use]:
+        """The uses of a matrix."""
+        return [use for use in self.watcher.uses if use.name == name]
+
+
 def treatments(deviations: LowRankDeviations, mean: Params, watched: Watched) -> tuple[LeafTreatment, ...]:
     """What is done with each leaf of the parameters, in their order."""
     leaves = [(jax.tree_util.keystr(path), m.shape) for path, m in jax.tree_util.tree_leaves_with_path(mean)]
-    matrices = {
-        name: _matrix(name, shape, [use for use in watched.uses if use.name == name], watched.samples)
-        for name, shape in leaves
-        if deviations.has_factors(name, shape)
-    }
+    matrices = {name: _matrix(name, shape, watched) for name, shape in leaves if deviations.has_factors(name, shape)}
     if deviations.formed:
         because = "is added up for the model (formed=True)"
         matrices = {
@@ -77,16 +102,23 @@ def warn_of_lost(leaves: tuple[LeafTreatment, ...]) -> None:
         )
 
 
-def few_numbers(shape: tuple[int, ...], places: int) -> bool:
-    """Whether a matrix of that shape gives a sample so few numbers that slopes for each of them are worth it.
+def few_numbers(size: int, places: int, features: int) -> bool:
+    """Whether a matrix gives a sample so few numbers that slopes for each of them are worth it.
 
-    >>> few_numbers((25, 8), 25), few_numbers((25, 8), 26), few_numbers((1, 10_000), 1)
+    Args:
+        size: number of the matrix's entries.
+        places: number of places in which a sample meets it.
+        features: number of what comes out at each.
+
+    >>> few_numbers(200, 25, 8), few_numbers(200, 26, 8), few_numbers(10_000, 1, 10_000)
     (True, False, True)
     """
-    return places == 1 or places * shape[-1] <= min(_MOST_NUMBERS, math.prod(shape))
+    return places == 1 or places * features <= min(_MOST_NUMBERS, size)
 
 
-def _matrix(name: str, shape: tuple[int, ...], uses: list[Use], samples: int) -> LeafTreatment:
+def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatment:
+    uses, samples = watched.uses(name), watched.samples
+
     def plain(reason: str, remedy: str = "", places: int | None = None) -> LeafTreatment:
         formed = any(use.how == "formed" for use in uses)
         return LeafTreatment(name, shape, "formed" if formed else "low rank", "plain estimate", places, reason, remedy)
@@ -95,40 +127,50 @@ def _matrix(name: str, shape: tuple[int, ...], uses: list[Use], samples: int) ->
         return plain("is not multiplied by")
     for use in uses:
         hidden = [kind for kind in use.inside if kind not in _LOOPS]
-        if hidden and use.how in ("product", "unbatched"):
-            return plain(f"is used inside of {hidden[0]}, which cannot be looked into", "the product outside of it")
-        if use.inside and use.how == "product" and use.rows[:1] != (samples,):
+        if use.how == "formed" and use.inside:
+            return plain(f"is added up inside of {use.inside[-1]}")
+        if hidden:
+            return plain(f"is used inside of a branch ({hidden[0]})")
+        if use.inside and use.how == "product" and use.shape[:1] != (samples,):
             return plain(
                 f"is multiplied inside of a loop ({use.inside[0]}) over something else than the places of a sample",
                 "jax.vmap for a loop over samples",
             )
     if any(use.inside for use in uses):
         return plain(f"is used inside of a loop ({next(use.inside[0] for use in uses if use.inside)})")
-    if len(uses) > 1:
-        return plain(f"is used {len(uses)} times")
-    (use,) = uses
-    if use.how == "transposed":
-        return plain("is multiplied as w.T or w @ x", "its transpose as the parameter, and x @ w")
-    if use.how != "product" and use.how != "unbatched":
-        return plain(_OTHER_USES[use.how])
-    if use.how == "unbatched" or len(use.rows) < 2 or use.rows[0] != samples:
-        return plain(
-            f"multiplies an array of shape {use.rows}, whose first axis is not the {samples} samples of the outputs",
-            "samples along the first axis of what layers multiply and of the outputs",
-        )
-    places = math.prod(use.rows[1:-1])
+    others = [use.how for use in uses if use.how != "product"]
+    if others:
+        return plain(_OTHER_USES[others[0]] + (f", one of {len(uses)} uses" if len(uses) > 1 else ""))
+    if len({use.side for use in uses}) > 1:
+        return plain("is multiplied by as it is and as its transpose")
+    for use in uses:
+        if len(use.shape) < 2 or use.shape[0] != samples:
+            return plain(
+                f"multiplies an array of shape {use.shape}, whose first axis is not the {samples} samples of the "
+                "outputs",
+                "samples along the first axis of what layers multiply and of the outputs",
+            )
+    places, features = sum(math.prod(use.shape[1:-1]) for use in uses), uses[0].features
     where = "once a sample" if places == 1 else f"at {places} places of a sample"
-    if few_numbers(shape, places):
-        return LeafTreatment(name, shape, "low rank", "local", places, f"is multiplied {where}")
-    most = min(_MOST_NUMBERS, math.prod(shape))
-    return plain(f"is multiplied {where}: {places * shape[-1]} numbers, worth it up to {most}", "", places)
+    numbers, size = places * features, math.prod(shape)
+    if not few_numbers(size, places, features):
+        most = min(_MOST_NUMBERS, size)
+        return plain(f"is multiplied {where}: {numbers} numbers, worth it up to {most}", "", places)
+    if watched.numbers * numbers > _MOST_SLOPES:
+        return plain(
+            f"is multiplied {where}: {watched.numbers * numbers:,} slopes for all outputs, which are kept up to "
+            f"{_MOST_SLOPES:,}",
+            "fewer samples or outputs at a time",
+            places,
+        )
+    return LeafTreatment(name, shape, "low rank", "local", places, f"is multiplied {where}")
 
 
-_OTHER_USES = {
-    "grouped": "is the kernel of a grouped convolution",
+_OTHER_USES: dict[str, str] = {
+    "part": "is multiplied by in parts, scaled, or side by side with other leaves",
+    "other product": "is multiplied along axes of both of its factors, as the kernel of a grouped convolution",
     "rows": "is looked up by rows (an embedding)",
-    "formed": "is added up by the model (dense())",
-    "differentiated": "is multiplied in a function that the model differentiates, so once more",
+    "formed": "is computed with before it is multiplied by, and added up for that",
 }
 
 
@@ -136,8 +178,9 @@ def _vector(name: str, shape: tuple[int, ...], matrices: dict[str, LeafTreatment
     def own(reason: str, remedy: str = "") -> LeafTreatment:
         return LeafTreatment(name, shape, "plain", "local", None, reason, remedy)
 
-    layers = sorted({added.matrix for added in watched.additions if added.bias == name})
-    computed = sorted({added.matrix for added in watched.additions if name in added.computed_from})
+    additions = watched.watcher.additions
+    layers = sorted({added.matrix for added in additions if added.bias == name})
+    computed = sorted({added.matrix for added in additions if name in added.computed_from})
     if computed:
         return own(
             f"was computed with before it is added to the product with {computed[0]}: has slopes of its own",
@@ -145,7 +188,12 @@ def _vector(name: str, shape: tuple[int, ...], matrices: dict[str, LeafTreatment
         )
     if len(layers) > 1:
         return own(f"is added to the products with {len(layers)} matrices: has slopes of its own")
-    if layers and matrices[layers[0]].localized == "local" and matrices[layers[0]].shape[-1] == math.prod(shape):
+    if layers and name in watched.watcher.others:
+        return own(f"is added to the product with {layers[0]} and used otherwise: has slopes of its own")
+    if layers and len(watched.uses(layers[0])) != sum(added.bias == name for added in additions):
+        return own(f"is added to the product with {layers[0]}, but not in all of its uses: has slopes of its own")
+    features = {use.features for layer in layers for use in watched.uses(layer)}
+    if layers and matrices[layers[0]].localized == "local" and features == {math.prod(shape)}:
         return LeafTreatment(
             name, shape, "plain", "as its layer", None, f"is added to the product with {layers[0]}", layer=layers[0]
         )

@@ -19,12 +19,14 @@ all P parameters, solved by conjugate gradients too:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 
 from eki_jax._checks import whole
 from eki_jax._types import Array, Batch, ForwardFn, Params
@@ -44,21 +46,25 @@ class Local(NamedTuple):
         inputs: rows x at the p places where a sample is multiplied, shape (B, p, n); of a vector ones, shape (B, p, 1).
         slopes: Delta, shape (B, C, p, k), in units of a deviation.
         shape: shape of the leaf.
+        is_transposed: flag, True where the leaf is a matrix of (k, n) numbers, in the place of (n, k).
     """
 
     inputs: Array
     slopes: Array
     shape: tuple[int, ...]
+    is_transposed: bool = False
 
     def times(self, v: Array) -> Array:
         """Jacobian times the leaf, shape (B C,)."""
-        reached = self._rows() @ v.reshape(self.inputs.shape[-1], -1)
+        n = self.inputs.shape[-1]
+        reached = self._rows() @ (v.reshape(-1, n).T if self.is_transposed else v.reshape(n, -1))
         return jnp.sum(reached.reshape(len(self.slopes), 1, -1) * self._flat(), axis=-1).ravel()
 
     def transposed(self, r: Array) -> Array:
         """Jacobian transposed times outputs."""
         back = jnp.sum(r.reshape(*self.slopes.shape[:2], 1) * self._flat(), axis=1)
-        return (self._rows().T @ back.reshape(-1, self.slopes.shape[-1])).reshape(self.shape)
+        found = self._rows().T @ back.reshape(-1, self.slopes.shape[-1])
+        return (found.T if self.is_transposed else found).reshape(self.shape)
 
     def _rows(self) -> Array:
         return self.inputs.reshape(-1, self.inputs.shape[-1])
@@ -95,7 +101,7 @@ class Spanned(NamedTuple):
         rows: centred outputs over J sigma, shape (J, M).
         left: factors a, shape (J, N, r).
         right: factors b, shape (J, k, r).
-        shape: shape of the leaf, (..., k) with N the product of the others.
+        shape: shape of the leaf, of N k numbers.
         axis: devices over which the particles are spread.
     """
 
@@ -107,7 +113,7 @@ class Spanned(NamedTuple):
 
     def times(self, v: Array) -> Array:
         """Jacobian times the leaf, shape (M,)."""
-        inner = jnp.einsum("jnr,nk->jkr", self.left, v.reshape(-1, self.shape[-1]))
+        inner = jnp.einsum("jnr,nk->jkr", self.left, v.reshape(self.left.shape[1], -1))
         return self.axis.sum(jnp.einsum("jkr,jkr->j", inner, self.right) @ self.rows)
 
     def transposed(self, r: Array) -> Array:
@@ -175,13 +181,14 @@ def estimated_jacobian(
 
     def part(name: str, m: Array, e: Any, scale: Array) -> Local | Columns | Spanned:
         if name in place:
-            met = reaches[place[name]].inputs
-            met = met if name in seen.inputs else jnp.ones_like(met[..., :1])
-            return Local(met, scale * slopes[place[name]], m.shape)
-        left = (e[0] / scale).reshape(particles, -1, deviations.rank)
+            rows = reaches[place[name]].inputs
+            if name not in seen.met:
+                return Local(jnp.ones_like(rows[..., :1]), scale * slopes[place[name]], m.shape)
+            return Local(rows, scale * slopes[name], m.shape, seen.met[name].side == "right")
+        left, right = (factor.reshape(particles, -1, deviations.rank) for factor in e)
         if m.size > particles:  # its columns would be more numbers than the particles' own
-            return Spanned(spanned, left, e[1], m.shape, axes.particles)
-        columns = jnp.einsum("jnr,jkr->jnk", left, e[1]).reshape(particles, -1)
+            return Spanned(spanned, left / scale, right, m.shape, axes.particles)
+        columns = jnp.einsum("jnr,jkr->jnk", left / scale, right).reshape(particles, -1)
         return Columns(axes.particles.sum(spanned.T @ columns), m.shape)
 
     structure: Any = jax.tree.structure(mean)
@@ -209,11 +216,12 @@ def _reaches(
     size = jnp.where(healthy, signs * sigma, 0)
     reaches: dict[str, Reach] = {}
     for name, m, e in zip(*_named(mean, factors), strict=True):
-        if name in seen.inputs:
-            left = jnp.moveaxis(
-                size[:, None, None] * e[0].reshape(len(signs), -1, deviations.rank).astype(size.dtype), 0, 2
-            )
-            reaches[name] = Reach(seen.inputs[name], left, jnp.moveaxis(e[1], -1, 0))
+        if name in seen.met:
+            met = seen.met[name]
+            left, right = (factor.reshape(len(signs), -1, deviations.rank) for factor in e)
+            inner, outer = (left, right) if met.side == "left" else (right, left)
+            inner = jnp.moveaxis(size[:, None, None] * inner.astype(size.dtype), 0, 2)
+            reaches[name] = Reach(met.rows, inner, jnp.moveaxis(outer, -1, 0))
         elif not isinstance(e, tuple):
             ones = jnp.ones((seen.samples, 1, 1), m.dtype)
             reaches[name] = Reach(ones, size[None, None], e.reshape(1, len(signs), -1))
@@ -223,6 +231,24 @@ def _reaches(
         reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
         place[bias] = matrix
     return reaches, place
+
+
+def _samples_first(outputs: Any) -> np.ndarray:
+    """The order of all output numbers in which those of one sample are side by side.
+
+    Raises:
+        ValueError: outputs that do not all have the samples as their first axis.
+
+    >>> _samples_first({"a": jnp.zeros((2, 1)), "b": jnp.zeros((2, 2))})
+    array([0, 2, 3, 1, 4, 5])
+    """
+    leaves = jax.tree.leaves(outputs)
+    if len({leaf.shape[:1] for leaf in leaves}) > 1 or not leaves[0].ndim:
+        shapes = jax.tree.map(jnp.shape, outputs)
+        raise ValueError(f"localized: outputs of shapes {shapes}; wanted the samples as the first axis of all of them")
+    samples, starts = len(leaves[0]), np.cumsum([0, *(leaf.size for leaf in leaves)])
+    numbers = [np.arange(a, b).reshape(samples, -1) for a, b in itertools.pairwise(starts)]
+    return np.concatenate(numbers, axis=1).ravel()
 
 
 def damped_newton(
@@ -284,16 +310,21 @@ class Localized(NamedTuple):
         x, targets = batch
         deviations, axes = low_rank_of(setup.cloud.deviations), setup.axes
         seen = setup.cloud.see(forward, mean, x)
-        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size, seen=True)
+        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size)
+        order = _samples_first(seen.outputs)
         rows, healthy, number = centred(outputs, axes, setup.outlier_cut)
+        rows = rows[:, order]
         model = curvature(setup.loss, seen.outputs, targets)
         check_convex(model)
         share = share_of_loss(setup.loss, axes)
         jacobian = estimated_jacobian(deviations, mean, drawn, rows, sigma, seen, healthy, number, axes)
         gradient = lambda z: curvature(setup.loss, z, targets).gradient
         flat, unravel = jax.flatten_util.ravel_pytree(seen.outputs)
-        curve = lambda q: share * jax.jvp(lambda z: gradient(unravel(z)), (flat,), (q.astype(flat.dtype),))[1]
-        residual = share * model.gradient
+        back = np.argsort(order)
+        curve = lambda q: (
+            share * jax.jvp(lambda z: gradient(unravel(z)), (flat,), (q[back].astype(flat.dtype),))[1][order]
+        )
+        residual = share * model.gradient[order]
         d = damped_newton(jacobian, curve, residual, damping / sigma**2, self.iterations)
         along = jacobian.times(d)
         over_samples = axes.batch

@@ -1,0 +1,250 @@
+"""The evaluation of a trace, its calls, branches and loops included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Literal as Constant
+
+from eki_jax.natural.interpreter import products, shapes
+from eki_jax.natural.interpreter.binding import bound, varying, varying_over
+from eki_jax.natural.interpreter.values import Perturbed, Tagged, plain
+from eki_jax.natural.interpreter.watching import Watcher
+
+# Calls that are their body, for whoever does not differentiate or map them.
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+_CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"}
+_PRODUCTS = {"dot_general": products.dot_general, "conv_general_dilated": products.conv_general_dilated}
+
+
+def interpreted(
+    forward: Callable[..., Any], params: Any, values: Sequence[Any], inputs: Any, watcher: Watcher | None = None
+) -> Any:
+    """``forward(params, *inputs)``, evaluated with other values in the places of the parameters.
+
+    Args:
+        forward: function of parameters and inputs.
+        params: pytree of arrays that it is traced with.
+        values: what takes their places, in the order of ``jax.tree.leaves``: arrays, or :class:`Perturbed` of the same
+            shapes and dtypes.
+        inputs: inputs, a tuple.
+        watcher: listener that is told of what becomes of the values, or None.
+
+    Returns:
+        The outputs, as arrays.
+    """
+    structures: list[Any] = []
+
+    def flat(params: Any, inputs: Any) -> list[Any]:
+        found, structure = jax.tree.flatten(forward(params, *inputs))
+        structures.append(structure)
+        return found
+
+    trace = jax.make_jaxpr(flat)(params, inputs)
+    interpreter = _Interpreter(watcher)
+    results = interpreter.added_up(interpreter.closed(trace, [*values, *jax.tree.leaves(inputs)], ()), ())
+    return structures[-1].unflatten(results)
+
+
+class _Interpreter:
+    """Evaluates traces; what it meets with a value that is no array it does by its own rules."""
+
+    def __init__(self, watcher: Watcher | None) -> None:
+        self.watcher = watcher
+
+    def closed(self, closed: Any, args: Sequence[Any], inside: tuple[str, ...]) -> list[Any]:
+        """The results of a trace with its constants."""
+        consts = closed.consts if isinstance(closed, ClosedJaxpr) else ()
+        jaxpr: Jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
+        if self.watcher is not None:
+            consts = [Tagged(const, vectors=frozenset()) for const in consts]
+        values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        read = lambda atom: atom.val if isinstance(atom, Constant) else values[atom]
+        # Of how many equations a value is an operand: what a product is added to says something where it is one.
+        used = Counter(atom for eqn in jaxpr.eqns for atom in eqn.invars if not isinstance(atom, Constant))
+        used.update(atom for atom in jaxpr.outvars if not isinstance(atom, Constant))
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            if self.watcher is not None:
+                alone = [isinstance(atom, Constant) or used[atom] == 1 for atom in eqn.invars]
+                operands = self.watcher.seen(operands, alone)
+            values.update(zip(eqn.outvars, self._equation(eqn, operands, inside), strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+        if not any(isinstance(value, Perturbed | Tagged) for value in operands):
+            results = self._bound(eqn, operands)
+            of_nothing = self.watcher is not None and all(isinstance(atom, Constant) for atom in eqn.invars)
+            return [Tagged(result, vectors=frozenset()) for result in results] if of_nothing else results
+        kind, bodies = eqn.primitive.name, _bodies(eqn)
+        if kind in _CALLS and bodies:
+            return self.closed(bodies[0], operands, inside)
+        if kind in _LOOPS:
+            return _LOOPS[kind](self, eqn, operands, (*inside, kind))
+        if not any(isinstance(value, Perturbed) for value in operands):
+            return self._told(eqn, operands, self._bound(eqn, [plain(value) for value in operands]))
+        known = [value if isinstance(value, Perturbed) else plain(value) for value in operands]
+        if kind in shapes.SAME and len(known) == len(eqn.outvars):
+            return [self._same(eqn, value) for value in known]
+        result = self._by_rule(eqn, known, inside)
+        if result is not None:
+            return result if eqn.primitive.multiple_results else [result]
+        if self.watcher is not None:
+            for value in known:
+                if isinstance(value, Perturbed):
+                    self.watcher.used(value, "formed", (*inside, *([kind] if bodies else [])), eqn)
+        return self._bound(eqn, [plain(value) for value in known])
+
+    def _by_rule(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> Any:
+        """The result of an equation with a perturbed operand; None where it must be added up."""
+        kind = eqn.primitive.name
+        if kind in _PRODUCTS:
+            if all(isinstance(value, Perturbed) for value in operands):
+                operands = [*self.added_up(operands[:1], inside), operands[1]]
+            found = _PRODUCTS[kind](eqn, operands)
+            if found is None:
+                return None
+            result, product = found
+            return result if self.watcher is None else self.watcher.multiplied(result, product, inside, eqn)
+        if kind == "gather":
+            rows = products.gather(eqn, operands)
+            if rows is not None and self.watcher is not None:
+                self.watcher.used(operands[0], "rows", inside, eqn)
+            return rows
+        rule = shapes.RULES.get(kind)
+        return None if rule is None else rule(eqn, operands)
+
+    def _same(self, eqn: Any, value: Any) -> Any:
+        """A value behind an equation that leaves it what it is."""
+        own = lambda x: self._bound(eqn, [x])[0]
+        if not isinstance(value, Perturbed):
+            return own(value)
+        # The factors are of another shape, and may be spread over devices already.
+        placed = eqn.primitive.name in ("device_put", "sharding_constraint", "pvary", "pcast")
+        left, right = (value.left, value.right) if placed else (own(value.left), own(value.right))
+        return replace(value, mean=own(value.mean), left=left, right=right)
+
+    def _told(self, eqn: Any, operands: list[Any], results: list[Any]) -> list[Any]:
+        return results if self.watcher is None else self.watcher.tagged(eqn, operands, results)
+
+    def added_up(self, values: Sequence[Any], inside: tuple[str, ...]) -> list[Any]:
+        """Arrays, for what takes nothing else."""
+        if self.watcher is not None:
+            for value in values:
+                if isinstance(value, Perturbed):
+                    self.watcher.used(value, "formed", inside, value)
+                elif isinstance(value, Tagged):
+                    self.watcher.computed(value)
+        return [plain(value) for value in values]
+
+    def start(self, values: Sequence[Any], operands: Sequence[Any], inside: tuple[str, ...]) -> list[Any]:
+        """What a loop begins with: spread over the devices over which it will be."""
+        axes = varying(jax.tree.leaves(list(operands)))
+        return [varying_over(value, axes) for value in self.added_up(values, inside)]
+
+    @staticmethod
+    def _bound(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        if eqn.primitive.name == "pvary":  # here values may vary already
+            return [varying_over(value, frozenset(eqn.params["axes"])) for value in operands]
+        results = bound(eqn, *operands)
+        return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _scan(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+    """A loop that is handed what is fixed, what is carried, and a slice a turn of the rest."""
+    (body,) = _bodies(eqn)
+    carried = _unsliced(eqn.invars, body.jaxpr.invars)
+    fixed = carried - _unsliced(eqn.outvars, body.jaxpr.outvars)
+    # What a loop carries on as it is, is fixed.
+    same = [old is new for old, new in zip(body.jaxpr.invars[fixed:carried], body.jaxpr.outvars, strict=False)]
+    own = operands[fixed:carried]
+    start = self.start([value for value, is_same in zip(own, same, strict=True) if not is_same], operands, inside)
+    slices = [_Slices.of(self, value, inside) for value in operands[carried:]]
+
+    def turn(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
+        moving = iter(carry)
+        all_carried = [value if is_same else next(moving) for value, is_same in zip(own, same, strict=True)]
+        parts = [piece.at(row) for piece, row in zip(slices, rows, strict=True)]
+        results = self.closed(body, [*operands[:fixed], *all_carried, *parts], inside)
+        after = [value for value, is_same in zip(results, same, strict=False) if not is_same]
+        return self.added_up(after, inside), self.added_up(results[len(own) :], inside)
+
+    options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    end, stacked = lax.scan(turn, start, [piece.rows for piece in slices], **options)
+    moved = iter(end)
+    return [value if is_same else next(moved) for value, is_same in zip(own, same, strict=True)] + list(stacked)
+
+
+class _Slices:
+    """A value of which a loop takes a slice a turn.
+
+    Attributes:
+        rows: pytree of arrays with the loop's axis first.
+        at: function that makes the turn's value of the turn's rows.
+    """
+
+    def __init__(self, rows: Any, at: Callable[[Any], Any]) -> None:
+        self.rows, self.at = rows, at
+
+    @classmethod
+    def of(cls, interpreter: _Interpreter, value: Any, inside: tuple[str, ...]) -> _Slices:
+        """Of layers that lie one behind the other only the factor with that axis is sliced."""
+        if not isinstance(value, Perturbed):
+            return cls(interpreter.added_up([value], inside)[0], lambda row: row)
+        axes = value.left_axes
+        left = tuple(axis - 1 for axis in axes if axis > 0)
+        if 0 in axes:
+            at = lambda row: value.changed(row[0], row[1], value.right, left, whole=False)
+            return cls((value.mean, value.left), at)
+        at = lambda row: value.changed(row[0], value.left, row[1], left, whole=False)
+        return cls((value.mean, value.right), at)
+
+
+def _while(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+    """A loop with a condition, both of which may close over values."""
+    conditions, fixed = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    own = operands[conditions + fixed :]
+    invars, outvars = body.jaxpr.invars[fixed:], body.jaxpr.outvars
+    same = [old is new for old, new in zip(invars, outvars, strict=True)]
+    start = self.start([value for value, is_same in zip(own, same, strict=True) if not is_same], operands, inside)
+
+    def all_carried(carry: list[Any]) -> list[Any]:
+        moving = iter(carry)
+        return [value if is_same else next(moving) for value, is_same in zip(own, same, strict=True)]
+
+    def turn(carry: list[Any]) -> list[Any]:
+        results = self.closed(body, [*operands[conditions : conditions + fixed], *all_carried(carry)], inside)
+        return self.added_up([new for new, is_same in zip(results, same, strict=True) if not is_same], inside)
+
+    def goes_on(carry: list[Any]) -> Any:
+        return plain(self.closed(test, [*operands[:conditions], *all_carried(carry)], inside)[0])
+
+    return all_carried(lax.while_loop(goes_on, turn, start))
+
+
+def _cond(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+    """Branches, each of which may close over values."""
+    index, *args = operands
+    branch = lambda body: lambda: self.added_up(self.closed(body, args, inside), inside)
+    return lax.switch(*self.added_up([index], inside), [branch(body) for body in eqn.params["branches"]])
+
+
+_LOOPS: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def _bodies(eqn: Any) -> list[Any]:
+    """The traces that an equation holds."""
+    params = [param if isinstance(param, tuple | list) else [param] for param in eqn.params.values()]
+    return [value for values in params for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
+
+
+def _unsliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many variables have as many axes inside of a loop as outside."""
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outside, inside, strict=True))

@@ -1,0 +1,157 @@
+"""What a model does with its parameters, told while its trace is evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend.core import Literal as Constant
+
+from eki_jax._types import Array
+from eki_jax.natural.interpreter.products import Product
+from eki_jax.natural.interpreter.shapes import SAME
+from eki_jax.natural.interpreter.values import Perturbed, Tagged
+
+#: Uses of a matrix: a product with one of its factors; another product, of a part of it (or of it and others), or one
+#: that takes axes of both factors, as grouped convolutions do; rows; the sum of mean and perturbation.
+How = Literal["product", "part", "other product", "rows", "formed"]
+
+# Equations behind which a vector, or a product with a matrix, is still that: they only arrange it.
+_ARRANGED = {*SAME, "broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "transpose"}
+
+
+class Use(NamedTuple):
+    """One use of a matrix of low rank.
+
+    Attributes:
+        name: name of the leaf.
+        how: kind of the use.
+        inside: loops, branches and other functions around it that cannot be read in line, the outermost first.
+        side: factor that the operand is multiplied by, of a product.
+        shape: operand's shape (B, ..., n) in a product; empty for other uses.
+        features: number k of what comes out at each place.
+        rows: function that returns the operand, where it is known outside of the loops.
+    """
+
+    name: str
+    how: How
+    inside: tuple[str, ...]
+    side: str = ""
+    shape: tuple[int, ...] = ()
+    features: int = 0
+    rows: Callable[[], Array] | None = None
+
+
+class Addition(NamedTuple):
+    """One addition of a bias to the product with a matrix of low rank.
+
+    Attributes:
+        matrix: name of the matrix's leaf.
+        bias: name of the bias's leaf, or "" where it was computed.
+        computed_from: names of the vectors that it was computed from.
+    """
+
+    matrix: str
+    bias: str
+    computed_from: frozenset[str] = frozenset()
+
+
+class Watcher:
+    """Notes of one evaluation.
+
+    Attributes:
+        uses: uses of the matrices, in the order of the trace.
+        additions: additions of biases.
+        others: names of vectors that were used for something else than to be added to a product.
+    """
+
+    def __init__(self) -> None:
+        self.uses: list[Use] = []
+        self.additions: list[Addition] = []
+        self.others: set[str] = set()
+        self._in_loops: set[tuple[int, tuple[str, ...]]] = set()
+
+    def seen(self, operands: list[Any], alone: Sequence[bool]) -> list[Any]:
+        """The operands of an equation; a product that others have too is no longer one that a bias alone is added to.
+
+        Args:
+            operands: values of the equation.
+            alone: flags, True for those that no other equation has.
+        """
+        return [
+            replace(value, product="") if isinstance(value, Tagged) and value.product and not is_alone else value
+            for value, is_alone in zip(operands, alone, strict=True)
+        ]
+
+    def used(self, w: Perturbed, how: How, inside: tuple[str, ...], eqn: Any) -> None:
+        """Note a use that is no product."""
+        if self._is_new(w, inside, eqn):
+            self.uses += [Use(name, how, inside) for name in w.names]
+
+    def multiplied(self, result: Array, product: Product, inside: tuple[str, ...], eqn: Any) -> Any:
+        """Note a product, and say of its result whose it is."""
+        w = product.w
+        if not self._is_new(w, inside, eqn):
+            return result
+        if not w.whole or product.contracted is None:
+            self.uses += [Use(name, "other product" if w.whole else "part", inside) for name in w.names]
+            return result
+        features = math.prod(w.shape[i] for i in (w.right_axes if product.contracted == "left" else w.left_axes))
+        rows = None if inside else product.rows
+        (name,) = w.names
+        self.uses.append(Use(name, "product", inside, product.contracted, product.shape, features, rows))
+        return Tagged(result, product=name)
+
+    def computed(self, value: Tagged) -> None:
+        """Note that a vector was used for something else than to be added to a product."""
+        self.others |= value.vectors or set()
+
+    def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any]) -> list[Any]:
+        """The results of an equation without perturbed operands, with what is known of them."""
+        kind = eqn.primitive.name
+        if kind in _ARRANGED and len(results) == len(operands):
+            return [_arranged(new, old) for new, old in zip(results, operands, strict=True)]
+        known = [value if isinstance(value, Tagged) else Tagged(value) for value in operands]
+        layers = [value.product for value in known if value.product]
+        if kind in ("add", "add_any") and layers:
+            for value in known:
+                if value.leaf:
+                    self.additions.append(Addition(layers[0], value.leaf))
+                elif value.vectors and value.value.size > 1:
+                    self.additions.append(Addition(layers[0], "", value.vectors))
+                elif value.vectors:
+                    self.computed(value)
+            if all(value.product or value.vectors is not None for value in known):
+                return [Tagged(result, product=layers[0]) for result in results]
+            return results
+        for value in known:
+            if value.leaf:
+                self.others.add(value.leaf)
+        of = [
+            frozenset[str]() if isinstance(atom, Constant) else value.vectors
+            for atom, value in zip(eqn.invars, known, strict=True)
+        ]
+        if any(vectors is None for vectors in of):
+            for value in known:
+                self.computed(value)
+            return results
+        vectors = frozenset[str]().union(*(vectors for vectors in of if vectors is not None))
+        return [Tagged(result, vectors=vectors) for result in results]
+
+    def _is_new(self, w: Perturbed, inside: tuple[str, ...], eqn: Any) -> bool:
+        """Whether it was not noted before: JAX may trace a loop's body more than once."""
+        key = (id(eqn), w.names)
+        if inside and key in self._in_loops:
+            return False
+        self._in_loops.add(key)
+        return True
+
+
+def _arranged(new: Any, old: Any) -> Any:
+    """A result that is the operand but for its shape and dtype."""
+    if not isinstance(old, Tagged) or not jnp.issubdtype(new.dtype, jnp.floating):
+        return new
+    return replace(old, value=new)
