@@ -97,10 +97,11 @@ def stateful(
         key: JAX random key, for a model that takes one; None for one that does not.
         state: first state of the model, a pytree of arrays such as batch statistics, for a model that has one; None for
             one that has none.
-        common: flag; True gives all particles of a step the same key ``k``. What differs between their outputs is then
-            the parameters' doing alone, as with common random numbers in a gradient: the choice for dropout, where it
-            learns with larger steps and fewer particles. False gives each its own: noise that the covariances take for
-            the parameters' doing, until there are enough particles to average over it.
+        common: flag; True gives all particles of a step the same key ``k``, as with common random numbers in a
+            gradient: what differs between their outputs is the parameters' doing alone, and the step has the noise of
+            one draw. False gives each its own: the draws average out over the particles, and with few of them the
+            covariances take them for the parameters' doing. With dropout natural gradients learn better with masks of
+            the particles' own, and few particles of :func:`eki_jax.euler` with common ones.
 
     Returns:
         A :class:`eki_jax.Solver` with :class:`StatefulState`; its ``init`` takes what the wrapped solver's takes, its

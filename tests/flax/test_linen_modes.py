@@ -11,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 import eki_jax
+from eki_jax import natural
 from eki_jax.flax import linen_forward
 from eki_jax.training import ensemble_method, fit
 
@@ -153,20 +154,15 @@ def test_shapes_are_examples_enough() -> None:
     np.testing.assert_array_equal(state["batch_stats"]["BatchNorm_0"]["mean"], jnp.zeros(8))
 
 
-def trained(common: bool) -> Any:
-    """Eight epochs of a module in training mode, and the state that it began with."""
-    forward, template, first = linen_forward(Classifier(), X, train=True, rngs="dropout", mutable="batch_stats")
-    predict, _, _ = linen_forward(Classifier(), X, train=False, mutable="batch_stats")
-    make = lambda f: eki_jax.euler(f, eki_jax.natural.softmax_cross_entropy(), eki_jax.frobenius_step_size(3.0))
-    solver = eki_jax.stateful(make, forward, key=KEY, state=first, common=common)
-    method = ensemble_method(solver, predict, eki_jax.gaussian(template_zeros(template), 0.5), 60)
-    data = ((X, LABELS), (X, LABELS))
-    return fit(method, *data, batch_size=16, epochs=8, key=jax.random.key(3), progress=False), first
-
-
 def test_a_module_in_training_mode_learns() -> None:
     """Dropout and batch statistics through the loop: what predicts in evaluation mode has the statistics learned."""
-    result, first = trained(common=True)
+    forward, template, first = linen_forward(Classifier(), X, train=True, rngs="dropout", mutable="batch_stats")
+    predict, _, _ = linen_forward(Classifier(), X, train=False, mutable="batch_stats")
+    make = lambda f: eki_jax.euler(f, natural.softmax_cross_entropy(), eki_jax.frobenius_step_size(3.0))
+    solver = eki_jax.stateful(make, forward, key=KEY, state=first, common=True)
+    method = ensemble_method(solver, predict, eki_jax.gaussian(template_zeros(template), 0.5), 60)
+    data = ((X, LABELS), (X, LABELS))
+    result = fit(method, *data, batch_size=16, epochs=8, key=jax.random.key(3), progress=False)
     assert result.history[-1]["test_accuracy_mean"] > 0.9
     assert result.history[-1]["train_loss"] < 0.6 * result.history[0]["train_loss"]
     assert result.history[-1]["refreshed"] == 1
@@ -174,11 +170,43 @@ def test_a_module_in_training_mode_learns() -> None:
     assert float(jnp.abs(statistics["mean"] - first["batch_stats"]["BatchNorm_0"]["mean"]).max()) > 0.01
 
 
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(nn.Dense(20)(x)))
+
+
+STEPS = {
+    "natural_gradient": lambda f: natural.natural_gradient(
+        f, eki_jax.squared_error(), 200, damping=1e-2, deviations=natural.full_rank(1.0)
+    ),
+    "euler": lambda f: eki_jax.euler(f, eki_jax.squared_error(), eki_jax.frobenius_step_size(1.0)),
+}
+
+
 @pytest.mark.slow
-def test_masks_in_common_learn_better() -> None:
-    """What the documentation of ``common`` says of dropout: masks of the particles' own are taken for their doing."""
-    losses = {common: trained(common)[0].history[-1]["train_loss"] for common in (True, False)}
-    assert losses[True] < 0.6 * losses[False]
+@pytest.mark.parametrize(("name", "steps", "common_is_better"), [("natural_gradient", 30, False), ("euler", 100, True)])
+def test_whose_masks_are_better(name: str, steps: int, common_is_better: bool) -> None:
+    """What the documentation of ``common`` says of natural gradients, and of few particles that move by their own."""
+    targets, loss = X[:, :1], eki_jax.squared_error()
+    forward, template = linen_forward(Dropped(), X, train=True, rngs="dropout")
+    predict, _ = linen_forward(Dropped(), X, train=False)
+    params = jax.tree.map(lambda leaf: 0.3 * leaf, params_like(template))
+
+    def learned(solver: Any, key: Any) -> Any:
+        start = (params, key)
+        if name == "euler":
+            start = (eki_jax.sample_ensemble(key, eki_jax.gaussian(params, 0.5), 50),)
+        state = solver.init(*start)._replace(key=jax.random.key_data(key))
+        state, _ = jax.lax.scan(lambda s, _: solver.step(s, (X, targets)), state, length=steps)
+        return loss(predict(solver.estimate(state), X), targets)
+
+    medians = {}
+    for common in (True, False):
+        solver = eki_jax.stateful(STEPS[name], forward, key=KEY, common=common)
+        runs = jax.jit(jax.vmap(lambda key, solver=solver: learned(solver, key)))(jax.random.split(KEY, 6))
+        medians[common] = float(jnp.median(runs))
+    assert medians[common_is_better] < 0.4 * medians[not common_is_better]
 
 
 @pytest.mark.parametrize(

@@ -191,14 +191,36 @@ def test_ask_and_tell_keeps_the_state() -> None:
     assert type(info) is type(solver.step(start, BATCH)[1])
 
 
-def test_around_a_mean() -> None:
-    """A natural gradient learns with common random numbers and a state; its init takes parameters and a key."""
+@pytest.mark.parametrize("common", [True, False])
+def test_around_a_mean(common: bool) -> None:
+    """A natural gradient learns with a key and a state; its init takes parameters and a key of its own."""
     make = lambda f: natural.natural_gradient(f, LOSS, 16, damping=1e-3)
-    solver = eki_jax.stateful(make, both, key=KEY, state=STATE, common=True)
+    solver = eki_jax.stateful(make, both, key=KEY, state=STATE, common=common)
     state = solver.init(jnp.zeros(3), jax.random.key(2))
     state, infos = jax.lax.scan(lambda s, _: solver.step(s, BATCH), state, length=5)
     assert float(infos.loss[-1]) < 0.1 * float(infos.loss[0])
     assert int(state.model_state["calls"]) == 5
+
+
+@pytest.mark.parametrize("batched", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_mean_on_eight_devices(batched: bool) -> None:
+    """Particles around a mean have keys by their index on all devices, in chunks too."""
+    chunk: Any = {"chunk_size": 1} if batched else {}
+    make = lambda f, **s: natural.natural_gradient(f, LOSS, 16, damping=1e-3, **s)
+    solvers = [
+        eki_jax.stateful(make, both, key=KEY, state=STATE),
+        sharding.shard_solver(
+            eki_jax.stateful(lambda f: make(f, axis_name="particles", **chunk), both, key=KEY, state=STATE),
+            sharding.make_mesh(8),
+        ),
+    ]
+    found = []
+    for solver in solvers:
+        step, state = jax.jit(solver.step), solver.init(jnp.zeros(3), jax.random.key(2))
+        for _ in range(3):
+            state, info = step(state, BATCH)
+        found.append((solver.estimate(state), state.model_state, info.loss))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *found)
 
 
 def test_a_model_that_is_hidden_is_refused() -> None:
