@@ -125,19 +125,21 @@ def test_models_train(name: str) -> None:
     assert LOSS(jax.vmap(eqx.combine(estimate, module))(x), targets) < 0.35 * LOSS(jax.vmap(module)(x), targets)
 
 
-def test_a_natural_direction() -> None:
-    """A mean of a module's own type takes natural steps, and a direction is of that type too."""
-    make, x = MODELS["mlp"]
-    module = make(key=jax.random.key(2))
-    targets = jax.vmap(make(key=jax.random.key(3)))(x)
+@pytest.mark.parametrize("localized", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "gru"))])
+def test_natural_directions(name: str, localized: bool) -> None:
+    """A mean of a module's own type takes steps of low rank, and a direction is of that type too."""
+    make, x = MODELS[name]
+    module, teacher = make(key=jax.random.key(2)), make(key=jax.random.key(3))
     forward, _ = equinox_forward(module)
-    f = natural.value_and_natural_direction(forward, LOSS, 60, deviations=natural.full_rank(1.0), damping=1e-3)
+    targets = forward(jax.tree.map(lambda leaf: 2 * leaf, params_of(teacher)), x)
+    f = natural.value_and_natural_direction(forward, LOSS, 60, damping=1e-3, localized=localized)
     params, values = params_of(module), []
     for count in range(8):
         value, direction = f(params, (x, targets), jax.random.fold_in(KEY, count))
-        params = jax.tree.map(lambda p, d: p - 0.5 * d, params, direction)
+        params = jax.tree.map(lambda p, d: p - 0.7 * d, params, direction)
         values.append(float(value))
-    assert type(params) is type(module)
+    assert type(direction) is type(params) is type(module)
     assert values[-1] < 0.3 * values[0]
 
 

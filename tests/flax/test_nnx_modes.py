@@ -226,7 +226,7 @@ def test_a_state_as_parameters() -> None:
         assert type(solver.estimate(after)) is type(params)
         runs.append(jax.tree.leaves(solver.estimate(after)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *runs)
-    mean = natural.natural_gradient(forward, LOSS, 12, deviations=natural.full_rank(1.0), loss_limit=None)
+    mean = natural.natural_gradient(forward, LOSS, 12, loss_limit=None)
     moved, info = mean.step(mean.init(state, KEY), LINE)
     assert isinstance(moved.position, nnx.State)
     nnx.update(module, moved.position)
@@ -247,7 +247,7 @@ def test_directions_for_an_optimizer_of_nnx() -> None:
     module = linear()
     forward, _ = nnx_forward(module, LINE[0])
     optimizer = nnx.Optimizer(module, optax.sgd(0.5, momentum=0.5), wrt=nnx.Param)
-    f = natural.value_and_natural_direction(forward, LOSS, 12, deviations=natural.full_rank(1.0))
+    f = natural.value_and_natural_direction(forward, LOSS, 12)
     values = []
     for count in range(10):
         params = nnx.state(module, nnx.Param)
