@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import sys
@@ -80,9 +81,14 @@ def _columns(model: Model, sizes: measures.Sizes) -> dict[str, Any]:
 
 
 def _make_devices() -> None:
-    """Virtual devices on a processor, unless there are some already."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", DEVICES)
+    """Virtual devices on a processor, unless there are some already, and a compiler in a hurry."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in flags:
+        return
+    flags += f" --xla_force_host_platform_device_count={DEVICES} --xla_cpu_parallel_codegen_split_count=1"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def _parser() -> argparse.ArgumentParser:
