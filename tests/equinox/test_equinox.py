@@ -208,6 +208,55 @@ def test_statistics_in_and_out() -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(same), jax.tree.leaves(after))
 
 
+def test_a_state_of_whole_batches() -> None:
+    """The same state may go into a call twice where the module is not mapped either."""
+
+    class Counting(eqx.Module):
+        linear: eqx.nn.Linear
+        calls: eqx.nn.StateIndex
+
+        def __init__(self, key: Any) -> None:
+            self.linear, self.calls = eqx.nn.Linear(4, 2, key=key), eqx.nn.StateIndex(jnp.array(0))
+
+        def __call__(self, x: Any, state: Any) -> Any:
+            return jax.vmap(self.linear)(x), state.set(self.calls, state.get(self.calls) + 1)
+
+    module, first = eqx.nn.make_with_state(Counting)(KEY)
+    forward, _, state = equinox_forward(module, per_sample=False, state=first)
+    counts = [forward(params_of(module), X, state=state)[1].get(module.calls) for _ in range(2)]
+    assert [int(count) for count in counts] == [1, 1]
+
+
+def test_xavier_for_equinox() -> None:
+    """Fans of weights that have the outputs first, biases like their weight, scales that start at one."""
+    keys = jax.random.split(KEY, 5)
+    layers = {
+        "linear": eqx.nn.Linear(4, 6, key=keys[0]),
+        "conv": [eqx.nn.Conv2d(5, 7, 3, key=keys[1])],
+        "norm": eqx.nn.LayerNorm(8),
+        "cell": eqx.nn.GRUCell(2, 3, key=keys[2]),
+        "stack": eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 6, key=key))(keys[3:]),
+        "free": jnp.zeros(9),
+    }
+    prior = adapter.xavier(params_of(layers))
+    factor = jax.tree.map(lambda value: round(1 / value**2, 4), prior.factor)
+    assert (factor["linear"].weight, factor["linear"].bias) == (5.0, 5.0)
+    assert (factor["conv"][0].weight, factor["conv"][0].bias) == (6.0, 6.0)
+    assert (factor["norm"].weight, factor["norm"].bias) == (8.0, 8.0)
+    assert (factor["cell"].weight_ih, factor["cell"].weight_hh, factor["cell"].bias) == (5.5, 6.0, 6.0)
+    assert (factor["stack"].weight, factor["stack"].bias, factor["free"]) == (5.0, 5.0, 9.0)
+    wide = adapter.xavier(params_of(layers), window=True).factor
+    assert round(1 / wide["conv"][0].weight ** 2, 4) == 54.0
+    np.testing.assert_array_equal(prior.mean["norm"].weight, jnp.ones(8))
+    assert all(
+        float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves((prior.mean["conv"], prior.mean["norm"].bias))
+    )
+    drawn = prior.sample(KEY)
+    assert jax.tree.structure(drawn) == jax.tree.structure(params_of(layers))
+    with pytest.raises(TypeError, match="window: 3; wanted True or False"):
+        adapter.xavier(params_of(layers), window=3)
+
+
 @pytest.mark.slow
 def test_a_module_in_training_mode_learns() -> None:
     """Dropout and batch statistics through the loop, with the statistics learned where it predicts."""

@@ -35,6 +35,7 @@ from fuzz.calls import (
     X,
     Y,
     classes,
+    drawn,
     kernel_options,
     linear,
     made,
@@ -371,6 +372,9 @@ FLAX: dict[str, Call] = {
         {"module": ("module", EQUINOX), "per_sample": ("choice", True), "x": ("rows", X)},
         dense_by_hand,
         fine={"x": ("complex",)},
+    ),
+    "equinox.xavier": Call(
+        drawn(eki_equinox.xavier), {"template": ("row", np.zeros((3, 2), np.float32))}, is_random=True
     ),
     "flax.nnx_forward": Call(
         nnx_outputs,
