@@ -56,10 +56,10 @@ def epoch(method: Method, batch_size: int) -> Callable[[Any, Array, Array, Array
 
     def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
         random_key("key", key)
-        check_data(x, targets, batch_size)
-        x, targets = jnp.asarray(x), jnp.asarray(targets)  # NumPy's could not be indexed while tracing
+        samples = check_data(x, targets, batch_size)
+        x, targets = jax.tree.map(jnp.asarray, x), jnp.asarray(targets)  # NumPy's could not be indexed while tracing
         body = lambda state, inputs: _batch_step(method, state, inputs, x, targets)
-        return lax.scan(body, state, _order(key, len(x), batch_size))
+        return lax.scan(body, state, _order(key, samples, batch_size))
 
     return run
 
@@ -70,7 +70,7 @@ def _one_by_one(method: Method, batch_size: int) -> Callable[[Any, Array, Array,
 
     def run(state: Any, key: Array, x: Array, targets: Array) -> tuple[Any, dict[str, Array]]:
         metrics = []
-        for inputs in zip(*_order(key, len(x), batch_size), strict=True):
+        for inputs in zip(*_order(key, local_size(x, name="x"), batch_size), strict=True):
             state, step_metrics = step(state, inputs, x, targets)
             metrics.append(step_metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
@@ -89,7 +89,7 @@ def _batch_step(
     method: Method, state: Any, inputs: tuple[Array, Array], x: Array, targets: Array
 ) -> tuple[Any, dict[str, Array]]:
     indices, key = inputs
-    return method.step(state, key, (x[indices], targets[indices]))
+    return method.step(state, key, jax.tree.map(lambda leaf: leaf[indices], (x, targets)))
 
 
 def check_data(x: Any, targets: Any, batch_size: int, *, name: str = "train") -> int:
@@ -143,7 +143,7 @@ def fit(
 
     Args:
         method: training method, such as :func:`ensemble_method` makes.
-        train: pair ``(x, labels)`` to train on, shapes (N, ...) and (N,).
+        train: pair ``(x, labels)`` to train on, shapes (N, ...) and (N,); x may be a pytree of such arrays.
         test: pair ``(x, labels)`` for the accuracy after every epoch.
         batch_size: number of samples in a step.
         epochs: number of passes over the data in all, those of a resumed run included.
@@ -174,7 +174,7 @@ def fit(
         check_data(*pair(name, data, "(x, labels)"), least, name=name)
         if method.check is not None:
             method.check(*data, name)
-    arrays = jax.device_put((*train, *test))
+    arrays, samples = jax.device_put((*train, *test)), local_size(train[0], name="train")
     run = (
         jax.jit(epoch(method, batch_size), donate_argnums=0)
         if method.compiled_loop
@@ -197,7 +197,7 @@ def fit(
             seconds = time.perf_counter() - started
             size = method.ensemble_size(index)
             before = history[-1]["forward_passes"] if history else 0
-            steps = train[0].shape[0] // batch_size
+            steps = samples // batch_size
             history.append(
                 {
                     "epoch": index + 1,

@@ -256,9 +256,11 @@ def check_labels(forward: ForwardFn, template: Any, x: Any, labels: Any, *, name
     labels = np.asarray(arrays(f"{name}: labels", labels))
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name}: labels of dtype {labels.dtype}; wanted integers")
-    if labels.shape != jnp.shape(x)[:1]:
-        raise ValueError(f"{name}: labels of shape {labels.shape} for inputs of shape {jnp.shape(x)}; wanted one each")
-    sample = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if any(labels.shape != shape[:1] for shape in shapes):
+        found = ", ".join(map(str, shapes))
+        raise ValueError(f"{name}: labels of shape {labels.shape} for inputs of shape {found}; wanted one each")
+    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)), x)
     classes = jax.eval_shape(forward, template, sample).shape[-1]
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"{name}: labels from {labels.min()} to {labels.max()}; wanted 0 to {classes - 1}")

@@ -47,7 +47,7 @@ def classification_accuracy(
         forward: function ``forward(params, x) -> (batch, classes)`` of one particle: probabilities, or anything that
             grows with them.
         ensemble: pytree of arrays of shape (J, ...).
-        x: inputs, shape (N, ...).
+        x: inputs, shape (N, ...), or a pytree of such arrays.
         labels: integer labels, shape (N,).
         axis_name: mapped axis over which the particles are spread; the samples are not.
 
@@ -95,7 +95,7 @@ def particle_accuracy(forward: ForwardFn, params: Params, x: Array, labels: Arra
     Args:
         forward: function ``forward(params, x) -> (batch, classes)``.
         params: parameters of the particle.
-        x: inputs, shape (N, ...).
+        x: inputs, shape (N, ...), or a pytree of such arrays.
         labels: integer labels, shape (N,).
 
     Returns:
@@ -143,15 +143,16 @@ def _check_classes(labels: Any, classes: int) -> None:
         raise ValueError(f"labels: largest {np.asarray(labels).max()}; wanted below {classes} classes")
 
 
-def _sum_over_pieces(fn: Any, x: Array, labels: Array, size: int) -> Any:
+def _sum_over_pieces(fn: Any, x: Any, labels: Array, size: int) -> Any:
     """The sum of ``fn`` over pieces of ``size`` samples and the rest."""
-    pieces = x.shape[0] // size
+    samples = len(labels)
+    pieces = samples // size
     whole = pieces * size
     stacked = lax.map(
         lambda piece: fn(*piece),
-        (x[:whole].reshape(pieces, size, *x.shape[1:]), labels[:whole].reshape(pieces, size)),
+        jax.tree.map(lambda leaf: leaf[:whole].reshape(pieces, size, *leaf.shape[1:]), (x, labels)),
     )
     total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), stacked)
-    if whole == x.shape[0]:
+    if whole == samples:
         return total
-    return jax.tree.map(jnp.add, total, fn(x[whole:], labels[whole:]))
+    return jax.tree.map(jnp.add, total, fn(*jax.tree.map(lambda leaf: leaf[whole:], (x, labels))))

@@ -246,3 +246,25 @@ def test_a_key_without_stateful_is_named() -> None:
     forward, _ = linen_forward(Noisy(), X, rngs="dropout")
     with pytest.raises(TypeError, match=r"it asks for key=, which eki_jax\.stateful gives"):
         eki_jax.euler(forward, eki_jax.squared_error())
+
+
+class OfTwo(nn.Module):
+    @nn.compact
+    def __call__(self, a: Any, b: Any) -> Any:
+        return nn.Dense(2)(a) + nn.Dense(2)(b)
+
+
+def test_a_loop_over_batches_of_two_inputs() -> None:
+    """The loop takes batches of a tuple of arrays, leaf by leaf: it is the loop over the arrays side by side."""
+    forward, template = linen_forward(OfTwo(), X, X)
+    prior = eki_jax.gaussian(template_zeros(template), 0.5)
+    pieces = lambda params, x: forward(params, (x[:, :4], x[:, 4:]))
+    histories = []
+    for model, x in ((forward, (X, X[::-1])), (pieces, jnp.concatenate([X, X[::-1]], axis=1))):
+        solver = eki_jax.euler(model, natural.softmax_cross_entropy(), eki_jax.frobenius_step_size(3.0))
+        method = ensemble_method(solver, model, prior, 12)
+        result = fit(method, (x, LABELS), (x, LABELS), batch_size=16, epochs=2, key=KEY, progress=False)
+        histories.append([(epoch["test_accuracy_mean"], round(epoch["train_loss"], 4)) for epoch in result.history])
+        with pytest.raises(ValueError, match=r"train: labels of shape \(32,\) for inputs of shape .*\(3, "):
+            method.check(jax.tree.map(lambda leaf: leaf[:3], x), LABELS, "train")
+    assert histories[0] == histories[1]
