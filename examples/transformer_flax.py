@@ -1,6 +1,6 @@
 """A decoder transformer of stock flax layers learns to spell, without a derivative.
 
-The model is written as one writes it for back-propagation: embeddings, ``nn.MultiHeadDotProductAttention``, dense layers,
+The model is written as for back-propagation: embeddings, ``nn.MultiHeadDotProductAttention``, dense layers and
 LayerNorm. ``linen_forward`` makes a function of it, and natural-gradient steps of low rank take that as it is.
 
 The text is the licence of this library: the task is to predict each next letter.

@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks models",
         description="Models that people bring, in linen, nnx, equinox and as plain functions: trained by euler and by\n"
-        "the natural gradient, low rank against explicit particles, the localized direction against the exact gradient,\n"
+        "the natural gradient, low rank against explicit particles, the localized direction against the exact one,\n"
         "eight devices against one. Numbers that miss their bounds are called wrong, and the exit status is 1.\n"
         "The last line on standard output is one JSON object.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

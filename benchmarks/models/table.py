@@ -72,5 +72,5 @@ def _row(model: Model, found: dict[str, Any]) -> list[str]:
         text("equal", lambda cell: f"{max(cell['step'], cell['outputs']):.0e}"),
         text("cosine", lambda cell: f"{cell['localized']:.3f}"),
         text("cosine", lambda cell: f"{cell['span']:.2f}"),
-        text("sharded", lambda cell: f"{max(cell['euler'], cell['natural']):.0e}"),
+        text("sharded", lambda cell: f"{cell['step']:.0e}"),
     ]
