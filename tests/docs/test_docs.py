@@ -66,7 +66,7 @@ def test_the_quick_start_has_exactly_two_commands() -> None:
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 SLOW = {"continuous.md", "momentum.md"}  # ODE solvers compile for long
-TRAIN = {"models.md", "natural_gradient.md", "optax.md", "edf.md", "semi_supervised.md"}  # networks, as the benchmarks do
+TRAIN = {"edf.md", "models.md", "natural_gradient.md", "optax.md", "semi_supervised.md"}  # networks, as benchmarks do
 
 
 def marks(page: Path) -> list[pytest.MarkDecorator]:
