@@ -15,7 +15,7 @@ from jax import lax
 from natural_digits import load
 
 from eki_jax import natural
-from eki_jax.equinox import equinox_forward
+from eki_jax.equinox import equinox_forward, xavier
 
 
 def network(key: jax.Array) -> eqx.nn.Sequential:
@@ -35,13 +35,13 @@ def network(key: jax.Array) -> eqx.nn.Sequential:
     )
 
 
-def main(epochs: int = 6, particles: int = 300) -> float:
+def main(epochs: int = 5, particles: int = 300) -> float:
     """Train, and print the accuracy on digits that were held out."""
     digits = load()
     module = network(jax.random.key(0))
-    forward, _ = equinox_forward(module)
-    loss, damping = natural.softmax_cross_entropy(), natural.adaptive_damping()
-    solver = natural.natural_gradient(forward, loss, particles, damping=damping)
+    forward, template = equinox_forward(module)
+    deviations = natural.low_rank(scale=xavier(template))  # equinox's weights have their outputs first
+    solver = natural.natural_gradient(forward, natural.softmax_cross_entropy(), particles, deviations=deviations)
     state = solver.init(eqx.filter(module, eqx.is_inexact_array), jax.random.key(1))
     train = jax.jit(lambda state, batches: lax.scan(solver.step, state, batches))
     predict = jax.jit(lambda params: forward(params, digits.test_images.reshape(-1, 1, 8, 8)).argmax(axis=-1))
