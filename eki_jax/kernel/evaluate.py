@@ -14,6 +14,7 @@ from jax import lax
 from eki_jax._checks import function, is_known, traceable, whole
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.interpreter import on_devices
 from eki_jax.kernel.particles import local_size
 
 # What the intermediate values of one chunk may take, unless the caller says otherwise. A processor wants them, and the
@@ -69,8 +70,8 @@ def of_rows(
     made = (lambda row: row) if particle is None else particle
     if isinstance(forward, IndexedForward):
         indices = axis.own_indices(local_size(rows, name="ensemble"))
-        return lambda row, x: forward.indexed(made(row[0]), row[1], x), (rows, indices)
-    return (forward if particle is None else lambda row, x: forward(made(row), x)), rows
+        return lambda row, x: on_devices(forward.indexed, made(row[0]), row[1], x), (rows, indices)
+    return lambda row, x: on_devices(forward, made(row), x), rows
 
 
 def evaluate(

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import IndexedForward, activation_bytes, map_particles, of_rows
+from eki_jax.kernel.interpreter import Use, Watcher
 from eki_jax.natural.deviations import Deviations, LowRankDeviations
 from eki_jax.natural.deviations.matrix import low_rank_call
 from eki_jax.natural.deviations.treatment import Watched, treatments, warn_of_lost
-from eki_jax.natural.interpreter import Use, Watcher
 
 # What the values of one chunk of particles may take: their intermediate values, and the numbers drawn for them.
 # (XLA makes the mean's products once, whatever the number of chunks: few particles that stay in the caches are fine.)
@@ -179,5 +179,5 @@ def _taking_low_rank(forward: ForwardFn) -> ForwardFn:
     indexed = forward.indexed
     return IndexedForward(
         lambda params, x: low_rank_call(forward, params, x),
-        lambda params, index, x: low_rank_call(lambda params, x: indexed(params, index, x), params, x),
+        lambda params, index, x: low_rank_call(indexed, params, index, x),
     )

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, function, pair, real, schedule, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.interpreter import on_devices
 from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.linear_algebra import inverse_root
 from eki_jax.natural.damping import AdaptiveDamping
@@ -30,6 +32,9 @@ from eki_jax.solvers.protocol import (
     never_done,
 )
 from eki_jax.solvers.reasons import Reason, first_reason
+
+
+_SHORTEST = 4.0**-4  # of the shares of a step that are tried
 
 
 class NaturalState(NamedTuple):
@@ -63,6 +68,7 @@ class NaturalInfo(NamedTuple):
         predicted: decrease of the loss by its second-order model.
         measured: decrease of the loss of the mean particle on the same batch that the step makes, or would have made
             where it is refused; None where nobody asks: ``loss_limit=None`` and a lambda that does not adapt.
+        share: share of the whole step that was taken, 1 unless that would have raised the loss beyond the limit.
         sigma: scale of the deviations.
         damping: lambda.
         fallback: flag, True where Cholesky's factorization failed and eigenvalues were used.
@@ -77,6 +83,7 @@ class NaturalInfo(NamedTuple):
     loss: Array
     predicted: Array
     measured: Array | None
+    share: Array
     sigma: Array
     damping: Array
     fallback: Array
@@ -99,8 +106,9 @@ class NaturalSettings(EstimatorSettings, total=False):
         averaging: factor in [0, 1) of an exponential average of the iterates, corrected for its start, or a schedule of
             factors (n -> n / (n + 1) for the plain mean); in ``state.average``. None for none.
         loss_limit: largest loss of the mean particle after a step on the step's own batch, as a multiple of the loss
-            before it, > 1; a step beyond is refused (and makes an adaptive lambda larger). By default 5: the noise of
-            few particles alone can make it 4. None does not ask, and saves two forward passes of one particle.
+            before it, > 1. A step beyond is made shorter, to a quarter, a sixteenth and so on, each time at one forward
+            pass of one particle; where a 256th of it is too long it is refused. (An adaptive lambda becomes larger
+            either way.) By default 1.1. None does not ask, and saves two forward passes of one particle.
     """
 
     learning_rate: Schedule
@@ -193,6 +201,7 @@ def natural_gradient(
     damping_of = None if isinstance(damping, AdaptiveDamping) else schedule("damping", damping, POSITIVE)
     factor_of = None if follow.averaging is None else schedule("averaging", follow.averaging, SHARE)
     particles = cloud.particles
+    one: Any = np.float32(1)
 
     def init(params: Params, key: Array) -> NaturalState:
         params = floating_params(params)
@@ -220,14 +229,26 @@ def natural_gradient(
         model, (x, targets) = given(forward), pair("batch", batch)
         found = estimator.from_model(model, state.position, drawn(state), *scales(state), (x, targets))
         if adaptive is None and follow.loss_limit is None:
-            return moved(state, found, stepped(state, found), targets)
-        ahead = stepped(state, found)
-        before, after = (mean_loss(loss, model(p, x), targets, axes) for p in (state.position, ahead))
-        new, info = moved(state, found, ahead, targets, (before, after))
+            return moved(state, found, targets)
+        at = lambda position: mean_loss(loss, on_devices(model, position, x), targets, axes)
+        before, whole_step = at(state.position), at(stepped(state, found, one))
+        share, after = one, whole_step
+        if follow.loss_limit is not None:
+            rose = lambda after: _rose(found.loss, before, after, follow.loss_limit)
+
+            def shorter(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                share = carry[0] / 4
+                return share, at(stepped(state, found, share))
+
+            goes_on = lambda carry: rose(carry[1]) & (carry[0] > _SHORTEST)
+            share, after = jax.lax.while_loop(goes_on, shorter, (one, whole_step))
+        new, info = moved(state, found, targets, share, (before, after))
         if adaptive is None:
             return new, info
-        measured = before - after
-        ratio = jnp.where(jnp.isfinite(measured), measured / jnp.maximum(info.predicted, 1e-30), -jnp.inf)
+        # The whole step's, shortened or not: it is what lambda is to answer for.
+        measured = before - whole_step
+        predicted = jnp.maximum(found.predicted(rate_at(state)), 1e-30)
+        ratio = jnp.where(jnp.isfinite(measured), measured / predicted, -jnp.inf)
         return new._replace(damping=adaptive.next(info.damping, ratio)), info
 
     def update(state: NaturalState, outputs: Any, targets: Any) -> tuple[NaturalState, NaturalInfo]:
@@ -237,24 +258,25 @@ def natural_gradient(
         if not estimator.estimate.needs_model:
             check_rows(outputs, particles // cloud.axis.size)
         found = estimator.from_outputs(state.position, drawn(state), *scales(state), outputs, targets)
-        return moved(state, found, stepped(state, found), targets)
+        return moved(state, found, targets)
 
     def rate_at(state: NaturalState) -> Array:
         return jnp.asarray(rate_of(state.count), jnp.float32)
 
-    def stepped(state: NaturalState, found: Direction) -> Params:
-        rate = rate_at(state)
+    def stepped(state: NaturalState, found: Direction, share: Array) -> Params:
+        rate = share * rate_at(state)
         return jax.tree.map(lambda m, d: (m - rate.astype(d.dtype) * d).astype(m.dtype), state.position, found.ascent)
 
     def moved(
         state: NaturalState,
         found: Direction,
-        position: Params,
         targets: Any,
+        share: Array = one,
         losses: tuple[Array, Array] | None = None,
     ) -> tuple[NaturalState, NaturalInfo]:
-        """The step to a position, with the mean particle's losses before and after it, where those are known."""
-        rate, (scale, lam) = rate_at(state), scales(state)
+        """A share of the whole step, with the mean particle's losses before and after it, where those are known."""
+        rate, (scale, lam) = share * rate_at(state), scales(state)
+        position = stepped(state, found, share)
         average, factor = _averaged(state, position, follow.averaging, factor_of)
         in_range = POSITIVE.holds(rate) & (SHARE.holds(factor) if callable(follow.averaging) else True)
         rose = jnp.zeros((), bool)
@@ -277,6 +299,7 @@ def natural_gradient(
             reason=reason,
             predicted=found.predicted(rate),
             measured=None if losses is None else losses[0] - losses[1],
+            share=share,
             sigma=scale,
             damping=lam,
             fallback=found.fallback,
@@ -307,7 +330,7 @@ class _Following(NamedTuple):
     redraw_every: int = 1
     square_root: bool = False
     averaging: Schedule | None = None
-    loss_limit: Any = 5.0
+    loss_limit: Any = 1.1
 
     @classmethod
     def of(cls, settings: Any) -> _Following:

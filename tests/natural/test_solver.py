@@ -292,7 +292,7 @@ def test_damping_adapts() -> None:
     forward, params, batch = classifier()
     rule = natural.adaptive_damping(1e-2, decrease=0.5, increase=4.0)
     make = lambda rate: natural.natural_gradient(
-        forward, natural.softmax_cross_entropy(), 16, damping=rule, learning_rate=rate
+        forward, natural.softmax_cross_entropy(), 16, damping=rule, learning_rate=rate, loss_limit=None
     )
     good, info = jax.jit(make(0.1).step)(
         make(0.1).init(params, jax.random.key(0)), batch

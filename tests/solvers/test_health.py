@@ -188,6 +188,28 @@ def test_a_refused_step_is_taken_again() -> None:
     assert (round(float(info.step_size), 6), float(state.time)) == (0.8, 1.0)
 
 
+def test_a_natural_step_is_shortened() -> None:
+    """To the first quarter of a quarter that does not raise the loss; what is reported is of the step that was made."""
+    model = lambda p, x: jnp.exp(p)
+    batch = (None, jnp.full(2, jnp.exp(2.5)))
+    make = lambda limit: natural.natural_gradient(
+        model, LOSS, 40, 0.01, 1e-9, natural.full_rank(1.0), loss_limit=limit, averaging=0.5
+    )
+    start = make(None).init(jnp.zeros(2), jax.random.key(0))
+    whole, unlimited = make(None).step(start, batch)
+    state, info = make(1.1).step(start, batch)
+    value = lambda state: float(LOSS(model(state.position, None), batch[1]))
+    assert value(whole) > 1e3 * value(start)
+    assert (float(unlimited.share), float(info.share), bool(info.moved)) == (1.0, 0.25, True)
+    np.testing.assert_allclose(state.position, whole.position / 4, rtol=1e-5)
+    np.testing.assert_allclose(state.average, state.position)
+    np.testing.assert_allclose(info.measured, value(start) - value(state), rtol=1e-4)
+    assert 0 < float(info.predicted) < float(unlimited.predicted)
+    generous, info = make(1e9).step(start, batch)
+    assert float(info.share) == 1.0
+    np.testing.assert_allclose(generous.position, whole.position)
+
+
 def test_a_natural_step_that_raises_the_loss() -> None:
     """A model that is far from linear: the step is refused, and an adaptive lambda grows until one is taken."""
     model = lambda p, x: jnp.exp(3 * p)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from eki_jax._checks import array
 from eki_jax._types import Array, Params
-from eki_jax.natural.interpreter import Perturbed, Tagged, Watcher, interpreted
+from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, on_devices
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name"])
@@ -110,7 +110,7 @@ def low_rank_call(forward: Callable[..., Any], params: Params, *inputs: Any, wat
     """
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank)
     if watcher is None and not any(is_low_rank(leaf) for _, leaf in leaves):
-        return forward(params, *inputs)
+        return on_devices(forward, params, *inputs)
     means = jax.tree.map(lambda leaf: leaf.mean if is_low_rank(leaf) else leaf, params, is_leaf=is_low_rank)
 
     def value(name: str, leaf: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from eki_jax._types import Params
+from eki_jax.kernel.interpreter import Use, Watcher
 from eki_jax.natural.deviations.low_rank import LowRankDeviations
-from eki_jax.natural.interpreter import Use, Watcher
 
 # What a layer may give to one sample: more would take the memory of the batch's outputs as often as there are numbers,
 # and there are never particles enough for it.

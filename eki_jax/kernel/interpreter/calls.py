@@ -12,10 +12,10 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
 
-from eki_jax.natural.interpreter import products, shapes
-from eki_jax.natural.interpreter.binding import bound, varying, varying_over
-from eki_jax.natural.interpreter.values import Perturbed, Tagged, plain
-from eki_jax.natural.interpreter.watching import Watcher
+from eki_jax.kernel.interpreter import products, shapes
+from eki_jax.kernel.interpreter.binding import bound, varying, varying_over
+from eki_jax.kernel.interpreter.values import Perturbed, Tagged, plain
+from eki_jax.kernel.interpreter.watching import Watcher
 
 # Calls that are their body, for whoever does not differentiate or map them.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
@@ -46,10 +46,27 @@ def interpreted(
         structures.append(structure)
         return found
 
-    trace = jax.make_jaxpr(flat)(params, inputs)
+    # Of shapes alone: the values may be spread over devices, of which the model's own constants know nothing.
+    trace = jax.make_jaxpr(flat)(*jax.tree.map(_shape, (params, inputs)))
     interpreter = _Interpreter(watcher)
     results = interpreter.added_up(interpreter.closed(trace, [*values, *jax.tree.leaves(inputs)], ()), ())
     return structures[-1].unflatten(results)
+
+
+def on_devices(forward: Callable[..., Any], params: Any, *inputs: Any) -> Any:
+    """``forward(params, *inputs)`` in a mapped function, where a model with a loop of its own could not be called.
+
+    ``jax.shard_map`` knows which values differ from device to device, and asks of a loop that it carries on what it
+    begins with. Zeros that a recurrent network begins with are the same on all devices, what it carries on is not.
+    """
+    if not varying(jax.tree.leaves((params, inputs))):
+        return forward(params, *inputs)
+    return interpreted(forward, params, jax.tree.leaves(params), inputs)
+
+
+def _shape(value: Any) -> jax.ShapeDtypeStruct:
+    kind: Any = jax.typeof(value)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
 
 
 class _Interpreter:
@@ -78,11 +95,12 @@ class _Interpreter:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
-        if not any(isinstance(value, Perturbed | Tagged) for value in operands):
+        kind, bodies = eqn.primitive.name, _bodies(eqn)
+        is_plain = not any(isinstance(value, Perturbed | Tagged) for value in operands)
+        if is_plain and not (bodies and varying(operands)):
             results = self._bound(eqn, operands)
             of_nothing = self.watcher is not None and all(isinstance(atom, Constant) for atom in eqn.invars)
             return [Tagged(result, vectors=frozenset()) for result in results] if of_nothing else results
-        kind, bodies = eqn.primitive.name, _bodies(eqn)
         if kind in _CALLS and bodies:
             return self.closed(bodies[0], operands, inside)
         if kind in _LOOPS:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from eki_jax._types import Array
-from eki_jax.natural.interpreter.binding import bound
-from eki_jax.natural.interpreter.values import Perturbed
+from eki_jax.kernel.interpreter.binding import bound
+from eki_jax.kernel.interpreter.values import Perturbed
 
 
 class Product(NamedTuple):
@@ -22,8 +22,8 @@ class Product(NamedTuple):
         w: perturbed array.
         contracted: factor that the operand is multiplied by, where it is all of it and no more: the other's numbers
             then come out at every place; None for another product.
-        shape: shape (B, ..., n) of the operand's rows that the contracted factor multiplies.
-        rows: function that returns them.
+        shape: sizes (B, ..., n) of the operand's rows that the contracted factor multiplies.
+        rows: function that returns those rows.
     """
 
     w: Perturbed
@@ -149,6 +149,8 @@ def conv_general_dilated(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Prod
     across = across.reshape(groups, -1, w.rank).astype(inner.dtype)
     if w.rank == 1:
         found = inner * across[..., 0].reshape((1,) * (inner.ndim - 2) + across.shape[:2])
+    elif groups == 1:
+        found = jnp.matmul(inner, across[0].T)
     else:
         found = jnp.einsum("...gr,gkr->...gk", inner, across)
     found = jnp.moveaxis(found.reshape(*inner.shape[:-2], -1), -1, feature)

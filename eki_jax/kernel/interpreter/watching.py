@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
 
 from eki_jax._types import Array
-from eki_jax.natural.interpreter.products import Product
-from eki_jax.natural.interpreter.shapes import SAME
-from eki_jax.natural.interpreter.values import Perturbed, Tagged
+from eki_jax.kernel.interpreter.products import Product
+from eki_jax.kernel.interpreter.shapes import SAME
+from eki_jax.kernel.interpreter.values import Perturbed, Tagged
 
 #: Uses of a matrix: a product with one of its factors; another product, of a part of it (or of it and others), or one
 #: that takes axes of both factors, as grouped convolutions do; rows; the sum of mean and perturbation.

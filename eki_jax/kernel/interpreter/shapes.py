@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from eki_jax._types import Array
-from eki_jax.natural.interpreter.binding import bound
-from eki_jax.natural.interpreter.values import Perturbed
+from eki_jax.kernel.interpreter.binding import bound
+from eki_jax.kernel.interpreter.values import Perturbed
 
 #: A function ``rule(eqn, operands)`` of an equation, one of whose operands is :class:`Perturbed`: its result, or None
 #: where this one must be added up.
