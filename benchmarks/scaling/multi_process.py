@@ -61,7 +61,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _method(problem: problems.Problem, particles: int) -> training.Method:
-    solver = eki_jax.euler(problem.forward, problem.loss, axis_name="particles")
+    solver = eki_jax.euler(problem.forward, problem.loss, eki_jax.paper_step_size(), axis_name="particles")
     prior = eki_jax.xavier(problem.template)
     return training.ensemble_method(solver, problem.forward, prior, particles, axis_name="particles")
 

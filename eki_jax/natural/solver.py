@@ -33,7 +33,6 @@ from eki_jax.solvers.protocol import (
 )
 from eki_jax.solvers.reasons import Reason, first_reason
 
-
 _SHORTEST = 4.0**-4  # of the shares of a step that are tried
 
 

@@ -31,8 +31,8 @@ def interpreted(
     Args:
         forward: function of parameters and inputs.
         params: pytree of arrays that it is traced with.
-        values: what takes their places, in the order of ``jax.tree.leaves``: arrays, or :class:`Perturbed` of the same
-            shapes and dtypes.
+        values: list of what takes their places, in the order of ``jax.tree.leaves``: arrays, or :class:`Perturbed` of the
+            same shapes and dtypes.
         inputs: inputs, a tuple.
         watcher: listener that is told of what becomes of the values, or None.
 
