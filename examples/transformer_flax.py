@@ -85,7 +85,7 @@ def windows(text: np.ndarray, starts: np.ndarray) -> tuple[jax.Array, jax.Array]
     return jnp.asarray(rows[:, :-1]), jnp.asarray(rows[:, 1:])
 
 
-def main(steps: int = 80, particles: int = 200, samples: int = 64) -> Result:
+def main(steps: int = 70, particles: int = 200, samples: int = 64) -> Result:
     """Train, and print the loss on the last tenth of the text."""
     text = load()
     train, test = np.split(text, [len(text) * 9 // 10])
@@ -96,7 +96,7 @@ def main(steps: int = 80, particles: int = 200, samples: int = 64) -> Result:
     module = Decoder()
     forward, _ = linen_forward(module, held_out[0])
     loss = natural.softmax_cross_entropy()
-    solver = natural.natural_gradient(forward, loss, particles, damping=natural.adaptive_damping())
+    solver = natural.natural_gradient(forward, loss, particles)
     state = solver.init(module.init(jax.random.key(0), held_out[0])["params"], jax.random.key(1))
     held_out_loss = jax.jit(lambda params: loss(forward(params, held_out[0]), held_out[1]))
     first = float(held_out_loss(state.position))
