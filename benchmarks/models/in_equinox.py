@@ -374,6 +374,7 @@ MODELS = (
         "experts, top-1 routing",
         "equinox",
         lambda: fit(partial(Experts, is_top_1=True), vectors()),
+        cosine=0.5,
         note="eqx.filter_vmap",
     ),
     Model("stacked layers, scanned", "equinox", lambda: fit(Scanned, vectors()), note="lax.scan"),

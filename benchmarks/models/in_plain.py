@@ -166,6 +166,7 @@ MODELS = (
         "experts, top-1 routing",
         "plain",
         lambda: fit(experts, {"gate": (4, 3), "experts": (3, 4, 3)}, vectors()),
+        cosine=0.5,
         note="looked up by sample",
     ),
     Model(
