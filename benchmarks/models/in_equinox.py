@@ -95,6 +95,46 @@ class Residual(eqx.Module):
         return self.readout(jax.nn.relu(x + y).mean(axis=(1, 2)))
 
 
+class BatchNormed(eqx.Module):
+    """A hidden layer normalised over the batch."""
+
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    last: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array) -> None:
+        one, two = jax.random.split(key)
+        self.first, self.last = eqx.nn.Linear(4, 6, key=one), eqx.nn.Linear(6, 3, key=two)
+        self.norm = eqx.nn.BatchNorm(6, axis_name="batch", mode="batch")
+
+    def __call__(self, x: jax.Array, state: eqx.nn.State) -> tuple[jax.Array, eqx.nn.State]:
+        """Outputs (3,) of one sample, and the next statistics."""
+        x, state = self.norm(self.first(x), state)
+        return self.last(jax.nn.relu(x)), state
+
+
+def batch_norm_training() -> Instance:
+    """Statistics of the batch, and running ones that each call gives back."""
+    module, state = eqx.nn.make_with_state(BatchNormed)(jax.random.key(0))
+    forward, template, state = equinox_forward(module, state=state)
+    return taught(forward, partial(redrawn, template), vectors(), state=state)
+
+
+def batch_norm_eval() -> Instance:
+    """Statistics as a call in training mode left them."""
+    module, state = eqx.nn.make_with_state(BatchNormed)(jax.random.key(0))
+    train, _, state = equinox_forward(module, state=state)
+    _, state = train(eqx.filter(module, eqx.is_inexact_array), vectors(), state=state)
+    forward, template, _ = equinox_forward(eqx.nn.inference_mode(module), state=state)
+    return taught(lambda params, x: forward(params, x, state=state)[0], partial(redrawn, template), vectors())
+
+
+def redrawn(template: Any, key: jax.Array) -> Any:
+    """The arrays of a fresh module in the structure of another one, whose places for a state are its own."""
+    fresh, _ = eqx.nn.make_with_state(BatchNormed)(key)
+    return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(eqx.filter(fresh, eqx.is_inexact_array)))
+
+
 def dropout() -> Instance:
     """A hidden layer of which a tenth is dropped, with a mask for each call and sample."""
     layers = [partial(eqx.nn.Linear, 4, 6), jnp.tanh, eqx.nn.Dropout(0.1), partial(eqx.nn.Linear, 6, 3)]
@@ -357,6 +397,8 @@ MODELS = (
     Model("dense network", "equinox", dense, note="eqx.nn.MLP"),
     Model("convolutional network", "equinox", convolutional),
     Model("residual block, GroupNorm", "equinox", lambda: fit(Residual, channels_first(), CLASSES)),
+    Model("batch norm, eval mode", "equinox", batch_norm_eval),
+    Model("batch norm, training mode", "equinox", batch_norm_training),
     Model("dropout, training mode", "equinox", dropout),
     Model("LayerNorm", "equinox", layer_norm),
     Model("WeightNorm", "equinox", weight_norm),
