@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -312,6 +314,55 @@ def array(name: str, value: Any) -> Any:
     if value is None or isinstance(value, dict):
         raise TypeError(f"{name}: {_shown(value)}; wanted an array of real numbers")
     return arrays(name, value, some=True)
+
+
+def quantities(name: str, value: Any) -> Any:
+    """``value``, one array of real numbers as :func:`array` has it, but no flags, which measure nothing.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> quantities("sd", True)
+    Traceback (most recent call last):
+        ...
+    TypeError: sd: True; wanted real numbers, no flags
+    """
+    array(name, value)
+    if any(jnp.issubdtype(jnp.result_type(leaf), jnp.bool_) for leaf in jax.tree.leaves(value)):
+        raise TypeError(f"{name}: {_shown(value)}; wanted real numbers, no flags")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """``value``, the name of a file or folder, as a :class:`pathlib.Path`.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> path("directory", 3)
+    Traceback (most recent call last):
+        ...
+    TypeError: directory: 3; wanted a path
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: {_shown(value)}; wanted a path")
+    return Path(value)
+
+
+def flag(name: str, value: Any, *, or_: str = "") -> bool:
+    """``value``, True or False.
+
+    Raises:
+        TypeError: anything else.
+
+    >>> flag("restart", 1)
+    Traceback (most recent call last):
+        ...
+    TypeError: restart: 1; wanted True or False
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {_shown(value)}; wanted True or False{', or ' if or_ else ''}{or_}")
+    return value
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eki_jax._checks import SHARE, one_of, real, whole
+from eki_jax._checks import path as path_of
 from eki_jax.calibrate.history import Iteration, decoded, encoded, history_of_state, state_of_history
 from eki_jax.calibrate.joint import JointPrior, from_spec, joint
 from eki_jax.calibrate.methods import predicting, solver_of, started
@@ -283,8 +284,10 @@ class Calibration:
         one_of("what", what, ("parameters", "data", "pairs", "all"))
         wanted, outputs = self._observations, None
         if predictions is not None:
-            found = collected(predictions, wanted.shapes, wanted.observed, None, 0.0)
+            found = collected(predictions, wanted.shapes, wanted.observed, None, 0.0, "predictions")
             fine = [j for j in range(len(predictions)) if j not in found.failures]
+            if not fine:
+                raise ValueError(f"predictions: {len(predictions)} of them, none with outputs; wanted one at least")
             outputs = wanted.split(found.rows[fine])
         current = self.prior.to_physical(predicting(self._solver, self._state, self._healthy))
         return draw(Picture(self.prior, wanted, self.history, current, outputs), what)
@@ -297,7 +300,15 @@ class Calibration:
 
         Args:
             path: name of the file; one that is there is replaced.
+
+        Raises:
+            TypeError: no path.
+            ValueError: a folder, or a file in a folder that is not there.
         """
+        path = path_of("path", path)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            what = "is a folder" if path.is_dir() else "is in a folder that is not there"
+            raise ValueError(f"path: {path} {what}; wanted the name of a file in one that is")
         header, arrays = state_of_history(self.history)
         leaves = [_plain(leaf) for leaf in jax.tree.leaves(self._state)]
         arrays |= {f"state/{i}": leaf for i, leaf in enumerate(leaves)}
@@ -343,18 +354,22 @@ class Calibration:
 
         Raises:
             FileNotFoundError: there is no such file.
-            TypeError: a prior or method that is missing.
+            TypeError: a prior or method that is missing; no path.
             ValueError: a file of another kind or version; a state of another method or precision.
         """
-        header, arrays = read(path)
+        header, arrays = read(path_of("path", path))
         if not isinstance(header, dict) or header.get("kind") != _KIND or header.get("version") != _VERSION:
-            raise ValueError(f"{path}: no calibration of version {_VERSION}; wanted a file that save() wrote")
+            raise ValueError(f"path: {path}, no calibration of version {_VERSION}; wanted a file that save() wrote")
         if header["method"] is None and method is None:
             raise TypeError("method: None; wanted the function that the saved calibration had, which no file can hold")
         settings = {"localization": localization, "inflation": inflation}
         for name in header["needs"]:
             if settings[name] is None:
                 raise TypeError(f"{name}: None; wanted that of the saved calibration, which no file can hold")
+        if prior is not None and not isinstance(prior, Mapping):
+            raise TypeError(f"prior: a {type(prior).__name__}; wanted a dict of the priors that the file does not hold")
+        if prior is not None and not isinstance(prior, Mapping):
+            raise TypeError(f"prior: a {type(prior).__name__}; wanted a dict of the priors that the file does not hold")
         given = dict(prior or {})
         entries = {}
         for name, spec in header["prior"].items():
@@ -377,7 +392,7 @@ class Calibration:
         wanted = [(leaf.shape, str(leaf.dtype)) for leaf in map(_plain, leaves)]
         if found != wanted:
             raise ValueError(
-                f"{path}: a state of {found}; wanted {wanted}, those of this method in this precision "
+                f"path: {path}, a state of {found}; wanted {wanted}, those of this prior and method in this precision "
                 "(jax.config jax_enable_x64)"
             )
         restored = [_like(leaf, new) for leaf, new in zip(leaves, saved, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eki_jax._checks import arrays, random_key, real
+from eki_jax._checks import quantities, random_key, real
 from eki_jax.calibrate.extras import special
 from eki_jax.calibrate.priors import Marginal, ask
 
@@ -108,7 +108,7 @@ def correlated(members: Mapping[str, Marginal], correlation: Any) -> Group:
     """
     members = _marginals("members", members)
     size = sum(member.size for member in members.values())
-    matrix = np.array(arrays("correlation", correlation), np.float64)
+    matrix = np.array(quantities("correlation", correlation), np.float64)
     if matrix.ndim == 0:
         matrix = np.where(np.eye(size, dtype=bool), 1.0, matrix)
     if matrix.shape != (size, size):
@@ -145,7 +145,7 @@ def from_distribution(distribution: Any, *, key: Any = None) -> Any:
     Raises:
         TypeError: an object with none of these, or one that is not frozen; one that has to be drawn from, without a
             key.
-        ValueError: an inverse distribution function that is not finite.
+        ValueError: an inverse distribution function that is not finite; draws that are none of a prior.
 
     >>> import scipy.stats
     >>> mean, sd = from_distribution(scipy.stats.beta(2, 3)).moments()
@@ -160,7 +160,7 @@ def from_distribution(distribution: Any, *, key: Any = None) -> Any:
         except (NotImplementedError, ImportError) as error:  # some of NumPyro's
             why = str(error) or "its icdf is not implemented"
         except TypeError as error:
-            raise TypeError(f"distribution: {distribution!r} ({error}); wanted a frozen one, gamma(2.0)") from None
+            raise _unusable(distribution, error) from None
     if not (hasattr(distribution, "sample") or hasattr(distribution, "rvs")):
         raise TypeError(f"distribution: {distribution!r}; wanted an object with icdf, ppf, sample or rvs")
     if key is None:
@@ -168,11 +168,25 @@ def from_distribution(distribution: Any, *, key: Any = None) -> Any:
     random_key("key", key)
     if not hasattr(distribution, "sample"):
         numbers = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
-        return from_samples(distribution.rvs(size=_DRAWS, random_state=numbers))
+        return _drawn(distribution, lambda: distribution.rvs(size=_DRAWS, random_state=numbers))
     support = getattr(distribution, "support", None)
     ends = {"low": getattr(support, "lower_bound", None), "high": getattr(support, "upper_bound", None)}
     bounds = {name: float(end) for name, end in ends.items() if end is not None and np.ndim(end) == 0}
-    return from_samples(np.asarray(distribution.sample(key, (_DRAWS,)), np.float64), **bounds)
+    return _drawn(distribution, lambda: distribution.sample(key, (_DRAWS,)), **bounds)
+
+
+def _drawn(distribution: Any, draw: Callable[[], Any], **bounds: Any) -> Any:
+    """The prior of a distribution's draws; errors are those of :func:`from_samples` and name the distribution."""
+    try:
+        return from_samples(draw(), **bounds)
+    except TypeError as error:
+        raise _unusable(distribution, error) from None
+    except ValueError as error:
+        raise ValueError(f"distribution: {distribution!r} has draws that are none of a prior ({error})") from None
+
+
+def _unusable(distribution: Any, error: TypeError) -> TypeError:
+    return TypeError(f"distribution: {distribution!r} ({error}); wanted a frozen one, gamma(2.0)")
 
 
 def _spec_of_members(members: dict[str, Marginal], latent: np.ndarray) -> dict[str, Any] | None:
@@ -201,7 +215,7 @@ def group_of(members: dict[str, Marginal], latent: np.ndarray, name: str, spec: 
 
 
 def _draws(name: str, samples: Any) -> np.ndarray:
-    draws = np.asarray(arrays(name, np.asarray(samples)), np.float64)
+    draws = np.asarray(quantities(name, np.asarray(samples)), np.float64)
     if draws.ndim == 0 or len(draws) < 10:
         raise ValueError(f"{name}: of shape {draws.shape}; wanted at least ten draws, (N, ...)")
     ask(np.isfinite(draws), name, draws, "wanted finite draws")
@@ -211,7 +225,7 @@ def _draws(name: str, samples: Any) -> np.ndarray:
 
 
 def _of_quantiles(quantile: Callable[[Any], Any], cdf: Callable[[Any], Any] | None) -> Marginal:
-    functions, middle = special(), np.asarray(quantile(0.5))
+    functions, middle = special(), np.asarray(quantities("its median", np.asarray(quantile(0.5))))
     if not np.all(np.isfinite(middle)):
         raise ValueError(f"distribution: its median is {middle}; wanted finite quantiles")
     farthest = _FARTHEST if middle.dtype == np.float64 else 5.0

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import Within, real
+from eki_jax._checks import Within, quantities, real
 from eki_jax.calibrate.extras import special
 from eki_jax.calibrate.groups import Group, group_of, interpolated, stacked
 from eki_jax.calibrate.priors import Marginal, bounded, lognormal, normal
@@ -84,10 +84,15 @@ class JointPrior:
 
         Returns:
             The values of each parameter, shape (J, ...), float64.
+
+        Raises:
+            TypeError: no dict of real numbers.
+            ValueError: names or shapes that are not the prior's.
         """
+        columns = _rows("latent", latent, {name: (size,) for name, size in self.sizes.items()})
         physical = {}
         for name, group in self._groups.items():
-            rows = np.asarray(latent[name], np.float64) @ group.factor.T
+            rows = columns[name] @ group.factor.T
             start = 0
             for member, marginal in group.members.items():
                 part = rows[:, start : start + marginal.size]
@@ -105,18 +110,19 @@ class JointPrior:
             The latent values of each entry, shape (J, size), float64; infinite where a value is at a bound.
 
         Raises:
-            KeyError: a parameter is missing.
-            TypeError: the inverse of a transform is not known (a distribution without ``cdf``).
+            TypeError: no dict of real numbers; the inverse of a transform is not known (a distribution without
+                ``cdf``).
+            ValueError: names or shapes that are not the prior's.
         """
+        values = _rows("physical", physical, self.shapes)
         latent = {}
         for name, group in self._groups.items():
             parts = []
             for member, marginal in group.members.items():
                 if marginal.inverse is None:
                     raise TypeError(f"prior[{name!r}]: its transform has no inverse; wanted a distribution with cdf")
-                values = np.asarray(physical[member], np.float64)
                 with np.errstate(divide="ignore"):
-                    parts.append(marginal.inverse(values).reshape(len(values), -1))
+                    parts.append(marginal.inverse(values[member]).reshape(len(values[member]), -1))
             latent[name] = np.linalg.solve(group.factor, np.concatenate(parts, axis=1).T).T
         return latent
 
@@ -198,6 +204,21 @@ def scalar_names(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         for name, shape in shapes.items()
         for index in np.ndindex(shape)
     ]
+
+
+def _rows(name: str, values: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays of float64 by the names of ``shapes``, shape (J, ...) each with one J."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name}: a {type(values).__name__}; wanted a dict of arrays of {', '.join(shapes)}")
+    if set(values) != set(shapes):
+        raise ValueError(f"{name}: of {sorted(map(str, values))}; wanted arrays of {', '.join(shapes)}")
+    found = {key: np.asarray(quantities(f"{name}[{key!r}]", values[key]), np.float64) for key in shapes}
+    size = next(len(part) if part.ndim else 1 for part in found.values())
+    for key, part in found.items():
+        if part.shape != (size, *shapes[key]):
+            wanted = f"({', '.join(map(str, ['J', *shapes[key]]))}{'' if shapes[key] else ','})"
+            raise ValueError(f"{name}[{key!r}]: shape {part.shape}; wanted {wanted} with one J for all")
+    return found
 
 
 def _as_group(name: Any, entry: Any) -> Group:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from eki_jax._checks import arrays
+from eki_jax._checks import arrays, quantities
 from eki_jax.calibrate.extras import extra
 from eki_jax.solvers.kalman import LowRankNoise
 from eki_jax.solvers.kalman.noise_covariance import Dense, Diagonal, DiagonalPlusLowRank, as_noise_covariance
@@ -193,7 +193,8 @@ def _covariance(name: str, value: Any, seen: np.ndarray, shape: tuple[int, ...] 
     """The covariance of the observed ones of some numbers; errors are those of the solvers' checker, with this name."""
     number, known = len(seen), np.flatnonzero(seen)
     if isinstance(value, LowRankNoise):
-        diagonal, factor = real_array(f"{name}.diagonal", value.diagonal), real_array(f"{name}.factor", value.factor)
+        parts = (quantities(f"{name}.{part}", np.asarray(number)) for part, number in value._asdict().items())
+        diagonal, factor = (np.array(part, np.float64) for part in parts)
         if factor.ndim != 2 or len(factor) != number or diagonal.shape not in ((), (1,), (number,)):
             raise ValueError(
                 f"{name}: diagonal of shape {diagonal.shape} and factor of shape {factor.shape}; wanted a number or "
@@ -201,7 +202,7 @@ def _covariance(name: str, value: Any, seen: np.ndarray, shape: tuple[int, ...] 
             )
         diagonal = diagonal[known] if diagonal.shape == (number,) else diagonal
         return _renamed(name, lambda: as_noise_covariance(LowRankNoise(diagonal, factor[known])))
-    found = real_array(name, value)
+    found = np.array(quantities(name, np.asarray(value)), np.float64)
     if found.shape == (number, number):
         return _renamed(name, lambda: as_noise_covariance(found[np.ix_(known, known)]))
     if found.shape not in ((), (1,), (number,), shape):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eki_jax._checks import Within, real
+from eki_jax._checks import Within, quantities, real
 from eki_jax.calibrate.joint import scalar_names
 
 _PROBABILITY = Within("a number in [0, 1]", low=0, high=1, low_counts=True, high_counts=True)
@@ -63,6 +63,8 @@ def posterior_of(samples: dict[str, np.ndarray], probabilities: Sequence[float])
     parameter        mean          sd        50 %
     rate                2           1           2
     """
+    if np.ndim(quantities("probabilities", probabilities)) != 1:
+        raise ValueError(f"probabilities: {probabilities!r}; wanted a list of numbers in [0, 1]")
     shares = tuple(float(real("probabilities", share, _PROBABILITY)) for share in probabilities)
     rows = np.concatenate([values.reshape(len(values), -1) for values in samples.values()], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

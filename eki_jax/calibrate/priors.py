@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eki_jax._checks import arrays, whole
+from eki_jax._checks import quantities, sizes, whole
 from eki_jax.calibrate.extras import special
 
 
@@ -75,7 +75,7 @@ def normal(mean: Any, sd: Any, *, shape: tuple[int, ...] | None = None) -> Margi
         The :class:`Marginal`, with ``x = mean + sd z``.
 
     Raises:
-        TypeError: no real numbers.
+        TypeError: no real numbers; a shape that is no tuple of whole numbers.
         ValueError: a standard deviation that is not positive; shapes that do not fit.
 
     >>> float(normal(3.0, 5.0).transform(np.array(1.0)))
@@ -100,7 +100,7 @@ def positive(mean: Any, sd: Any, *, shape: tuple[int, ...] | None = None) -> Mar
         The :class:`Marginal`; see :func:`lognormal`.
 
     Raises:
-        TypeError: no real numbers.
+        TypeError: no real numbers; a shape that is no tuple of whole numbers.
         ValueError: a mean or a standard deviation that is not positive; shapes that do not fit.
 
     >>> rate = positive(mean=2.0, sd=1.0)
@@ -133,7 +133,7 @@ def lognormal(
         The :class:`Marginal`.
 
     Raises:
-        TypeError: no real numbers.
+        TypeError: no real numbers; a shape that is no tuple of whole numbers.
         ValueError: two bounds; a mean beyond the bound; a standard deviation that is not positive; shapes that do not
             fit.
 
@@ -145,7 +145,7 @@ def lognormal(
         raise ValueError(f"high: {high}, with low: {low}; wanted one of them, or bounded(low, high, mean, sd)")
     sign = 1.0 if high is None else -1.0
     bound = (0.0 if low is None else low) if high is None else high
-    mean, sd, bound = _entries(shape, mean=mean, sd=sd, bound=bound)
+    mean, sd, bound = _entries(shape, mean=mean, sd=sd, **{"low" if sign > 0 else "high": bound})
     above = sign * (mean - bound)
     ask(sd > 0, "sd", sd, "wanted standard deviations > 0")
     ask(above > 0, "mean", mean, f"wanted means {'above' if sign > 0 else 'below'} the bound {_shown(bound)}")
@@ -189,7 +189,7 @@ def bounded(low: Any, high: Any, mean: Any = None, sd: Any = None, *, shape: tup
         The :class:`Marginal`. Physical values are never at a bound.
 
     Raises:
-        TypeError: no real numbers.
+        TypeError: no real numbers; a shape that is no tuple of whole numbers.
         ValueError: bounds in the wrong order; one moment without the other, or moments that no variable between the
             bounds has; shapes that do not fit.
 
@@ -232,13 +232,14 @@ def _entries(shape: Any, **values: Any) -> list[np.ndarray]:
     """The arguments as float64 arrays of one shape; the error names the one that does not fit."""
     found = {}
     for name, value in values.items():
-        arrays(name, value)
-        found[name] = np.asarray(value, np.float64)
+        found[name] = np.asarray(quantities(name, value), np.float64)
         ask(np.isfinite(found[name]), name, found[name], "wanted finite numbers")
     if shape is None:
         wanted = np.broadcast_shapes(*(value.shape for value in found.values()))
+    elif isinstance(shape, tuple | list):
+        wanted = sizes("shape", shape) if shape else ()
     else:
-        wanted = (shape,) if isinstance(shape, int) else tuple(whole("shape", n) for n in shape)
+        wanted = (whole("shape", shape, or_="a tuple of them"),)
     for name, value in found.items():
         try:
             found[name] = np.array(np.broadcast_to(value, wanted))

@@ -53,7 +53,12 @@ def last_line(error: BaseException) -> str:
 
 
 def collected(
-    results: Any, shapes: Mapping[str, tuple[int, ...]], observed: np.ndarray, particles: int | None, impute: float
+    results: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    observed: np.ndarray,
+    particles: int | None,
+    impute: float,
+    name: str = "results",
 ) -> Outputs:
     """The results of all members, checked.
 
@@ -65,6 +70,7 @@ def collected(
         particles: number of members J; None for any number.
         impute: largest share of a member's observed numbers that may be NaN, and are then given the mean of the other
             members'.
+        name: name of the argument in an error.
 
     Raises:
         TypeError: results of another kind; they are never taken apart by guessing.
@@ -73,16 +79,16 @@ def collected(
     if isinstance(results, str | bytes | Mapping) or not isinstance(results, Sequence):
         shape = f" of shape {results.shape}" if hasattr(results, "shape") else ""
         raise TypeError(
-            f"results: a {type(results).__name__}{shape}; wanted a list with a dict of outputs for each member"
+            f"{name}: a {type(results).__name__}{shape}; wanted a list with a dict of outputs for each member"
         )
     if particles is not None and len(results) != particles:
-        raise ValueError(f"results: {len(results)} of them; wanted {particles}, one for each member, in their order")
+        raise ValueError(f"{name}: {len(results)} of them; wanted {particles}, one for each member, in their order")
     rows = np.full((len(results), len(observed)), np.nan)
     failures = {}
     for j, result in enumerate(results):
         reason = failure(result)
         if reason is None:
-            rows[j] = _row(f"results[{j}]", result, shapes)
+            rows[j] = _row(f"{name}[{j}]", result, shapes)
         else:
             failures[j] = reason
     imputed = _impute(rows, failures, observed, impute)

@@ -60,10 +60,12 @@ def read(path: Path | str) -> tuple[Any, dict[str, np.ndarray]]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; wanted one that was saved")
+        raise FileNotFoundError(f"path: {path}, no such file; wanted one that was saved")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             about = json.loads(bytes(members["header"]))
             return about["header"], {name: members[f"array{i}"] for i, name in enumerate(about["names"])}
     except Exception as error:  # of the many layers of such a file each has errors of its own
-        raise ValueError(f"{path}: no file of arrays that eki_jax wrote, or a damaged one ({error})") from error
+        raise ValueError(
+            f"path: {path}, no file of arrays that eki_jax wrote, or a damaged one ({error}); wanted one that was saved"
+        ) from error

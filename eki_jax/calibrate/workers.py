@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from eki_jax._checks import POSITIVE, arrays, function, real, whole
+from eki_jax._checks import POSITIVE, arrays, flag, function, offers, real, whole
+from eki_jax._checks import path as path_of
 from eki_jax.calibrate.extras import extra
 from eki_jax.calibrate.processes import ProcessPool
 from eki_jax.calibrate.results import MemberFailed, failure, last_line
@@ -77,13 +78,19 @@ def map_particles(
     >>> results[0]["flow"], results[1]
     (np.float64(2.0), MemberFailed('ValueError: negative depth'))
     """
-    function("simulate", simulate, "a function of one member")
+    function("simulate", simulate, "a function of one member", arguments=1)
     if timeout is not None:
-        real("timeout", timeout, POSITIVE, or_="None for no limit")
-    whole("retries", retries, 0)
+        timeout = float(real("timeout", timeout, POSITIVE, or_="None for no limit"))
+    retries = whole("retries", retries, 0)
+    if progress is not None:
+        flag("progress", progress, or_="None")
+    if isinstance(members, str | bytes | Mapping) or not isinstance(members, Sequence):
+        raise TypeError(f"members: a {type(members).__name__}; wanted a list of dicts of parameters, as ask() gives")
     for j, member in enumerate(members):
         if not isinstance(member, Mapping):
             raise TypeError(f"members[{j}]: a {type(member).__name__}; wanted a dict of parameters, as ask() gives")
+        if directory is not None:
+            content_hash(member, f"members[{j}]")  # raises for what has none
     if executor is not None:
         _check_executor(executor, simulate)
     store = _Store(directory)
@@ -184,8 +191,10 @@ class _Store:
     """Results on disk by a hash of the parameters; nothing where there is no folder."""
 
     def __init__(self, directory: Path | str | None) -> None:
-        self._directory = None if directory is None else Path(directory)
+        self._directory = None if directory is None else path_of("directory", directory)
         if self._directory is not None:
+            if self._directory.exists() and not self._directory.is_dir():
+                raise ValueError(f"directory: {self._directory} is a file; wanted a folder, or a name for a new one")
             self._directory.mkdir(parents=True, exist_ok=True)
 
     def found(self, member: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -212,31 +221,32 @@ class _Store:
         return self._directory / f"{content_hash(member)}.npz"
 
 
-def content_hash(member: Mapping[str, Any]) -> str:
+def content_hash(member: Mapping[str, Any], name: str = "member") -> str:
     """A name made from the parameters, the same for equal ones in any order.
 
     Args:
         member: parameters by their names.
+        name: name of the member in an error.
 
     Raises:
-        TypeError: a parameter that is no number and no array of them.
+        TypeError: a parameter that is no number and no array of them, or that has no name.
 
     >>> content_hash({"a": 1.0, "b": 2.0}) == content_hash({"b": np.float64(2.0), "a": np.ones(())})
     True
     """
     digest = hashlib.sha256()
-    for name in sorted(member):
-        arrays(name, np.asarray(member[name]))
-        value = np.ascontiguousarray(member[name])
-        digest.update(repr((name, np.shape(member[name]), value.dtype.str)).encode() + value.tobytes())
+    for key in member:
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: a parameter called {key!r}; wanted a name, a string")
+        arrays(f"{name}[{key!r}]", np.asarray(member[key]))
+    for key in sorted(member):
+        value = np.ascontiguousarray(member[key])
+        digest.update(repr((key, np.shape(member[key]), value.dtype.str)).encode() + value.tobytes())
     return digest.hexdigest()[:32]
 
 
 def _check_executor(executor: Any, simulate: Simulator) -> None:
-    if not callable(getattr(executor, "submit", None)):
-        raise TypeError(
-            f"executor: {executor!r}; wanted a concurrent.futures.Executor, such as process_pool(), or None"
-        )
+    offers("executor", executor, ("submit",), "a concurrent.futures.Executor, such as process_pool(), or None")
     if isinstance(executor, ProcessPool | concurrent.futures.ProcessPoolExecutor):
         try:
             pickle.dumps(simulate)

@@ -115,5 +115,5 @@ def test_before_the_first_step_there_is_a_picture(tmp_path: Path) -> None:
 def test_what_to_draw_is_named(calibration: calibrate.Calibration) -> None:
     with pytest.raises(ValueError, match="what: 'curves'; wanted 'parameters', 'data', 'pairs' or 'all'"):
         calibration.plot("curves")
-    with pytest.raises(ValueError, match=r"results\[0\]: outputs without 'flow'"):
+    with pytest.raises(ValueError, match=r"predictions\[0\]: outputs without 'flow'"):
         calibration.plot("data", predictions=[{"level": 1.0}])

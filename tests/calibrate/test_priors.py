@@ -223,11 +223,17 @@ def test_distributions_of_jax() -> None:
     assert np.isfinite(prior.transform(np.array([-30.0, 30.0]))).all()
 
 
+JOINT = calibrate.joint({"a": calibrate.normal(0.0, 1.0), "b": calibrate.normal(0.0, 1.0, shape=2)})
 BAD = [
     (lambda: calibrate.normal(0.0, 0.0), r"sd: 0; wanted standard deviations > 0"),
     (lambda: calibrate.normal(0.0, float("nan")), r"sd: nan; wanted finite numbers"),
     (lambda: calibrate.normal("a", 1.0), r"mean: 'a'; wanted an array of real numbers"),
     (lambda: calibrate.normal([1.0, 2.0], 1.0, shape=(3,)), r"mean: shape \(2,\); wanted one that fits .*\(3,\)"),
+    (lambda: calibrate.normal(True, 1.0), r"mean: True; wanted real numbers, no flags"),
+    (lambda: calibrate.normal({"a": 0.0}, 1.0), r"mean: \{'a': 0.0\}; wanted an array of real numbers"),
+    (lambda: calibrate.normal(0.0, 1.0, shape=0), r"shape: 0; wanted a whole number, at least 1, or a tuple of them"),
+    (lambda: calibrate.normal(0.0, 1.0, shape=2.5), r"shape: 2.5; wanted a whole number"),
+    (lambda: calibrate.lognormal(1.0, 1.0, low=float("nan")), r"low: nan; wanted finite numbers"),
     (lambda: calibrate.positive(-1.0, 1.0), r"mean: -1; wanted means > 0"),
     (lambda: calibrate.lognormal(1.0, 1.0, low=2.0), r"mean: 1; wanted means above the bound 2"),
     (lambda: calibrate.lognormal(1.0, 1.0, low=0.0, high=2.0), r"high: 2.0, with low: 0.0; wanted one of them"),
@@ -249,6 +255,22 @@ BAD = [
     (lambda: calibrate.from_samples({"a": np.arange(20.0)}, low={"b": 0.0}), r"low: for \['b'\]; wanted names of"),
     (lambda: calibrate.from_distribution(scipy.stats.gamma), r"distribution: .*wanted a frozen one"),
     (lambda: calibrate.from_distribution(3.0), r"distribution: 3.0; wanted an object with icdf"),
+    (
+        lambda: calibrate.from_distribution(SimpleNamespace(ppf=lambda p: np.asarray(p) + 1j)),
+        r"distribution: .*dtype complex128",
+    ),
+    (
+        lambda: calibrate.from_distribution(
+            SimpleNamespace(rvs=lambda size, random_state: np.full(size, np.nan)), key=jax.random.key(0)
+        ),
+        r"distribution: .*draws that are none of a prior \(samples: .*wanted finite draws",
+    ),
+    (lambda: JOINT.to_physical({"a": np.ones((3, 1))}), r"latent: of \['a'\]; wanted arrays of a, b"),
+    (
+        lambda: JOINT.to_physical({"a": np.ones((3, 1)), "b": np.ones((4, 2))}),
+        r"latent\['b'\]: shape \(4, 2\); wanted \(J, 2\) with one J for all",
+    ),
+    (lambda: JOINT.to_latent({"a": np.ones(3) * 1j, "b": np.ones((3, 2))}), r"physical\['a'\]: dtype complex128"),
     (lambda: calibrate.correlated({"a": 1.0}, 0.0), r"members\['a'\]: 1.0; wanted the prior of one parameter"),
     (lambda: calibrate.joint({}), r"prior: \{\}; wanted a dict of at least one parameter"),
     (lambda: calibrate.joint({"a": 1.0}), r"prior\['a'\]: 1.0; wanted a prior such as"),

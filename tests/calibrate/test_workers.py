@@ -242,7 +242,18 @@ BAD = [
     ({"simulate": 3}, r"simulate: 3; wanted a function of one member"),
     ({"timeout": 0.0}, r"timeout: 0\.0; wanted a finite number > 0, or None for no limit"),
     ({"retries": -1}, r"retries: -1; wanted a whole number, at least 0"),
-    ({"executor": 4}, r"executor: 4; wanted a concurrent\.futures\.Executor, such as process_pool\(\), or None"),
+    (
+        {"executor": 4},
+        r"executor: 4, which has no submit; wanted a concurrent\.futures\.Executor, such as process_pool\(\), or None",
+    ),
+    ({"executor": concurrent.futures.ThreadPoolExecutor}, r"executor: <class .*wanted a concurrent\.futures\.Executor"),
+    ({"simulate": lambda a, b: a}, r"simulate: .*does not take 1 arguments; wanted a function of one member"),
+    ({"progress": "yes"}, r"progress: 'yes'; wanted True or False, or None"),
+    ({"directory": 3}, r"directory: 3; wanted a path"),
+    ({"directory": __file__}, r"directory: .* is a file; wanted a folder"),
+    ({"members": 3}, r"members: a int; wanted a list of dicts of parameters"),
+    ({"members": [{3: 1.0}], "directory": "kept"}, r"members\[0\]: a parameter called 3; wanted a name"),
+    ({"members": [{"x": "a"}], "directory": "kept"}, r"members\[0\]\['x'\]: dtype <U1; wanted an array"),
     ({"members": [3.0]}, r"members\[0\]: a float; wanted a dict of parameters, as ask\(\) gives"),
 ]
 
