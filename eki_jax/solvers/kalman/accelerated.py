@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import SHARE, pair
+from eki_jax._checks import SHARE, flag, pair
 from eki_jax._types import Array, Batch, Ensemble, Params
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.particles import wide_dtype
@@ -136,8 +136,7 @@ def accelerated(
             "solver: makes its own particles around one mean, which cannot be moved ahead; wanted one with "
             "init(ensemble), such as kalman.etki(forward, noise_covariance)"
         )
-    if not isinstance(restart, bool):
-        raise TypeError(f"restart: {restart!r}; wanted True or False")
+    flag("restart", restart)
     factor_of = momentum_schedule(su_boyd_candes() if momentum is None else momentum)
 
     def init(ensemble: Ensemble) -> AcceleratedState:

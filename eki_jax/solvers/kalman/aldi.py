@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, function, pair, real
+from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, flag, function, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params, StepSizeFn
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.evaluate import evaluate
@@ -143,8 +143,7 @@ def aldi(
         function("step_size", step_size, "a number, or a function of drift norm, J and count", arguments=3)
     else:
         real("step_size", step_size, POSITIVE, or_="a function such as constant_step_size(0.1)")
-    if not isinstance(correction, bool):
-        raise TypeError(f"correction: {correction!r}; wanted True or False")
+    flag("correction", correction)
     if forward is not None:
         function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     options = Options.of(settings, SharedSettings)
@@ -185,7 +184,8 @@ def aldi(
         residuals, differences = whitened_differences(gamma, outputs, targets, options)
         of_prior = prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
-        healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
+        both = jnp.concatenate([residuals, of_prior], axis=1)  # a particle may be far from the data or the prior
+        healthy = health(both, both, misfits, (state.ensemble,), options)
         number = axis.sum(jnp.sum(healthy, dtype=jnp.int32))
         size = jnp.maximum(number, 1).astype(residuals.dtype)
         of_outputs = centred(differences, healthy, size, axis), jnp.where(healthy[:, None], residuals, 0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, function, pair, real
+from eki_jax._checks import NOT_NEGATIVE, arrays, function, pair, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
@@ -22,7 +22,7 @@ from eki_jax.solvers.kalman.inflation import inflated
 from eki_jax.solvers.kalman.localization import LocalProducts, as_localization
 from eki_jax.solvers.kalman.noise_covariance import Data, NoiseCovariance, as_noise_covariance, fitted, is_usable
 from eki_jax.solvers.kalman.settings import KalmanSettings
-from eki_jax.solvers.kalman.tempering import TemperingFn
+from eki_jax.solvers.kalman.tempering import TemperingFn, check_step_size
 from eki_jax.solvers.kalman.tikhonov import prior_residuals, whitened_prior
 from eki_jax.solvers.protocol import (
     Info,
@@ -144,8 +144,7 @@ def analysis(
         key: JAX random key of the data's perturbations, or None for none.
     """
     covariance = None if noise_covariance is None else as_noise_covariance(noise_covariance)
-    if not callable(step_size):
-        real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")
+    check_step_size(step_size)
     check_settings(settings, KalmanSettings)
     prior, localization, inflation = settings.get("prior"), settings.get("localization"), settings.get("inflation")
     shared = {name: value for name, value in settings.items() if name in SharedSettings.__optional_keys__}
@@ -171,19 +170,20 @@ def analysis(
         residuals = gamma.whiten(raw)
         own = residuals if own_raw is raw else gamma.whiten(own_raw)
         of_prior = None if whitened is None else prior_residuals(whitened, state.ensemble).astype(residuals.dtype)
+        if of_prior is not None:
+            residuals, own = (jnp.concatenate([rows, of_prior], axis=1) for rows in (residuals, own))
         misfits = 0.5 * jnp.sum(own * own, axis=1)
         healthy = health(own, own, misfits, (state.ensemble,), options)
         shifts = None if own_raw is raw else jnp.where(healthy[:, None], raw - own_raw, 0)
         raw, residuals, own = (jnp.where(healthy[:, None], rows, 0) for rows in (raw, residuals, own))
         if of_prior is not None:
             of_prior = jnp.where(healthy[:, None], of_prior, 0)
-            misfits = misfits + 0.5 * jnp.sum(of_prior * of_prior, axis=1)
-            residuals, own = (jnp.concatenate([rows, of_prior], axis=1) for rows in (residuals, own))
         misfits = jnp.where(healthy, misfits, jnp.nan)
         h: Any = step_size
         if callable(step_size):
             h = step_size(axis.gathered(misfits), residuals.shape[1], state.time, state.count)
-            h = axis.mean(h)  # the same number everywhere, which shard_map cannot know of gathered misfits
+            # The same number everywhere, which shard_map cannot know of gathered misfits.
+            h = axis.mean(real("step_size", h, NOT_NEGATIVE))
         h = jnp.asarray(real("step_size", h, NOT_NEGATIVE), residuals.dtype)
         noise, perturbed = None, own
         if key is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, POSITIVE, function, real
+from eki_jax._checks import NOT_NEGATIVE, POSITIVE, a_prior, function, real
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
@@ -116,7 +116,7 @@ def additive_inflation(key: Array, prior: Prior, scale: Any) -> Inflation:
     2.0
     """
     own = particle_key("key", key)
-    function("prior.noise", getattr(prior, "noise", None), "a prior with noise(key), such as gaussian(mean, scale)")
+    a_prior("prior", prior, ("noise",))
     real("scale", scale, NOT_NEGATIVE)
 
     def apply(ensemble: Ensemble, step_size: Array, count: Array, axis_name: str | None) -> Ensemble:
@@ -141,6 +141,7 @@ def inflated(solver: Solver, inflation: Inflation, axis_name: str | None) -> Sol
     """
     if not isinstance(inflation, Inflation):
         raise TypeError(f"inflation: {inflation!r}; wanted an Inflation, such as multiplicative_inflation(1.05)")
+    function("inflation.apply", inflation.apply, "apply(ensemble, step_size, count, axis_name)", arguments=4)
 
     def grown(state: InflatedState, inner: Any, info: Info) -> tuple[InflatedState, Info]:
         analysed = solver.ensemble(inner)

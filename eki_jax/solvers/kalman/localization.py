@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eki_jax._checks import POSITIVE, arrays, function, is_known, real
+from eki_jax._checks import POSITIVE, array, arrays, function, is_known, quantities, real
 from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.linear_algebra import HIGHEST
@@ -99,8 +99,12 @@ def taper(
     real("radius", radius, POSITIVE)
     arrays("parameter_coordinates", parameter_coordinates)
     arrays("output_coordinates", output_coordinates)
-    if period is not None and not (is_known(period) and np.all(np.asarray(period, float) > 0)):
-        raise ValueError(f"period: {period}; wanted lengths > 0, or None")
+    if period is not None:
+        lengths = "wanted finite lengths > 0, known ones, or None"
+        if not is_known(quantities("period", period)) or np.ndim(period) > 1:
+            raise ValueError(f"period: {period}; {lengths}")
+        if not np.all(POSITIVE.holds(np.asarray(period, np.float64))):
+            raise ValueError(f"period: {period}; {lengths}")
     measure = _euclidean(period) if distance is None else function("distance", distance, arguments=2)
 
     def fit(ensemble: Ensemble, outputs: Any) -> Fitted:
@@ -224,9 +228,12 @@ def sampling_error_correction() -> Localization:
 
 def as_localization(value: Any) -> Localization | None:
     """A localization from what the keyword takes: one, an array of weights or a pytree of them, or None."""
-    if value is None or isinstance(value, Localization):
+    if value is None:
+        return None
+    if isinstance(value, Localization):
+        function("localization.fit", value.fit, "fit(ensemble, outputs)", arguments=2)
         return value
-    arrays("localization", value)
+    arrays("localization", value, some=True)
     known = [np.asarray(part) for part in jax.tree.leaves(value) if is_known(part)]
     if not all(np.all((part >= 0) & (part <= 1)) for part in known):
         raise ValueError("localization: has values that are no weights; wanted numbers in [0, 1]")
@@ -252,11 +259,20 @@ def as_localization(value: Any) -> Localization | None:
 def gaspari_cohn(distance: Array) -> Array:
     """Gaspari and Cohn's taper of a distance in radii: 1 at 0, zero from 1 on (QJRMS 125, 1999, eq. 4.10).
 
+    Args:
+        distance: distances over the radius, >= 0, of any shape.
+
+    Returns:
+        The weights in [0, 1], in the shape of ``distance``; NaN where that is NaN.
+
+    Raises:
+        TypeError: no array of real numbers.
+
     >>> import jax.numpy as jnp
     >>> jnp.round(gaspari_cohn(jnp.array([0.0, 0.5, 1.0, 3.0])), 4)
     Array([1.    , 0.2083, 0.    , 0.    ], dtype=float32)
     """
-    r = 2 * jnp.clip(distance, 0, 1)
+    r = 2 * jnp.clip(jnp.asarray(array("distance", distance)), 0, 1)
     near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
     safe = jnp.maximum(r, 0.5)
     far = 4 - 5 * r + r**2 * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12))) - 2 / (3 * safe)

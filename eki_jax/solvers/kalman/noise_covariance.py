@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from eki_jax._checks import arrays, is_known
+from eki_jax._checks import is_known, quantities
 from eki_jax._types import Array
 from eki_jax.kernel.linear_algebra import HIGHEST
 
@@ -137,6 +137,7 @@ def as_noise_covariance(value: Any, name: str = "noise_covariance") -> NoiseCova
         whitens to NaN.
 
     Raises:
+        TypeError: no real numbers; flags.
         ValueError: a covariance of another shape, not finite, not symmetric, or singular (where values are known).
 
     >>> import jax.numpy as jnp
@@ -153,9 +154,9 @@ def as_noise_covariance(value: Any, name: str = "noise_covariance") -> NoiseCova
         parts = (as_noise_covariance(part, f"{name}{jax.tree_util.keystr(path)}") for path, part in leaves)
         return Blocks(tuple(parts), structure)
     wanted = "wanted a number, (M,), (M, M), a LowRankNoise or a mapping of them with the outputs' keys"
-    if isinstance(value, bool) or (not jax.tree_util.all_leaves([value]) and not isinstance(value, list | tuple)):
+    if not jax.tree_util.all_leaves([value]) and not isinstance(value, list | tuple):
         raise TypeError(f"{name}: {value!r}; {wanted}")
-    arrays(name, value)
+    quantities(name, value)
     known = is_known(value)
     matrix = np.asarray(value, np.float64) if known else value
     if matrix.ndim > 2 or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
@@ -213,6 +214,7 @@ def shrinkage_covariance(samples: Any) -> Any:
 
     Raises:
         ImportError: scikit-learn is missing.
+        TypeError: no array of real numbers.
         ValueError: fewer than two samples, samples that are not finite, or an output that never varies.
 
     >>> import numpy as np
@@ -224,7 +226,7 @@ def shrinkage_covariance(samples: Any) -> Any:
         from sklearn.covariance import ledoit_wolf_shrinkage
     except ImportError as error:
         raise ImportError("shrinkage_covariance: needs scikit-learn; pip install 'eki_jax[calibrate]'") from error
-    rows = np.asarray(arrays("samples", samples), np.float64)
+    rows = np.asarray(quantities("samples", samples), np.float64)
     if rows.ndim != 2 or len(rows) < 2:
         raise ValueError(f"samples: shape {rows.shape}; wanted (n, M) with n of at least 2")
     if not np.all(np.isfinite(rows)):
@@ -242,7 +244,8 @@ def shrinkage_covariance(samples: Any) -> Any:
 
 
 def _low_rank(value: LowRankNoise, name: str) -> DiagonalPlusLowRank:
-    arrays(name, value)
+    for part, numbers in value._asdict().items():
+        quantities(f"{name}.{part}", numbers)
     known = all(map(is_known, value))
     diagonal, factor = (np.asarray(part, np.float64) for part in value) if known else map(jnp.asarray, value)
     if factor.ndim != 2 or diagonal.shape not in ((), (1,), factor.shape[:1]):
@@ -250,8 +253,9 @@ def _low_rank(value: LowRankNoise, name: str) -> DiagonalPlusLowRank:
             f"{name}: diagonal of shape {diagonal.shape} and factor of shape {factor.shape}; wanted a number "
             "or (M,), and (M, K)"
         )
-    if known and not (np.all(np.isfinite(diagonal)) and np.all(np.isfinite(factor))):
-        raise ValueError(f"{name}: has values that are not finite; wanted a covariance")
+    for part, numbers in (("diagonal", diagonal), ("factor", factor)) if known else ():
+        if not np.all(np.isfinite(numbers)):
+            raise ValueError(f"{name}.{part}: has values that are not finite; wanted a covariance")
     if known and not np.all(diagonal > 0):
         raise ValueError(f"{name}: singular, least diagonal {diagonal.min()}; wanted a diagonal > 0")
     xp: Any = np if known else jnp

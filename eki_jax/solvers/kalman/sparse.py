@@ -190,13 +190,13 @@ def sparse(
         """The covariance that the Kalman step leaves, shape (P, P), and which particles took part in it."""
         gamma, targets = covariance_and_data(covariance, targets, outputs)
         residuals, differences = whitened_differences(gamma, outputs, targets, options)
+        if whitened is not None:
+            of_prior = prior_residuals(whitened, state.ensemble).astype(differences.dtype)
+            residuals, differences = (jnp.concatenate([rows, of_prior], axis=1) for rows in (residuals, differences))
         misfits = 0.5 * jnp.sum(residuals * residuals, axis=1)
         healthy = health(residuals, residuals, misfits, (state.ensemble,), options)
         number = axis.sum(jnp.sum(healthy, dtype=jnp.int32))
         size = jnp.maximum(number, 1).astype(residuals.dtype)
-        if whitened is not None:
-            of_prior = prior_residuals(whitened, state.ensemble).astype(differences.dtype)
-            differences = jnp.concatenate([differences, of_prior], axis=1)
         z = centred(differences, healthy, size, axis)
         u = centred(flat_rows(state.ensemble, residuals.dtype), healthy, size, axis)
         everyone, scale = axis.gathered(z), h.astype(z.dtype) / size

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import SHARE, arrays, one_of, real, whole
+from eki_jax._checks import POSITIVE, SHARE, function, one_of, quantities, real, whole
 from eki_jax._types import Array
 
 
@@ -34,6 +34,7 @@ def tempered(steps: int | Sequence[float]) -> TemperingFn:
         ``f(misfits, outputs, time, count) -> step size``.
 
     Raises:
+        TypeError: neither a whole number nor real numbers.
         ValueError: fewer than one step, a step that is not positive (time does not go backwards), or a sum that differs
             from 1 by more than 1e-6.
 
@@ -41,10 +42,10 @@ def tempered(steps: int | Sequence[float]) -> TemperingFn:
     >>> [round(float(schedule(None, 1, time, 0)), 2) for time in (0.0, 0.1, 0.3, 1.0)]
     [0.1, 0.2, 0.7, 0.0]
     """
-    if not isinstance(steps, Sequence | np.ndarray):
+    if isinstance(steps, str | bytes) or not (isinstance(steps, Sequence) or np.ndim(steps)):
         sizes = np.full(whole("steps", steps), 1 / whole("steps", steps))
     else:
-        sizes = np.asarray(arrays("steps", list(steps)), np.float64)
+        sizes = np.asarray(quantities("steps", steps), np.float64)
     if sizes.ndim != 1 or not np.all(sizes > 0):
         raise ValueError(f"steps: {steps}; wanted a number of steps or a sequence of positive step sizes")
     if abs(sizes.sum() - 1) > 1e-6:
@@ -104,3 +105,18 @@ def data_misfit_controller(*, ddof: int = 1, tolerance: float = 1e-6, most_steps
         return jnp.where(remaining <= tolerance, 0, step)
 
     return controller
+
+
+def check_step_size(step_size: Any) -> None:
+    """Raise unless it is a step size h > 0 or a function of misfits, outputs, time and count.
+
+    >>> check_step_size(lambda count: 0.1)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    TypeError: step_size: <function ...>, which does not take 4 arguments; wanted a step size, or a function of ...
+    """
+    if callable(step_size):
+        kind = "a step size, or a function of misfits, outputs, time and count such as tempered(10)"
+        function("step_size", step_size, kind, arguments=4)
+    else:
+        real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")

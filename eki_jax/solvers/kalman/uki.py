@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import block_diag, solve_triangular
 
-from eki_jax._checks import NOT_NEGATIVE, POSITIVE, arrays, function, is_known, one_of, pair, random_key, real, whole
+from eki_jax._checks import NOT_NEGATIVE, arrays, flag, function, is_known, one_of, pair, random_key, real, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.priors import Gaussian
 from eki_jax.kernel.axes import Axis
@@ -31,7 +31,7 @@ from eki_jax.solvers.kalman.analysis import covariance_and_data
 from eki_jax.solvers.kalman.differences import flat_residuals
 from eki_jax.solvers.kalman.flat import as_params, flat_params
 from eki_jax.solvers.kalman.noise_covariance import as_noise_covariance, is_usable
-from eki_jax.solvers.kalman.tempering import TemperingFn
+from eki_jax.solvers.kalman.tempering import TemperingFn, check_step_size
 from eki_jax.solvers.kalman.tikhonov import prior_residuals, whitened_prior
 from eki_jax.solvers.protocol import (
     Info,
@@ -159,14 +159,12 @@ def uki(
     """
     covariance = None if noise_covariance is None else as_noise_covariance(noise_covariance)
     one_of("form", form, ("transform", "covariance"))
-    if not isinstance(impose_prior, bool):
-        raise TypeError(f"impose_prior: {impose_prior!r}; wanted True or False")
-    if not callable(step_size):
-        real("step_size", step_size, POSITIVE, or_="a function such as tempered(10)")
-    elif impose_prior:
+    flag("impose_prior", impose_prior)
+    check_step_size(step_size)
+    if callable(step_size) and impose_prior:
         raise ValueError("step_size: a function with impose_prior=True, whose steps have no end; wanted a number")
     if particles is not None:
-        whole("particles", particles, 3, or_="None for 2 P + 1")
+        particles = whole("particles", particles, 3, or_="None for 2 P + 1")
     if forward is not None:
         function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     options = Options.of(settings, UnscentedSettings)

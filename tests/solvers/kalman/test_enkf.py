@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -373,7 +375,7 @@ SINGULAR = {
 @pytest.mark.parametrize("case", SINGULAR)
 def test_covariances_that_are_none_are_refused(case):
     covariance, message = SINGULAR[case]
-    with pytest.raises(ValueError, match=f"noise_covariance: .*{message}"):
+    with pytest.raises(ValueError, match=f"noise_covariance.*: .*{message}"):
         enkf(model, covariance)
 
 
@@ -382,6 +384,29 @@ def test_a_covariance_of_another_size_is_refused():
         solver = enkf(model, covariance)
         with pytest.raises(ValueError, match="noise_covariance: of 3 outputs, but a particle has 4"):
             solver.step(solver.init(particles()), (0.8, TARGETS))
+
+
+@pytest.mark.parametrize(
+    ("covariance", "name"),
+    [
+        (True, "noise_covariance: True; wanted real numbers"),
+        (np.ones(M, bool), "noise_covariance: an array of shape"),
+        (LowRankNoise(True, FACTOR), "noise_covariance.diagonal: True"),
+        (LowRankNoise({"a": 1.0}, FACTOR), "noise_covariance.diagonal: {'a': 1.0}"),
+        (LowRankNoise(1.0, None), "noise_covariance.factor: None"),
+        ({"a": True, "b": 1.0}, r"noise_covariance['a']: True"),
+    ],
+)
+def test_covariances_of_no_numbers(covariance, name):
+    with pytest.raises(TypeError, match=re.escape(name)):
+        enkf(model, covariance)
+
+
+def test_schedules_of_jax_and_of_too_few_arguments():
+    """An array of JAX is a list of step sizes; a function that cannot be called with the misfits is named."""
+    assert float(tempered(jnp.array([0.25, 0.75]))(None, 1, 0.25, 0)) == 0.75
+    with pytest.raises(TypeError, match=r"step_size: .*does not take 4 arguments; wanted a step size, or a function"):
+        enkf(model, 1.0, lambda count: 0.1)
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,25 @@ def test_a_prior_of_another_shape():
     solver = kalman.etki(linear, GAMMA, prior=eki_jax.gaussian(jnp.zeros(4), 1.0))
     with pytest.raises(ValueError, match=r"prior: of shapes \(4,\), but a particle has \(3,\)"):
         solver.step(solver.init(jnp.zeros((5, 3))), (0.0, jnp.asarray(DATA, jnp.float32)))
+
+
+def test_a_particle_far_from_the_prior_has_failed():
+    """One at 1e19 whose outputs are like the others' takes no part; in float32 it would move all of them by 1e10."""
+    first = jnp.asarray(particles(6), jnp.float32)
+    outputs, data = jax.vmap(linear, (0, None))(first, 0.0), jnp.asarray(DATA, jnp.float32)
+    far = first.at[1, 0].set(1e19)
+    key = jax.random.key(0)
+    makers = {
+        "etki": lambda: kalman.etki(None, GAMMA, prior=PRIOR),
+        "sparse": lambda: kalman.sparse(None, GAMMA, prior=PRIOR, penalty=0.1),
+        "aldi": lambda: kalman.aldi(None, GAMMA, 0.1, prior=PRIOR, key=key),
+    }
+    for name, make in makers.items():
+        solver = make()
+        state, info = solver.update(solver.init(far), outputs, data)
+        gone, same = solver.update(solver.init(first.at[1].set(jnp.nan)), outputs, data)
+        assert (bool(info.moved), int(info.failed), int(same.failed)) == (True, 1, 1), name
+        others = np.array([0, 2, 3, 4, 5])
+        np.testing.assert_allclose(
+            solver.ensemble(state)[others], solver.ensemble(gone)[others], rtol=1e-5, atol=1e-5, err_msg=name
+        )
