@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import array
+from eki_jax._checks import array, arrays, function, traceable
 from eki_jax._types import Array, Params
 from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, on_devices
 
@@ -21,7 +21,8 @@ from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, 
 class LowRankMatrix:
     """``mean + left @ right.T`` where products with it are cheap: a leaf of one particle's parameters.
 
-    :func:`low_rank_call` evaluates any model with such leaves. :meth:`dense` adds up.
+    :func:`low_rank_call` evaluates any model with such leaves. :meth:`dense` adds up. Both ask whether the factors fit;
+    the class itself does not, since mapped functions and gradients make it of other things than arrays.
 
     Attributes:
         mean: matrix without the perturbation, shape (..., n, k). All axes but the last are one, a convolution's window
@@ -67,10 +68,12 @@ class LowRankMatrix:
 
     def __rmatmul__(self, x: Any) -> Array:
         """``x @ w``."""
+        array("x", x)
         return low_rank_call(lambda w, x: jnp.matmul(x, w), self, x)
 
     def __matmul__(self, x: Any) -> Array:
         """``w @ x``."""
+        array("x", x)
         return low_rank_call(jnp.matmul, self, x)
 
     def __getitem__(self, index: Any) -> Array:
@@ -85,8 +88,15 @@ class LowRankMatrix:
         return self._perturbed("").dense()
 
     def _perturbed(self, name: str) -> Perturbed:
-        if self.left.ndim + self.right.ndim != self.mean.ndim + 2:
-            raise TypeError(f"{self!r}: has been mapped over; wanted the matrix as it is")
+        parts = {"mean": self.mean, "left": self.left, "right": self.right}
+        for part, numbers in parts.items():
+            arrays(part, array(part, numbers), floating=True)
+        shapes = ", ".join(f"{part} {jnp.shape(numbers)}" for part, numbers in parts.items())
+        if jnp.ndim(self.left) + jnp.ndim(self.right) != jnp.ndim(self.mean) + 2:
+            raise TypeError(f"LowRankMatrix: {shapes}, which has been mapped over; wanted the matrix as it is")
+        (*rows, rank), (*columns, other) = jnp.shape(self.left), jnp.shape(self.right)
+        if (*rows, *columns) != jnp.shape(self.mean) or rank != other:
+            raise ValueError(f"LowRankMatrix: {shapes}; wanted left (..., r) and right (..., r) of mean's axes")
         return Perturbed(self.mean, self.left, self.right, tuple(range(self.left.ndim - 1)), (self.name or name,))
 
 
@@ -103,11 +113,21 @@ def low_rank_call(forward: Callable[..., Any], params: Params, *inputs: Any, wat
         *inputs: inputs that ``forward`` takes.
         watcher: listener that is told what the model does with its parameters, or None.
 
+    Returns:
+        The outputs of ``forward``, in its structure.
+
+    Raises:
+        TypeError: a ``forward`` that does not take so many arguments; a matrix or inputs that are no arrays of real
+            numbers, or a matrix that has been mapped over.
+        ValueError: factors that do not fit their mean.
+
     >>> import jax.numpy as jnp
     >>> w = LowRankMatrix(jnp.zeros((2, 3)), jnp.ones((2, 1)), jnp.ones((3, 1)))
     >>> low_rank_call(lambda params, x: jnp.tanh(x @ params["w"]), {"w": w}, jnp.zeros((1, 2)))
     Array([[0., 0., 0.]], dtype=float32)
     """
+    function("forward", forward, "a model, forward(params, *inputs) -> outputs", arguments=1 + len(inputs))
+    traceable("inputs", inputs)
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank)
     if watcher is None and not any(is_low_rank(leaf) for _, leaf in leaves):
         return on_devices(forward, params, *inputs)
