@@ -96,7 +96,8 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
     beside it has variance 1/n.
 
     Args:
-        template: one particle's parameters: nested mappings (flax) or any pytree, of arrays or
+        template: one particle's parameters: nested mappings (flax), a module with attributes ``weight`` and ``bias``
+            (equinox, which has outputs first and the window last), or any pytree, of arrays or
             :class:`jax.ShapeDtypeStruct`. A bias belongs to the kernel beside it in the same mapping: the one of its
             name with ``kernel`` for ``bias``, else the first whose last axis has its length.
         window: flag; True multiplies both fans of a kernel by the sizes of its axes before the last two.
@@ -134,7 +135,8 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"template{jax.tree_util.keystr(path)}: dtype {leaf.dtype}; wanted a floating-point dtype")
         name = _name(named)
-        means.append(jnp.full(leaf.shape, 1 if name == "scale" and len(leaf.shape) < 2 else 0, leaf.dtype))
+        is_scale = len(leaf.shape) < 2 and name in ("scale", ".weight")
+        means.append(jnp.full(leaf.shape, int(is_scale), leaf.dtype))
         factors.append(math.sqrt(2 / _fans(name, leaf.shape, siblings[named[:-1]], window)))
     structure: Any = jax.tree.structure(template)
     return Gaussian(structure.unflatten(means), structure.unflatten(factors))
@@ -142,6 +144,10 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
 
 def _fans(name: str, shape: tuple[int, ...], siblings: Mapping[str, tuple[int, ...]], window: bool) -> int:
     """fan-in plus fan-out of the layer that the leaf belongs to."""
+    if name.startswith(".bias") and (weights := [dims for other, dims in siblings.items() if other[:7] == ".weight"]):
+        return _fans(".weight", weights[-1], {}, window)
+    if name == ".weight" and len(shape) > 2:  # of a convolution, outputs first
+        return max(1, (shape[0] + shape[1]) * (math.prod(shape[2:]) if window else 1))
     if len(shape) >= 2:
         return max(1, (shape[-2] + shape[-1]) * (math.prod(shape[:-2]) if window else 1))
     kernels = {other: dims for other, dims in siblings.items() if len(dims) >= 2 and shape and dims[-1] == shape[0]}
@@ -166,7 +172,10 @@ def _siblings(names: list[tuple[Any, ...]], leaves: list[Any]) -> dict[Any, dict
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    return str(getattr(path[-1], "key", getattr(path[-1], "name", ""))) if path else ""
+    """A key, or an attribute with the dot that tells it from one: modules whose layers are attributes are equinox's."""
+    if not path:
+        return ""
+    return str(path[-1].key) if hasattr(path[-1], "key") else f".{path[-1].name}" if hasattr(path[-1], "name") else ""
 
 
 def _noise(key: Array, mean: Array, factor: Any) -> Array:

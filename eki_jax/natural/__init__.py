@@ -19,8 +19,10 @@ from eki_jax.natural.deviations import affine as affine
 from eki_jax.natural.deviations import full_rank as full_rank
 from eki_jax.natural.deviations import low_rank as low_rank
 from eki_jax.natural.deviations import low_rank_call as low_rank_call
+from eki_jax.natural.deviations import per_sample as per_sample
 from eki_jax.natural.deviations.treatment import LeafTreatment as LeafTreatment
 from eki_jax.natural.deviations.treatment import LocalityWarning as LocalityWarning
+from eki_jax.natural.estimates import gradient as gradient
 from eki_jax.natural.estimates import localized as localized
 from eki_jax.natural.estimates import span as span
 from eki_jax.natural.estimator import EstimatorSettings as EstimatorSettings

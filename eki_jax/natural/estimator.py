@@ -15,11 +15,11 @@ from eki_jax.kernel.health import OUTLIER_CUT
 from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.precision import check_precision
-from eki_jax.natural.deviations import Deviations, low_rank
+from eki_jax.natural.deviations import Deviations, PerSample, low_rank
 from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
+from eki_jax.natural.estimates import gradient, span
 from eki_jax.natural.estimates import localized as localized_estimate
-from eki_jax.natural.estimates import span
 
 
 class EstimatorSettings(TypedDict, total=False):
@@ -195,7 +195,10 @@ def make_estimator(
         if value is not None:
             raise TypeError(f"{name}: {value!r}, which is for another estimate than the one asked for; wanted none")
     if estimate is None:
-        estimate = localized_estimate(*([] if iterations is None else [iterations])) if localized else span(space)
+        if localized:
+            estimate = localized_estimate(*([] if iterations is None else [iterations]))
+        else:
+            estimate = gradient() if isinstance(deviations, PerSample) else span(space)
     cloud = Cloud(deviations, particles, antithetic, Axis(axis_name))
     setup = Setup(loss, cloud, Axis(batch_axis_name), chunk_size, precision, norm_constraint, outlier_cut)
     estimate.check(setup)

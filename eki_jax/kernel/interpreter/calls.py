@@ -31,8 +31,8 @@ def interpreted(
     Args:
         forward: function of parameters and inputs.
         params: pytree of arrays that it is traced with.
-        values: list of what takes their places, in the order of ``jax.tree.leaves``: arrays, or :class:`Perturbed` of the
-            same shapes and dtypes.
+        values: list of what takes their places, in the order of ``jax.tree.leaves``: arrays, or :class:`Perturbed`
+            of the same shapes and dtypes.
         inputs: inputs, a tuple.
         watcher: listener that is told of what becomes of the values, or None.
 
@@ -49,8 +49,10 @@ def interpreted(
     # Of shapes alone: the values may be spread over devices, of which the model's own constants know nothing.
     trace = jax.make_jaxpr(flat)(*jax.tree.map(_shape, (params, inputs)))
     interpreter = _Interpreter(watcher)
-    results = interpreter.added_up(interpreter.closed(trace, [*values, *jax.tree.leaves(inputs)], ()), ())
-    return structures[-1].unflatten(results)
+    results = interpreter.closed(trace, [*values, *jax.tree.leaves(inputs)], ())
+    if watcher is not None:
+        watcher.finished(results)
+    return structures[-1].unflatten(interpreter.added_up(results, ()))
 
 
 def on_devices(forward: Callable[..., Any], params: Any, *inputs: Any) -> Any:
@@ -106,7 +108,7 @@ class _Interpreter:
         if kind in _LOOPS:
             return _LOOPS[kind](self, eqn, operands, (*inside, kind))
         if not any(isinstance(value, Perturbed) for value in operands):
-            return self._told(eqn, operands, self._bound(eqn, [plain(value) for value in operands]))
+            return self._told(eqn, operands, self._bound(eqn, [plain(value) for value in operands]), inside)
         known = [value if isinstance(value, Perturbed) else plain(value) for value in operands]
         if kind in shapes.SAME and len(known) == len(eqn.outvars):
             return [self._same(eqn, value) for value in known]
@@ -148,8 +150,8 @@ class _Interpreter:
         left, right = (value.left, value.right) if placed else (own(value.left), own(value.right))
         return replace(value, mean=own(value.mean), left=left, right=right)
 
-    def _told(self, eqn: Any, operands: list[Any], results: list[Any]) -> list[Any]:
-        return results if self.watcher is None else self.watcher.tagged(eqn, operands, results)
+    def _told(self, eqn: Any, operands: list[Any], results: list[Any], inside: tuple[str, ...]) -> list[Any]:
+        return results if self.watcher is None else self.watcher.tagged(eqn, operands, results, inside)
 
     def added_up(self, values: Sequence[Any], inside: tuple[str, ...]) -> list[Any]:
         """Arrays, for what takes nothing else."""

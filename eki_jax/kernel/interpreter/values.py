@@ -71,7 +71,7 @@ class Perturbed:
         return self.changed(mean, left, right, self.left_axes, whole=False)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["leaf", "vectors", "product"])
+@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["leaf", "vectors", "product", "chain"])
 @dataclass(frozen=True)
 class Tagged:
     """An array of which it is known what it is, while somebody watches.
@@ -80,13 +80,15 @@ class Tagged:
         value: array.
         leaf: name of the vector that it is, or "".
         vectors: names of the vectors that it was computed from and nothing else; None where the inputs are in it.
-        product: name of the matrix whose product it is, or "".
+        product: name of the matrix whose product it is, or of the place where it was disturbed, or "".
+        chain: equations that arranged the leaf before, the first one first, where somebody keeps them.
     """
 
     value: Array
     leaf: str = ""
     vectors: frozenset[str] | None = None
     product: str = ""
+    chain: tuple[Any, ...] = ()
 
 
 def plain(value: Any) -> Any:

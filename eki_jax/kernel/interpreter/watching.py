@@ -86,6 +86,9 @@ class Watcher:
             for value, is_alone in zip(operands, alone, strict=True)
         ]
 
+    def finished(self, results: Sequence[Any]) -> None:
+        """Note what became of the model's results."""
+
     def used(self, w: Perturbed, how: How, inside: tuple[str, ...], eqn: Any) -> None:
         """Note a use that is no product."""
         if self._is_new(w, inside, eqn):
@@ -109,7 +112,7 @@ class Watcher:
         """Note that a vector was used for something else than to be added to a product."""
         self.others |= value.vectors or set()
 
-    def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any]) -> list[Any]:
+    def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any], inside: tuple[str, ...]) -> list[Any]:
         """The results of an equation without perturbed operands, with what is known of them."""
         kind = eqn.primitive.name
         if kind in _ARRANGED and len(results) == len(operands):

@@ -8,3 +8,5 @@ from eki_jax.natural.deviations.low_rank import low_rank as low_rank
 from eki_jax.natural.deviations.matrix import LowRankMatrix as LowRankMatrix
 from eki_jax.natural.deviations.matrix import affine as affine
 from eki_jax.natural.deviations.matrix import low_rank_call as low_rank_call
+from eki_jax.natural.deviations.per_sample import PerSample as PerSample
+from eki_jax.natural.deviations.per_sample import per_sample as per_sample

@@ -17,6 +17,7 @@ from eki_jax.kernel.particles import flatten_outputs, wide_dtype
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.losses.protocol import reduction_of
 from eki_jax.losses.shortcut import by_shortcut
+from eki_jax.natural.deviations import PerSample
 from eki_jax.natural.direction import Direction, Setup, refusal
 from eki_jax.natural.linear_algebra import cheaper_space
 
@@ -225,7 +226,9 @@ class Span(NamedTuple):
         return False
 
     def check(self, setup: Setup) -> None:
-        """Fit for any deviations."""
+        """Raise for deviations that are none of the parameters."""
+        if isinstance(setup.cloud.deviations, PerSample):
+            raise ValueError("estimate: span() with per_sample(...) deviations; wanted gradient(), their default")
 
     def direction(
         self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch

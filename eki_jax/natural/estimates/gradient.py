@@ -1,0 +1,271 @@
+"""The loss's gradient from noise that every sample has of its own, see :func:`eki_jax.natural.per_sample`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from eki_jax._types import Array, Batch, ForwardFn, Params
+from eki_jax.ensembles.priors import xavier
+from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted
+from eki_jax.natural.deviations.per_sample import PerSample
+from eki_jax.natural.direction import Direction, Setup
+from eki_jax.natural.estimates.span import share_of_loss
+from eki_jax.solvers.reasons import Reason, first_reason
+
+# What the noise of the samples that are solved at a time may take.
+_NOISE_BYTES = 64 * 2**20
+
+
+class Gradient(NamedTuple):
+    """See :func:`gradient`."""
+
+    @property
+    def extra_passes(self) -> int:
+        """One: the mean particle's, which is watched."""
+        return 1
+
+    @property
+    def needs_model(self) -> bool:
+        """Yes: it adds noise inside of the model."""
+        return True
+
+    def check(self, setup: Setup) -> None:
+        """Raise for other deviations, and for settings that say nothing about a gradient."""
+        if not isinstance(setup.cloud.deviations, PerSample):
+            raise ValueError("estimate: gradient() with other deviations; wanted per_sample(...)")
+        others = {
+            "antithetic": setup.cloud.antithetic or None,
+            "precision": setup.precision,
+            "norm_constraint": setup.norm_constraint,
+        }
+        for name, value in others.items():
+            if value is not None:
+                raise TypeError(f"{name}: {value!r} with per_sample(...), whose direction is a gradient; wanted none")
+
+    def direction(
+        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+    ) -> Direction:
+        """The gradient, evaluating the model with noise in it."""
+        del damping
+        x, targets = batch
+        axes = setup.axes
+        seen = _Seen.of(forward, mean, x)
+        share = share_of_loss(setup.loss, axes)
+        value, in_outputs = jax.value_and_grad(lambda z: jnp.asarray(setup.loss(z, targets)))(seen.outputs)
+        in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
+        keys = axes.particles.gathered(drawn[0])
+        slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma)
+        found = seen.pulled(slopes, in_outputs)
+        found = axes.batch.sum({name: found.get(name, 0) + whole.get(name, 0) for name in seen.leaves})
+        number = axes.particles.sum(jnp.sum(healthy, dtype=jnp.int32))
+        structure: Any = jax.tree.structure(mean)
+        ascent = structure.unflatten([found[name].astype(m.dtype) for name, m in seen.leaves.items()])
+        slope = sum((jnp.vdot(d, d) for d in jax.tree.leaves(ascent)), jnp.zeros(()))
+        reason = first_reason((Reason.FEW_PARTICLES, number < 2), (Reason.NOT_FINITE, ~jnp.isfinite(slope)))
+        ascent = jax.tree.map(lambda d: jnp.where(reason == 0, d, 0), ascent)
+        value = axes.batch.sum(share * value)
+        return Direction(ascent, value, slope, jnp.zeros(()), number, jnp.asarray(False), reason)
+
+    def from_outputs(
+        self, setup: Setup, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
+    ) -> Direction:
+        """Refused: the outputs alone do not show the noise."""
+        raise TypeError("deviations: per_sample(...), with noise inside of the model; wanted others for update()")
+
+
+def gradient() -> Gradient:
+    """The estimate of :func:`eki_jax.natural.per_sample` deviations: the loss's gradient, for any optimizer.
+
+    >>> gradient().extra_passes
+    1
+    """
+    return Gradient()
+
+
+class _Seen(NamedTuple):
+    """A model's pass without noise.
+
+    Attributes:
+        forward: model.
+        mean: parameters.
+        x: inputs, all with the samples first.
+        outputs: outputs.
+        points: places where noise is added.
+        exact: numbers of the points that are outputs themselves, each with the place of its output.
+        leaves: leaves of the parameters by name.
+        whole: names of leaves that are disturbed as wholes.
+    """
+
+    forward: ForwardFn
+    mean: Params
+    x: Any
+    outputs: Any
+    points: Sequence[Point]
+    exact: dict[int, int]
+    leaves: dict[str, Array]
+    whole: frozenset[str]
+
+    @classmethod
+    def of(cls, forward: ForwardFn, mean: Params, x: Any) -> _Seen:
+        leaves = {jax.tree_util.keystr(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
+        first = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+        if len(first) != 1 or () in first:
+            shapes = jax.tree.map(jnp.shape, x)
+            raise ValueError(f"x: shapes {shapes} with per_sample(...); wanted the samples as the first axis of all")
+        (samples,) = first.pop()
+        disturber = Disturber(samples)
+        outputs = interpreted(forward, mean, _tagged(leaves), (x,), disturber)
+        for leaf in jax.tree.leaves(outputs):
+            if jnp.shape(leaf)[:1] != (samples,):
+                raise ValueError(
+                    f"forward: outputs of shape {jnp.shape(leaf)} for {samples} samples, with per_sample(...); wanted "
+                    "the samples as their first axis"
+                )
+        used = {name for point in disturber.points for name in point.pulls}
+        whole = frozenset(disturber.others | (set(leaves) - used))
+        return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, whole)
+
+    def slopes(
+        self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array
+    ) -> tuple[list[Array], Array, dict[str, Array]]:
+        """The loss's gradient at every point, the healthy ones of this device's particles, and that of whole leaves.
+
+        Args:
+            setup: settings of the step.
+            in_outputs: loss's gradient in the outputs.
+            own: keys' data of this device's particles.
+            keys: keys' data of all particles.
+            sigma: scale of the noise.
+        """
+        deviations, axes = setup.cloud.deviations, setup.axes
+        assert isinstance(deviations, PerSample)
+        samples = jax.tree.leaves(self.outputs)[0].shape[0]
+        indices = axes.batch.own_indices(samples)
+        sizes = [jnp.sqrt(axes.batch.mean(point.size**2)) for point in self.points]
+        sizes = [sigma * jnp.where(deviations.relative & (size > 0), size, 1) for size in sizes]
+        scales = dict(zip(self.leaves, jax.tree.leaves(xavier(self.mean).factor), strict=True))
+        noisy = [number for number in range(len(self.points)) if number not in self.exact]
+
+        def unit(data: Array, number: int, index: Array) -> Array:
+            point = self.points[number]
+            key = jax.random.fold_in(jax.random.fold_in(_key(data), number), index)
+            return jax.random.normal(key, (1, *point.shape[1:]), point.dtype)
+
+        def weights(data: Array) -> dict[str, Array]:
+            key = jax.random.fold_in(_key(data), len(self.points))
+            names = [name for name in self.leaves if name in self.whole]
+            return {
+                name: jax.random.normal(k, self.leaves[name].shape, self.leaves[name].dtype)
+                for name, k in zip(names, jax.random.split(key, max(1, len(names))), strict=False)
+            }
+
+        def changes(data: Array, row: Any, index: Array, g: Any, z: Any) -> Array:
+            """How the loss changes, to first order in the outputs: a number, or one for every place and later."""
+            drawn = weights(data)
+            moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
+            noise = lambda number, shape, dtype: (
+                (sizes[number] * unit(data, number, index)).astype(dtype) if number not in self.exact else 0
+            )
+            batch_of_one = jax.tree.map(lambda leaf: leaf[None], row)
+            found = interpreted(self.forward, self.mean, _tagged(moved), (batch_of_one,), Disturber(1, noise))
+            parts = jax.tree.map(lambda a, b, c: _by_place((a[0] - b) * c, causal=deviations.causal), found, z, g)
+            return sum(jax.tree.leaves(parts), jnp.zeros(()))
+
+        def one(args: Any) -> tuple[list[Array], Array, Array]:
+            row, index, g, z = args
+            r = jax.vmap(lambda data: changes(data, row, index, g, z))(own)
+            r = axes.particles.gathered(r)
+            healthy = finite_particles(r)
+            count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
+            centred = lambda e: _masked(e - jnp.sum(_masked(e, healthy), axis=0) / count.astype(e.dtype), healthy)
+            r = centred(jnp.where(jnp.isfinite(r), r, 0))
+            noise = [centred(jax.vmap(partial(unit, number=u, index=index))(keys)[:, 0]) for u in noisy]
+            a = _solved(deviations, r, noise, count)
+            return [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)], healthy, r
+
+        numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
+        numbers += sum(math.prod(self.points[u].shape[1:]) for u in noisy)
+        together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
+        found, healthy, r = lax.map(one, (self.x, indices, in_outputs, self.outputs), batch_size=together)
+        everyone = axes.batch.all(healthy.all(axis=0))
+        at_points: list[Array] = [jnp.zeros(()) for _ in self.points]
+        # All devices have the same; it is their mean that the compiler knows to be.
+        for u, slopes in zip(noisy, axes.particles.mean(found), strict=True):
+            at_points[u] = slopes
+        total = jnp.sum(r.reshape(*r.shape[:2], -1)[..., 0], axis=0) / (len(keys) - 1)
+        drawn = jax.vmap(weights)(keys) if self.whole else {}
+        whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
+        mine = everyone[axes.particles.own_indices(len(own))] if axes.particles.is_mapped else everyone
+        return at_points, mine, axes.particles.mean(whole)
+
+    def pulled(self, slopes: list[Array], in_outputs: Any) -> dict[str, Array]:
+        """The gradient of the leaves from those at the points."""
+        found: dict[str, Array] = {}
+        outputs = jax.tree.leaves(in_outputs)
+        for number, point in enumerate(self.points):
+            slope = outputs[self.exact[number]] if number in self.exact else slopes[number]
+            for name, pull in point.pulls.items():
+                if name not in self.whole:
+                    part = pull(self.leaves[name], slope.reshape(point.shape).astype(point.dtype))
+                    found[name] = found[name] + part if name in found else part
+        return found
+
+
+def _tagged(leaves: dict[str, Array]) -> list[Tagged]:
+    return [Tagged(value, leaf=name) for name, value in leaves.items()]
+
+
+def _key(data: Array) -> Array:
+    return jax.random.wrap_key_data(data)
+
+
+def _by_place(change: Array, *, causal: bool) -> Array:
+    """The sum of a sample's changes; or of those at every place (T, ...) and later."""
+    if not causal or change.ndim < 1:
+        return jnp.sum(change)
+    at_place = jnp.sum(change.reshape(len(change), -1), axis=1)
+    return jnp.cumsum(at_place[::-1])[::-1]
+
+
+def _masked(rows: Array, healthy: Array) -> Array:
+    return jnp.where(healthy.reshape(len(healthy), *[1] * (rows.ndim - 1)), rows, 0)
+
+
+def _solved(deviations: PerSample, r: Array, noise: list[Array], count: Array) -> Array:
+    """Weights a of the particles, shape (J,) or (J, T), with slopes ``sum_j a_j e_j``."""
+    if deviations.solve == "covariance" or not noise:
+        return r / jnp.maximum(count - 1, 1)  # both have lost their mean
+    at_places = [e.reshape(*r.shape, -1) if r.ndim > 1 else e.reshape(len(r), 1, -1) for e in noise]
+    matrices = sum((jnp.einsum("jtm,ltm->tjl", e, e) for e in at_places), jnp.zeros(()))
+    numbers = sum(e.shape[-1] for e in at_places)
+    solve = jax.vmap(lambda matrix, r: _least_squares(matrix, r, numbers, deviations.ridge), (0, 1), 1)
+    return solve(matrices, r.reshape(len(r), -1)).reshape(r.shape)
+
+
+def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> Array:
+    """The weights of the smallest slopes that explain r, without their bias.
+
+    With fewer particles than numbers these are the part of the slopes in the span of the noise, which is the k-th part
+    of them on average, k being the trace of the projection over the numbers. It is divided by that: layers whose slopes
+    are known otherwise have to be in proportion, and an average of many estimates has to end at the gradient.
+    """
+    mean = jnp.trace(matrix) / len(r)
+    added = jnp.where(mean > 0, jnp.maximum(ridge, 1e-6) * mean, 1)
+    factor = jnp.linalg.cholesky(matrix + added * jnp.eye(len(r), dtype=matrix.dtype))
+    inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(r), dtype=matrix.dtype))
+    projected = jnp.vdot(inverse, matrix)
+    return inverse @ r.astype(matrix.dtype) * (numbers / jnp.maximum(projected, 1e-6))
+
+
+def _along(a: Array, e: Array) -> Array:
+    if a.ndim == 1:
+        return jnp.tensordot(a.astype(e.dtype), e, axes=1)
+    return jnp.einsum("jt,jt...->t...", a.astype(e.dtype), e)

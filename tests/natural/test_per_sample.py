@@ -1,0 +1,202 @@
+"""Gradients from noise that every sample has of its own: exact where they must be, unbiased, the same on devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+import eki_jax
+from eki_jax import natural, sharding
+from eki_jax.flax import linen_forward
+from eki_jax.natural import per_sample
+
+LOSS = natural.softmax_cross_entropy()
+
+
+def network(x64: bool = False) -> tuple[Any, Any, Any]:
+    """An embedding, a hidden layer and a last one."""
+    dtype = jnp.float64 if x64 else jnp.float32
+    k = jax.random.split(jax.random.key(0), 5)
+    shapes = {"b": (6,), "c": (4,), "e": (7, 3), "v": (6, 4), "w": (9, 6)}
+    params = {n: 0.6 * jax.random.normal(key, shapes[n], dtype) for n, key in zip(shapes, k, strict=True)}
+    x = jax.random.randint(k[4], (16, 3), 0, 7)
+    forward = lambda p, x: jnp.tanh(p["e"][x].reshape(len(x), -1) @ p["w"] + p["b"]) @ p["v"] + p["c"]
+    return forward, params, (x, x[:, 0] % 4)
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def cosine(a: Any, b: Any) -> float:
+    a, b = flat(a), flat(b)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def exact(forward: Any, params: Any, batch: Any, loss: Any = LOSS) -> Any:
+    return jax.grad(lambda p: jnp.asarray(loss(forward(p, batch[0]), batch[1])))(params)
+
+
+def estimate(forward: Any, particles: int, sigma: float = 0.01, loss: Any = LOSS, **options: Any) -> Any:
+    return jax.jit(
+        natural.value_and_natural_direction(forward, loss, particles, sigma, deviations=per_sample(**options))
+    )
+
+
+def test_enough_particles_find_the_gradient(x64: None) -> None:
+    """With more particles than numbers that reach a sample, least squares have no noise but that of curvature."""
+    forward, params, batch = network(x64=True)
+    value, found = estimate(forward, 60, 1e-5, ridge=1e-6)(params, batch, jax.random.key(1))
+    wanted = exact(forward, params, batch)
+    np.testing.assert_allclose(flat(found), flat(wanted), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(value, LOSS(forward(params, batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"solve": "covariance"}, {"relative": False}], ids=str)
+def test_an_average_of_many_ends_at_the_gradient(options: dict[str, Any]) -> None:
+    """What is left of N estimates falls as one over the root of N: there is no bias that a momentum would collect."""
+    forward, params, batch = network()
+    wanted, f = flat(exact(forward, params, batch)), estimate(forward, 6, **options)
+    keys = jax.random.split(jax.random.key(1), 256)
+    found = np.stack([flat(f(params, batch, key)[1]) for key in keys])
+    error = lambda n: np.sqrt(np.mean([np.sum((part.mean(0) - wanted) ** 2) for part in np.split(found, 256 // n)]))
+    assert cosine(found.mean(0), wanted) > 0.995
+    assert error(256) < 1.6 * error(1) / 16
+
+
+def test_what_is_linear_is_exact() -> None:
+    """The last layer's gradient needs no particles; a model of one layer has no noise."""
+    forward, params, batch = network()
+    found, wanted = estimate(forward, 2)(params, batch, jax.random.key(1))[1], exact(forward, params, batch)
+    for name in ("v", "c"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+    one = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    linear = lambda p, x: x @ p["w"] + p["b"]
+    found = estimate(linear, 2)(one, (x, jnp.arange(5) % 4), jax.random.key(1))[1]
+    np.testing.assert_allclose(flat(found), flat(exact(linear, one, (x, jnp.arange(5) % 4))), rtol=1e-4, atol=1e-6)
+
+
+class Transformer(nn.Module):
+    """A stock decoder block with tied embeddings."""
+
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        embed = nn.Embed(7, 8)
+        x = embed(tokens) + self.param("places", nn.initializers.normal(0.3), (5, 8))
+        x += nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x), mask=nn.make_causal_mask(tokens))
+        x += nn.Dense(8)(nn.gelu(nn.Dense(12)(nn.LayerNorm()(x))))
+        return embed.attend(nn.LayerNorm()(x))
+
+
+def transformer() -> tuple[Any, Any, Any]:
+    tokens = jax.random.randint(jax.random.key(5), (6, 5), 0, 7)
+    forward, template = linen_forward(Transformer(), tokens)
+    params = eki_jax.xavier(template).sample(jax.random.key(6))
+    return forward, params, (tokens, tokens)
+
+
+@pytest.mark.slow
+def test_a_transformer_and_credit_per_token() -> None:
+    """Every leaf of a stock block is found; what comes before a token is no noise for it."""
+    forward, params, batch = transformer()
+    loss = natural.mean_over_samples(lambda z, y: -jax.nn.log_softmax(z)[jnp.arange(5), y].mean())
+    wanted, key = exact(forward, params, batch, loss), jax.random.key(1)
+    found = estimate(forward, 500, loss=loss)(params, batch, key)[1]
+    assert cosine(found, wanted) > 0.88
+    for leaf, true in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        # The keys' biases move all scores of a query alike, and have no gradient.
+        assert float(jnp.linalg.norm(true)) < 1e-6 or cosine([leaf], [true]) > 0.4
+    simple, by_token = (
+        estimate(forward, 200, loss=loss, solve="covariance", causal=causal)(params, batch, key)[1]
+        for causal in (False, True)
+    )
+    assert cosine(by_token, wanted) > cosine(simple, wanted) + 0.05
+
+
+@pytest.mark.slow
+def test_leaves_in_loops_are_disturbed_as_wholes() -> None:
+    """Their plain estimate ends at the gradient too."""
+    params = {"w": jnp.eye(3) * 0.7, "v": jnp.arange(6.0).reshape(3, 2) % 4, "u": jnp.ones(4)}
+    forward = lambda p, x: lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), x, None, 3)[0] @ p["v"]
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    batch = (x, jnp.arange(6) % 2)
+    wanted = exact(forward, params, batch)
+    f = estimate(forward, 32)
+    found = [f(params, batch, key)[1] for key in jax.random.split(jax.random.key(1), 64)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 64, *found)
+    np.testing.assert_allclose(mean["v"], wanted["v"], rtol=1e-4, atol=1e-6)
+    assert cosine(mean["w"], wanted["w"]) > 0.97
+    assert float(jnp.abs(mean["u"]).max()) < 0.1  # is not used
+
+
+def test_it_is_the_same_on_devices() -> None:
+    """Particles and samples over eight devices: the noise is that of one."""
+    forward, params, batch = network()
+    wanted, direction = estimate(forward, 8)(params, batch, jax.random.key(1))
+    for axes in ({"axis_name": "particles"}, {"batch_axis_name": "batch"}):
+        name = next(iter(axes.values()))
+        f = natural.value_and_natural_direction(forward, LOSS, 8, 0.01, deviations=per_sample(), **axes)
+        split = jax.tree.map(lambda leaf: leaf.reshape(8, -1, *leaf.shape[1:]), batch) if name == "batch" else batch
+        mapped = jax.vmap(f, in_axes=(None, 0 if name == "batch" else None, None), axis_name=name, axis_size=8)
+        value, found = mapped(params, split, jax.random.key(1))
+        np.testing.assert_allclose(value, jnp.full(8, wanted), rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, rtol=2e-3, atol=1e-5), found, direction)
+
+
+def test_a_solver_and_an_optimizer_train() -> None:
+    forward, params, batch = network()
+    solver = natural.natural_gradient(forward, LOSS, 12, 0.05, deviations=per_sample(), learning_rate=1.0)
+    state = solver.init(params, jax.random.key(2))
+    step = jax.jit(solver.step)
+    for _ in range(60):
+        state, info = step(state, batch)
+    assert float(LOSS(forward(state.position, batch[0]), batch[1])) < 0.2
+    assert (bool(info.moved), int(info.failed)) == (True, 0)
+    mesh = sharding.make_mesh(4)
+    make = lambda axis: natural.natural_gradient(forward, LOSS, 12, 0.05, deviations=per_sample(), axis_name=axis)
+    spread = sharding.shard_solver(make("particles"), mesh)
+    one, many = make(None).init(params, jax.random.key(2)), spread.init(params, jax.random.key(2))
+    one, many = make(None).step(one, batch)[0], spread.step(many, batch)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), many.position, one.position)
+
+
+def test_a_failed_particle_takes_no_part() -> None:
+    """Its noise is zero in every sample's regression, and it is counted."""
+    forward, params, batch = network()
+    rough = lambda p, x: jnp.where((z := forward(p, x))[:, :1] > 2, jnp.nan, z)
+    solver = natural.natural_gradient(rough, LOSS, 40, 1.0, deviations=per_sample(), loss_limit=None)
+    state, info = solver.step(solver.init(params, jax.random.key(2)), batch)
+    assert 0 < int(info.failed) < 30
+    assert bool(info.moved)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.position))
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    forward, params, batch = network()
+    solver = natural.natural_gradient(forward, LOSS, 8, deviations=per_sample())
+    state = solver.init(params, jax.random.key(0))
+    with pytest.raises(TypeError, match="differ in what their layers return"):
+        solver.ensemble(state)
+    with pytest.raises(TypeError, match="noise inside of the model"):
+        solver.update(state, jnp.zeros((8, 16, 4)), batch[1])
+    with pytest.raises(ValueError, match=r"x: shapes .* samples as the first axis"):
+        solver.step(state, ((batch[0], jnp.ones(3)), batch[1]))
+    for options, error, words in [
+        ({"norm_constraint": 1.0}, TypeError, "norm_constraint: .* direction is a gradient"),
+        ({"estimate": natural.span()}, ValueError, "per_sample"),
+        ({"localized": True}, ValueError, "localized"),
+    ]:
+        with pytest.raises(error, match=words):
+            natural.natural_gradient(forward, LOSS, 8, deviations=per_sample(), **options)
+    with pytest.raises(ValueError, match=r"gradient\(\) with other deviations"):
+        natural.natural_gradient(forward, LOSS, 8, estimate=natural.gradient())
+    for bad, error in [({"solve": "both"}, ValueError), ({"ridge": -1}, ValueError), ({"causal": 1}, TypeError)]:
+        with pytest.raises(error, match=next(iter(bad))):
+            per_sample(**bad)
