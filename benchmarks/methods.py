@@ -50,36 +50,51 @@ def gradient(
 
     Where these have no derivatives, ``straight_through`` takes those of the straight-through estimator.
     """
-    prior = problem.prior
     logits = problem.straight_through if straight_through else problem.logits
-
-    def init(key: jax.Array) -> Any:
-        params = prior.sample(key)
-        return params, transformation.init(params)
 
     def loss(params: Any, batch: Any) -> jax.Array:
         x, labels = batch
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), labels).mean()
 
+    # A backward pass counts for two; on processors, gradients of convolutions are slow in a compiled loop.
+    method = _following(problem, lambda params, batch, key: jax.value_and_grad(loss)(params, batch), transformation, 3)
+    return method._replace(compiled_loop=jax.default_backend() != "cpu")
+
+
+def per_sample(
+    problem: Problem, J: Particles, transformation: optax.GradientTransformation, settings: Natural
+) -> Method:
+    """The gradient from noise that every sample has of its own, on one draw of the prior."""
+    if callable(J):
+        raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
+    estimate = natural.value_and_natural_direction(
+        problem.logits, natural.softmax_cross_entropy(), J, settings.sigma, deviations=natural.per_sample()
+    )
+    return _following(problem, estimate, transformation, J + 1)
+
+
+def _following(
+    problem: Problem,
+    value_and_direction: Callable[..., Any],
+    transformation: optax.GradientTransformation,
+    passes: int,
+) -> Method:
+    """One particle that goes where an optimizer takes it, given a function of parameters, batch and key."""
+
+    def init(key: jax.Array) -> Any:
+        params = problem.prior.sample(key)
+        return params, transformation.init(params)
+
     def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        del key
         params, inner = state
-        value, gradients = jax.value_and_grad(loss)(params, batch)
+        value, gradients = value_and_direction(params, batch, key)
         updates, inner = transformation.update(gradients, inner, params)
         return (optax.apply_updates(params, updates), inner), {"train_loss": value}
 
     def accuracy(state: Any, x: jax.Array, labels: jax.Array) -> Accuracy:
         return particle_accuracy(problem.logits, state[0], x, labels)
 
-    # A backward pass counts for two; on processors, gradients of convolutions are slow in a compiled loop.
-    return Method(
-        init,
-        step,
-        accuracy,
-        passes=lambda size: 3,
-        compiled_loop=jax.default_backend() != "cpu",
-        estimate=lambda state: state[0],
-    )
+    return Method(init, step, accuracy, passes=lambda size: passes, estimate=lambda state: state[0])
 
 
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.
@@ -137,12 +152,13 @@ class Entry(NamedTuple):
     """A method of the command line.
 
     Attributes:
-        kind: What it moves: an "ensemble"; one mean by "natural" gradients; or one particle by "gradient"s.
+        kind: What it moves: an "ensemble"; one mean by "natural" gradients; or one particle by "gradient"s, which may
+            come from noise "per_sample".
         make: Function of a problem, J, a learning rate, a momentum factor and the natural gradient's settings.
         deviations: Function of a problem and those settings, where the leaves are treated each in its own way.
     """
 
-    kind: Literal["ensemble", "natural", "gradient"]
+    kind: Literal["ensemble", "natural", "per_sample", "gradient"]
     make: Callable[[Problem, Particles, float, float, Natural], Method]
     deviations: Callable[[Problem, Natural], natural.Deviations] | None = None
 
@@ -171,6 +187,9 @@ METHODS: dict[str, Entry] = {
     "natural-eki": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False)),
     "natural-eki-lowrank": Entry(
         "natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True), _low_rank
+    ),
+    "natural-eki-per-sample": Entry(
+        "per_sample", lambda p, J, rate, m, n: per_sample(p, J, optax.sgd(rate, momentum=m), n)
     ),
     "sgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate))),
     "msgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m))),

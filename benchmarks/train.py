@@ -19,7 +19,7 @@ from eki_jax.training import Result, check_labels, fit
 # Particles, samples a step, epochs: enough for the digits in a minute; the paper's J and batch for its networks.
 _DIGITS = (1000, 100, 25)
 _PAPER = (2000, 600, 20)
-_NATURAL = (1000, 1000)
+_KINDS = {"natural": (1000, 1000), "per_sample": (16, 100)}  # particles and batch
 # Flags of the natural-gradient methods, named only where given.
 _OWN = ("sigma", "damping", "rank", "rate", "norm_constraint")
 _DAMPINGS = "1e-5 where dense layers are localized, else 1e-3"
@@ -161,8 +161,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     chosen = arguments.method or before.get("method", "eki-r")
     particles, batch, epochs = _DIGITS if problem.startswith("digits") else _PAPER
     kind = methods.METHODS[chosen].kind if chosen in methods.METHODS else "ensemble"
-    if kind == "natural":
-        particles, batch, epochs = *_NATURAL, epochs
+    if kind in _KINDS:
+        particles, batch = _KINDS[kind]
     defaults = {
         "method": "eki-r",
         "particles": particles,
@@ -175,8 +175,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     for name, default in defaults.items():
         given = getattr(arguments, name)
         settings[name] = before.get(name, default) if given is None else given
-    if kind == "natural":
-        for name in _OWN:
+    if kind in _KINDS:
+        for name in _OWN if kind == "natural" else ("sigma",):
             given = getattr(arguments, name)
             value = before.get(name) if given is None else given
             settings.update({} if value is None else {name: value})
