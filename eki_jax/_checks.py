@@ -99,6 +99,7 @@ def schedule(name: str, value: Schedule, within: Within) -> Callable[[Any], Any]
     """
     kind = "a schedule of the step count"
     if callable(value):
+        function(name, value, f"{within.words}, or {kind}", arguments=1)
         return lambda count: real(name, value(count), within, or_=kind)
     number = real(name, value, within, or_=kind)
     return lambda count: number

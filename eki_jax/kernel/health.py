@@ -134,3 +134,13 @@ def _middle(values: Array, finite: Array, axis: Axis) -> tuple[Array, Array]:
     index = axis.largest(index)  # the same everywhere, which shard_map cannot know of gathered values
     own = axis.own_indices(len(finite))[None, :] == index[:, None]
     return index, axis.sum(jnp.sum(jnp.where(own, values, 0), axis=1))
+
+
+def unmoved_particles(before: Ensemble, after: Ensemble) -> Array:
+    """Which particles are where they were, in every number, shape (J,).
+
+    >>> unmoved_particles(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.0, 2.0], [3.0, 5.0]]))
+    Array([ True, False], dtype=bool)
+    """
+    same = jax.tree.map(lambda a, b: jnp.all((a == b).reshape(len(a), -1), axis=1), before, after)
+    return jnp.stack(jax.tree.leaves(same)).all(axis=0)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from eki_jax._checks import SHARE, flag, pair
 from eki_jax._types import Array, Batch, Ensemble, Params
-from eki_jax.kernel.health import finite_particles
+from eki_jax.kernel.health import finite_particles, unmoved_particles
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.solvers.protocol import Solver, check_state, compiled, makes_its_particles
 from eki_jax.solvers.reasons import Reason
@@ -153,7 +153,7 @@ def accelerated(
         since = jnp.where(restarted, 0, state.since)
         factor = jnp.where(restarted, 0, jnp.asarray(factor_of(since)))
         in_range = SHARE.holds(factor)
-        free = ~_is_unmoved(before, reached) & finite_particles((behind, info.losses))
+        free = ~unmoved_particles(before, reached) & finite_particles((behind, info.losses))
 
         def leaf(u: Array, old: Array) -> Array:
             wide = wide_dtype(u.dtype)
@@ -191,9 +191,3 @@ def accelerated(
             solver.passes,
         )
     )
-
-
-def _is_unmoved(before: Ensemble, after: Ensemble) -> Array:
-    """Which particles are where they were, in every number, shape (J,)."""
-    same = jax.tree.map(lambda a, b: jnp.all((a == b).reshape(len(a), -1), axis=1), before, after)
-    return jnp.stack(jax.tree.leaves(same)).all(axis=0)

@@ -12,7 +12,7 @@ from eki_jax._checks import NOT_NEGATIVE, POSITIVE, a_prior, function, real
 from eki_jax._types import Array, Ensemble, Params, Prior
 from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
-from eki_jax.kernel.health import finite_particles, masked_mean
+from eki_jax.kernel.health import finite_particles, masked_mean, unmoved_particles
 from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.particles import local_size, wide_dtype
 from eki_jax.solvers.protocol import Info, Solver, check_state, compiled
@@ -24,7 +24,7 @@ class Inflation(NamedTuple):
 
     Attributes:
         apply: function ``apply(ensemble, step_size, count, axis_name) -> ensemble``, with the step size that was taken
-            and the number of steps so far.
+            and the number of steps so far. Particles that take no part, as one that failed, come as NaN.
     """
 
     apply: Callable[[Ensemble, Array, Array, str | None], Ensemble]
@@ -124,11 +124,18 @@ def additive_inflation(key: Array, prior: Prior, scale: Any) -> Inflation:
         axis, size = Axis(axis_name), local_size(ensemble, name="ensemble")
         keys = particle_keys(jax.random.fold_in(own, count), size, axis_name)
         noise = jax.vmap(prior.noise)(keys)
-        mean = masked_mean(noise, jnp.ones(size, bool), axis)
+        mean = masked_mean(noise, finite_particles(ensemble), axis)
         add = lambda u, e, m: (u + jnp.asarray(scale, u.dtype) * (e - m[None]).astype(u.dtype)).astype(u.dtype)
         return jax.tree.map(add, ensemble, noise, mean)
 
     return Inflation(apply)
+
+
+def _put(value: Any, tree: Ensemble, where: Array) -> Any:
+    """``tree`` with the rows of some particles replaced by those of another tree, or by a number."""
+    values = value if not jnp.isscalar(value) else jax.tree.map(lambda leaf: jnp.full_like(leaf, value), tree)
+    rows = lambda leaf: where.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jax.tree.map(lambda new, old: jnp.where(rows(old), new, old), values, tree)
 
 
 def inflated(solver: Solver, inflation: Inflation, axis_name: str | None) -> Solver:
@@ -145,7 +152,10 @@ def inflated(solver: Solver, inflation: Inflation, axis_name: str | None) -> Sol
 
     def grown(state: InflatedState, inner: Any, info: Info) -> tuple[InflatedState, Info]:
         analysed = solver.ensemble(inner)
-        wide = inflation.apply(analysed, info.step_size, inner.count, axis_name)
+        # Particles that failed and were left where they were take no part in means, and stay there.
+        out = ~jnp.isfinite(info.losses) & unmoved_particles(solver.ensemble(state.inner), analysed)
+        wide = inflation.apply(_put(jnp.nan, analysed, out), info.step_size, inner.count, axis_name)
+        wide = _put(analysed, wide, out)
         spoiled = finite_particles(analysed) & ~finite_particles(wide)  # by a step size or a traced factor
         bad = info.moved & ~Axis(axis_name).all(~spoiled.any())
         info = info._replace(

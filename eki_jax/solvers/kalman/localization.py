@@ -105,7 +105,7 @@ def taper(
             raise ValueError(f"period: {period}; {lengths}")
         if not np.all(POSITIVE.holds(np.asarray(period, np.float64))):
             raise ValueError(f"period: {period}; {lengths}")
-    measure = _euclidean(period) if distance is None else function("distance", distance, arguments=2)
+    measure = _euclidean(period) if distance is None else _checked(distance)
 
     def fit(ensemble: Ensemble, outputs: Any) -> Fitted:
         own = _coordinates("parameter_coordinates", parameter_coordinates, ensemble, "parameters")
@@ -115,6 +115,8 @@ def taper(
                 f"output_coordinates: of {others.shape[1]} dimensions, but the parameters' have {own.shape[1]}; "
                 "wanted as many"
             )
+        if period is not None and np.shape(period) not in ((), (1,), own.shape[1:]):
+            raise ValueError(f"period: {np.size(period)} lengths for {own.shape[1]} dimensions; wanted as many, or one")
         points, places = np.unique(own, axis=0, return_inverse=True)
 
         def towards(places: np.ndarray) -> Callable[..., Array]:
@@ -151,7 +153,8 @@ def update_groups(sees: Mapping[str, Collection[str]]) -> Localization:
     >>> state.ensemble["b"]  # without spread, it learns nothing
     Array([1., 1., 1.], dtype=float32)
     """
-    if not isinstance(sees, Mapping) or any(isinstance(seen, str) for seen in sees.values()):
+    lists = sees.values() if isinstance(sees, Mapping) else [None]
+    if any(isinstance(seen, str | bytes) or not isinstance(seen, Collection) for seen in lists):
         raise TypeError(f"sees: {sees!r}; wanted a mapping from a parameter's key to a list of the outputs' keys")
 
     def fit(ensemble: Ensemble, outputs: Any) -> Fitted:
@@ -381,6 +384,19 @@ def _correlations(deviations: Array, anomalies: Array) -> tuple[Array, Array]:
     unit = lambda rows: rows / jnp.maximum(jnp.sqrt(jnp.sum(rows * rows, axis=0, keepdims=True)), tiny)
     inner = jnp.matmul(unit(deviations.astype(anomalies.dtype)), unit(anomalies), precision=HIGHEST)
     return jnp.clip(inner, -1, 1), error
+
+
+def _checked(distance: Any) -> Callable[[Array, Array], Array]:
+    """A caller's distances, or an error where they are none."""
+    function("distance", distance, arguments=2)
+
+    def measure(place: Array, places: Array) -> Array:
+        away = quantities("distance", distance(place, places))
+        if jnp.shape(away) != places.shape[:1]:
+            raise ValueError(f"distance: returned shape {jnp.shape(away)} for places of {places.shape}; wanted (M,)")
+        return jnp.asarray(away)
+
+    return measure
 
 
 def _euclidean(period: Any) -> Callable[[Array, Array], Array]:

@@ -158,11 +158,45 @@ def test_what_does_not_fit_is_named(localization, message):
         step(kalman.etki(linear, GAMMA, localization=localization))
 
 
+def test_failed_particles_are_not_inflated():
+    """The deviations of the others grow from their own mean, and one that failed stays where it was."""
+    u = jnp.asarray(np.random.default_rng(5).normal(size=(6, 3)), jnp.float32)
+    outputs, data = 2 * u, jnp.ones(3)
+    prior = eki_jax.gaussian(jnp.zeros(3), 1.0)
+    for grow in (kalman.multiplicative_inflation(1.5), kalman.additive_inflation(KEY, prior, 0.5)):
+        plain, grown = kalman.etki(None, 1.0), kalman.etki(None, 1.0, inflation=grow)
+        told = outputs.at[1].set(jnp.nan), data
+        before, _ = plain.update(plain.init(u), *told)
+        after, _ = grown.update(grown.init(u), *told)
+        others = np.array([0, 2, 3, 4, 5])
+        np.testing.assert_array_equal(after.ensemble[1], u[1])
+        np.testing.assert_allclose(after.ensemble[others].mean(0), before.ensemble[others].mean(0), atol=1e-6)
+        assert np.abs(after.ensemble[others] - before.ensemble[others]).max() > 0.05
+
+
+def test_distances_and_periods_that_do_not_fit():
+    """A distance that returns one number for all places, and three lengths for one dimension, are refused by name."""
+    places, u = jnp.arange(3.0), jnp.eye(4, 3)
+    for near, message in (
+        (kalman.taper(places, places, 1.0, distance=lambda place, others: 1.0), r"distance: returned shape \(\)"),
+        (kalman.taper(places, places, 1.0, period=np.ones(3)), "period: 3 lengths for 1 dimensions"),
+    ):
+        solver = kalman.etki(None, 1.0, localization=near)
+        with pytest.raises(ValueError, match=message):
+            solver.update(solver.init(u), u, jnp.zeros(3))
+
+
 def test_bad_arguments_are_named():
     """Radii, periods, cuts, factors and kinds out of their range are refused at once."""
     for make, error, message in (
         (lambda: kalman.taper(0.0, 0.0, -1.0), ValueError, "radius: -1.0"),
         (lambda: kalman.taper(0.0, 0.0, 1.0, period=0.0), ValueError, "period: 0.0"),
+        (lambda: kalman.taper(0.0, 0.0, 1.0, period=float("inf")), ValueError, "period: inf"),
+        (lambda: kalman.taper(0.0, 0.0, 1.0, period=True), TypeError, "period: True"),
+        (lambda: kalman.update_groups({"a": None}), TypeError, "sees: "),
+        (lambda: kalman.etki(None, 1.0, localization=kalman.Localization(None)), TypeError, "localization.fit: None"),
+        (lambda: kalman.etki(None, 1.0, inflation=kalman.Inflation(None)), TypeError, "inflation.apply: None"),
+        (lambda: kalman.additive_inflation(KEY, eki_jax.gaussian, 0.1), TypeError, "prior: <function gaussian"),
         (lambda: kalman.correlation_taper(cut=0), ValueError, "cut: 0"),
         (lambda: kalman.update_groups({"a": "flow"}), TypeError, "sees: "),
         (lambda: kalman.multiplicative_inflation(0.0), ValueError, "factor: 0.0"),
