@@ -26,6 +26,7 @@ class Instance(NamedTuple):
         loss: loss of the outputs.
         state: state of the model that a call gives back, such as batch statistics; None without one.
         is_keyed: flag, True for a model that wants a key in each call.
+        driver: name of what spreads its particles over devices, as :func:`eki_jax.sharding.shard_solver` takes it.
     """
 
     forward: Callable[..., Any]
@@ -34,6 +35,7 @@ class Instance(NamedTuple):
     loss: Any
     state: Any = None
     is_keyed: bool = False
+    driver: Any = "shard_map"
 
     def solver(self, make: MakeSolver) -> eki_jax.Solver:
         """A solver of the model, with one key for all particles of a step, and its state passed on."""
@@ -77,7 +79,7 @@ class Model(NamedTuple):
     make: Callable[[], Instance]
     has_gradient: bool = True
     rounding: float = 1e-5
-    cosine: float = 0.9
+    cosine: float = 0.85
     warns: str = ""
     refuses: Mapping[str, str] = MappingProxyType({})
     note: str = ""

@@ -186,7 +186,7 @@ def sharded(instance: Instance, sizes: Sizes) -> dict[str, Any]:
         return instance.solver(lambda f: natural.natural_gradient(f, instance.loss, sizes.sharded, **settings))
 
     start = instance.params, jax.random.key(26)
-    many = sharding.shard_solver(solver(axis_name="particles"), mesh)
+    many = sharding.shard_solver(solver(axis_name="particles"), mesh, driver=instance.driver)
     (alone, begun), (spread, _) = (jax.device_get(_two_steps(instance, s, start)) for s in (solver(), many))
     return {"devices": mesh.size, "step": _relative(spread, alone, begun)}
 
