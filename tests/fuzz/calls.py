@@ -219,6 +219,12 @@ EULER = eki_jax.euler(classes, eki_jax.cross_entropy())
 METHOD = training.ensemble_method(EULER, classes, PRIOR, 4)
 momenta = {"step_size": ("positive", 0.1), "momentum": OPEN}
 
+low_rank = {
+    "mean": ("matrices", np.ones((3, 2), np.float32)),
+    "left": ("matrices", SLOPES[:, None]),
+    "right": ("matrices", SLOPES[:2, None]),
+}
+
 
 class Counted(NamedTuple):
     """State of a discretization that is made here."""
@@ -234,6 +240,11 @@ def by_hand_momentum(
     for _ in range(int(steps)):
         u.append(u[-1] + float(momentum) * (u[-1] - u[-2]) - float(step_size) * SLOPES * u[-1])
     return np.stack(u[1:])
+
+
+def low_rank_by_hand(mean: Any, left: Any, right: Any, x: Any, **rest: Any) -> Any:
+    mean, left, right, x = (np.asarray(a, np.float64) for a in (mean, left, right, x))
+    return x @ (mean + left @ right.T)
 
 
 def drawn(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -419,7 +430,7 @@ CORE: dict[str, Call] = {
     "kalman.tempered": Call(lambda steps: kalman.tempered(steps)(None, 1, 0.0, 0), {"steps": ("whole", 4)}),
     "kalman.data_misfit_controller": Call(
         lambda **s: kalman.data_misfit_controller(**s)(jnp.array([1.0, 2.0, 4.0]), 4, 0.0, 0),
-        {"ddof": ("choice", 1), "tolerance": ("share", 0.1)},
+        {"ddof": ("choice", 1), "tolerance": ("share", 0.1), "most_steps": ("whole or none", 9)},
     ),
     "natural.natural_gradient": Call(
         steps(partial(natural.natural_gradient, deviations=full), around=True),
@@ -488,6 +499,27 @@ CORE: dict[str, Call] = {
         },
         lambda x, w, bias: np.asarray(x, np.float64) @ w + bias,
         fine={"x": ("integers", "another shape"), "w": ("integers",)},
+    ),
+    "natural.LowRankMatrix": Call(
+        lambda mean, left, right, x: natural.LowRankMatrix(mean, left, right).__rmatmul__(x),
+        {**low_rank, "x": ("x", X)},
+        low_rank_by_hand,
+    ),
+    "natural.low_rank_call": Call(
+        lambda forward, mean, left, right, x: natural.low_rank_call(
+            forward, {"w": natural.LowRankMatrix(mean, left, right)}, x
+        ),
+        {"forward": ("function", lambda p, x: x @ p["w"]), **low_rank, "x": ("x", X)},
+        low_rank_by_hand,
+    ),
+    "natural.per_sample": Call(
+        natural.per_sample,
+        {
+            "solve": ("choice", "covariance"),
+            "ridge": ("not negative", 0.01),
+            "relative": ("flag", True),
+            "causal": ("flag", False),
+        },
     ),
     "natural.describe": Call(
         lambda forward, params, x, deviations: len(natural.describe(forward, {"w": params}, x, deviations).leaves),

@@ -11,16 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fuzz import calibrate_calls, changes, kalman_calls
+from fuzz.calibrate_calls import CALIBRATE
 from fuzz.calls import CORE, Call, J, Refused
-from fuzz.changes import GOOD, KINDS, REFUSED, RIGHT, ROLES, Change, put
+from fuzz.changes import GOOD, KINDS, REFUSED, RIGHT, Change, put
 from fuzz.extras import EXTRAS
+from fuzz.kalman_calls import KALMAN
 
 import eki_jax
 
-CALLS = CORE | EXTRAS
+CALLS = CORE | EXTRAS | KALMAN | CALIBRATE
+ROLES = {**changes.ROLES, **kalman_calls.ROLES, **calibrate_calls.ROLES}
+assert len(ROLES) == len(changes.ROLES) + len(kalman_calls.ROLES) + len(calibrate_calls.ROLES)  # a name means one list
 #: Roles of numbers, which are never NaN or infinite; of these with "or none" too.
 SETTINGS = ["positive", "finite", "share", "whole", "chunk", "seed", "count", "sizes", "times", "covariance"]
 SETTINGS += ["not negative", "above one", "pair of numbers", "number of few"]
+SETTINGS += [*kalman_calls.SETTINGS, *calibrate_calls.SETTINGS]
 
 
 class Case(NamedTuple):
@@ -75,7 +81,7 @@ def classified(case: Case) -> tuple[str, str]:
             return "refused", str(told[0].message)
     except (Refused, eki_jax.StepRefused) as error:
         return "refused", str(error)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         text = str(error)
         roles = [call.valid[name][0] for name in named]
         names = [*named, *(alias for name in [*named, *roles] for alias in ALIASES.get(name, ()))]
@@ -220,7 +226,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "cell": ("cell", "forward"),
     "outputs": ("outputs", "targets", "cotangents"),
     "cotangents": ("cotangents", "outputs"),
-    "factor": ("factor", "scale", "scale, factor, covariance"),
+    "factor": ("factor", "scale", "scale, factor, covariance", "noise_covariance"),
     "velocity": ("velocity", "state"),
     "fn": ("fn", "sample_loss"),
     "u": ("u", "nodes"),
@@ -229,6 +235,17 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("learning_rate", "rate"),
     "updates": ("updates", "params", "parameters"),
     "params": ("params", "args"),
+    "entries": ("prior",),
+    "loss": ("noise_covariance",),
+    "parameter_coordinates": ("output_coordinates",),
+    "left": ("LowRankMatrix",),
+    "right": ("LowRankMatrix",),
+    "mean": ("LowRankMatrix",),
+    "data": ("data", "results"),
+    "localization": ("localization", "sees"),
+    "values": ("targets",),
+    "diagonal": ("noise_covariance",),
+    "prior": ("prior", "params"),
     "x": ("x", "args", "train", "sample", "example_inputs", "inputs", "outputs", "template"),
 }
 

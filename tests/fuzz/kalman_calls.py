@@ -88,6 +88,7 @@ coordinates = [
 ]
 ROLES: dict[str, list[Change]] = {
     "schedule": [*PLAIN["positive"], *functions(0.5)],
+    "law": [*(change for change in PLAIN["function of three"] if change.name != "a number"), *functions(0.5)],
     "momentum": [*PLAIN["share or none"], *functions(0.5)],
     "flag": [
         *strings,
@@ -540,7 +541,12 @@ KALMAN: dict[str, Call] = {
     ),
     "kalman.aldi, told": Call(
         steps(partial(kalman.aldi, None, GAMMA, prior=eki_jax.gaussian(jnp.zeros(1), 1.0), key=KEY)),
-        {"ensemble": ("ensemble", ONE), "outputs": OUT, "targets": ("targets", Y), "step_size": ("schedule", 0.5)},
+        {
+            "ensemble": ("ensemble", ONE),
+            "outputs": OUT,
+            "targets": ("targets", Y),
+            "step_size": ("law", lambda norm, J, count: 0.5),
+        },
         is_random=True,
     ),
     "kalman.sparse": Call(
@@ -622,7 +628,9 @@ KALMAN: dict[str, Call] = {
         by_names,
     ),
     "kalman.correlation_taper": Call(
-        lambda cut, **a: local(kalman.correlation_taper(cut=cut), **a), {**told, "cut": POS}, by_correlation
+        lambda cut, **a: local(kalman.correlation_taper(cut=cut), **a),
+        {**told, "cut": ("positive", 0.1)},
+        by_correlation,
     ),
     "kalman.multiplicative_inflation": Call(
         lambda factor, **a: etki(**a, noise_covariance=GAMMA, inflation=kalman.multiplicative_inflation(factor)),
