@@ -8,9 +8,10 @@ import jax
 
 from eki_jax._checks import arrays, function, offers, traceable
 from eki_jax._types import ForwardFn, Params
-from eki_jax.natural.deviations import Deviations, LowRankDeviations, low_rank
+from eki_jax.natural.deviations import Deviations, LowRankDeviations, PerSample, low_rank
 from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
 from eki_jax.natural.draws import Cloud
+from eki_jax.natural.estimates.gradient import Undisturbed
 
 
 class Description(NamedTuple):
@@ -49,7 +50,7 @@ def describe(
         forward: function ``forward(params, x) -> outputs`` of one particle, as for :func:`natural_gradient`.
         params: one particle's parameters, arrays or ``jax.ShapeDtypeStruct``.
         x: inputs of a mini-batch, a pytree of arrays or ``jax.ShapeDtypeStruct``.
-        deviations: kind of deviations, :func:`low_rank` or :func:`full_rank`.
+        deviations: kind of deviations, :func:`low_rank`, :func:`full_rank` or :func:`per_sample`.
 
     Returns:
         A :class:`Description`, whose text is a table.
@@ -71,6 +72,10 @@ def describe(
     arrays("params", params, floating=True, some=True)
     traceable("x", x)
     offers("deviations", deviations, ("draw", "particle", "dense", "combine"), "deviations, such as low_rank(1)")
+    if isinstance(deviations, PerSample):
+        seen: list[Undisturbed] = []
+        jax.eval_shape(lambda params, x: seen.append(Undisturbed.of(forward, params, x)), params, x)
+        return Description(tuple(_by_noise(seen[-1], name, m.shape) for name, m in seen[-1].leaves.items()))
     if not isinstance(deviations, LowRankDeviations):
         reason = "is disturbed in all its entries; localized steps want deviations of low rank"
         named = jax.tree_util.tree_leaves_with_path(params)
@@ -84,6 +89,16 @@ def describe(
 
     jax.eval_shape(traced, params, x)
     return Description(found[-1])
+
+
+def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreatment:
+    if name in seen.whole:
+        reason = "is used in a loop, in more than a layer, or not at all: is disturbed as a whole"
+        return LeafTreatment(name, shape, "plain", "-", None, reason)
+    numbers = [number for number, point in enumerate(seen.points) if name in point.pulls]
+    is_exact = all(number in seen.exact for number in numbers)
+    reason = "is in the last layer, whose gradient is known" if is_exact else "has noise in what its layer returns"
+    return LeafTreatment(name, shape, "per sample", "-", None, reason)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -96,7 +96,7 @@ def value_and_natural_direction(
         particles: number of particles J >= 2.
         sigma: scale of the deviations, > 0, or a schedule of ``count``.
         damping: lambda > 0, or a schedule of ``count``.
-        deviations: kind of deviations, :func:`low_rank` or :func:`full_rank`.
+        deviations: kind of deviations, :func:`low_rank`, :func:`full_rank` or :func:`per_sample`.
         estimate: way to estimate the direction, :func:`span` or :func:`localized`; by default the span.
         **settings: keywords of the estimate, see :class:`EstimatorSettings`.
 

@@ -140,8 +140,7 @@ def natural_gradient(
 
     Args:
         forward: function ``forward(params, x) -> outputs`` of one particle, logits for :func:`softmax_cross_entropy`.
-            With :func:`low_rank` deviations its matrices come as :class:`LowRankMatrix`, which knows ``x @ w``; for
-            flax modules :func:`eki_jax.flax.low_rank_forward` makes one. None where only ``update`` is used.
+            It is written for arrays, whatever the deviations. None where only ``update`` is used.
         loss: function convex in the outputs: :func:`softmax_cross_entropy`, :func:`eki_jax.squared_error`,
             :func:`eki_jax.cross_entropy`, :func:`mean_over_samples`, one of your own that says what it knows of itself
             (:mod:`eki_jax.losses.protocol`), or any ``loss(outputs, targets) -> scalar`` of at most 4,096 outputs.
@@ -149,7 +148,8 @@ def natural_gradient(
         sigma: scale of the deviations, > 0, or a schedule of the step count.
         damping: lambda > 0, a schedule, or :func:`adaptive_damping`. lambda = 1 is the Kalman update of the prior
             N(m, sigma^2 C) with C the covariance of the deviations.
-        deviations: kind of deviations, :func:`low_rank` or :func:`full_rank`.
+        deviations: kind of deviations, :func:`low_rank` or :func:`full_rank`; or :func:`per_sample`, whose direction is
+            the loss's gradient: ``damping`` is not used then.
         estimate: way to estimate the direction. :func:`span`, the default, solves in the span of the deviations.
             :func:`localized` estimates the derivative of each sample's outputs by a regression on what reached that
             sample, and solves for all parameters, with fewer particles for the same accuracy. It is for vectors, and

@@ -114,3 +114,14 @@ def test_the_pages_table_is_that_of_the_runs() -> None:
         assert f"| `{problem}` | {accuracies} |" in page
         assert [run["forward_passes"] for run in runs[1:]] == [540_000, 540_000]
         assert (runs[0]["particles"], runs[0]["batch"]) == (200, 1000)
+
+
+@pytest.mark.slow
+def test_the_cosines_are_those_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    importlib.import_module("per_sample_cosines").main(["12"])
+    page = (ROOT / "docs" / "natural_gradient.md").read_text().splitlines()
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        words = line.split()
+        (printed,) = [row.split() for row in page if row.split()[2:] == words[2:]]
+        assert [float(word) for word in words[:2]] == pytest.approx([float(word) for word in printed[:2]], abs=0.01)

@@ -200,3 +200,13 @@ def test_what_it_cannot_do_is_refused() -> None:
     for bad, error in [({"solve": "both"}, ValueError), ({"ridge": -1}, ValueError), ({"causal": 1}, TypeError)]:
         with pytest.raises(error, match=next(iter(bad))):
             per_sample(**bad)
+
+
+def test_describe_says_what_each_leaf_gets() -> None:
+    forward, params, batch = network()
+    found = natural.describe(forward, params, batch[0], per_sample())
+    assert [leaf.deviation for leaf in found.leaves] == ["per sample"] * 5
+    assert [leaf.name for leaf in found.leaves if "last layer" in leaf.reason] == ["['c']", "['v']"]
+    looped = lambda p, x: lax.scan(lambda h, _: (h @ p["w"], None), x, None, 3)[0]
+    (leaf,) = natural.describe(looped, {"w": jnp.eye(3)}, jnp.ones((4, 3)), per_sample()).leaves
+    assert (leaf.deviation, "as a whole" in leaf.reason) == ("plain", True)

@@ -31,7 +31,8 @@ class LeafTreatment(NamedTuple):
         name: name of the leaf, such as ``"['Dense_0']['kernel']"``.
         shape: shape of the leaf.
         deviation: kind of its deviations: "low rank", two factors with which the model's products are made; "plain",
-            disturbed in all its entries; "formed", the same from a matrix that is added up, or of full rank.
+            disturbed in all its entries; "formed", the same from a matrix that is added up, or of full rank; "per
+            sample", noise in what its layer returns.
         localized: estimate of a localized step: "local", slopes of its own for each sample; "as its layer", those of
             the matrix to whose product it is added; "plain estimate", a covariance; "-" where there are no such steps.
         places: number of rows of one sample that the matrix multiplies; None where that is not known or no matrix.
@@ -42,7 +43,7 @@ class LeafTreatment(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    deviation: Literal["low rank", "plain", "formed"]
+    deviation: Literal["low rank", "plain", "formed", "per sample"]
     localized: Literal["local", "as its layer", "plain estimate", "-"]
     places: int | None
     reason: str

@@ -57,7 +57,7 @@ class Gradient(NamedTuple):
         del damping
         x, targets = batch
         axes = setup.axes
-        seen = _Seen.of(forward, mean, x)
+        seen = Undisturbed.of(forward, mean, x)
         share = share_of_loss(setup.loss, axes)
         value, in_outputs = jax.value_and_grad(lambda z: jnp.asarray(setup.loss(z, targets)))(seen.outputs)
         in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
@@ -90,7 +90,7 @@ def gradient() -> Gradient:
     return Gradient()
 
 
-class _Seen(NamedTuple):
+class Undisturbed(NamedTuple):
     """A model's pass without noise.
 
     Attributes:
@@ -114,7 +114,8 @@ class _Seen(NamedTuple):
     whole: frozenset[str]
 
     @classmethod
-    def of(cls, forward: ForwardFn, mean: Params, x: Any) -> _Seen:
+    def of(cls, forward: ForwardFn, mean: Params, x: Any) -> Undisturbed:
+        """The pass; raises ValueError for inputs or outputs without the samples as their first axis."""
         leaves = {jax.tree_util.keystr(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
         first = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
         if len(first) != 1 or () in first:
