@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from eki_jax._checks import NOT_NEGATIVE, arrays, function, is_known, one_of, pair, real
+from eki_jax._checks import NOT_NEGATIVE, arrays, function, is_known, one_of, pair, quantities, real
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.ensembles.priors import Gaussian
 from eki_jax.kernel.evaluate import evaluate
@@ -388,6 +388,7 @@ def _check_penalty(penalty: Any) -> None:
         real("penalty", penalty, NOT_NEGATIVE, or_="a pytree of such numbers like one particle")
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays("penalty", penalty)):
+        quantities(f"penalty{jax.tree_util.keystr(path)}", leaf)
         if is_known(leaf) and not np.all(NOT_NEGATIVE.holds(np.asarray(leaf, np.float64))):
             raise ValueError(f"penalty{jax.tree_util.keystr(path)}: {leaf}; wanted {NOT_NEGATIVE.words}")
 

@@ -101,7 +101,7 @@ def tikhonov(
         A :class:`eki_jax.Solver` like that of ``solver``; ``update`` takes the model's outputs alone.
 
     Raises:
-        TypeError: a prior that is no Gaussian, or a weight with a Kalman step.
+        TypeError: a prior that is no Gaussian, or a weight with a Kalman step; a function that makes no solver.
         ValueError: a prior whose covariance is singular.
 
     >>> import jax, jax.numpy as jnp
@@ -115,13 +115,18 @@ def tikhonov(
     >>> round(float(solver.estimate(state)[0]), 1)  # the minimum of (2 u - 8)^2 / 2 + u^2 / 2
     3.2
     """
-    function("solver", solver, "a function that makes a solver, such as eki_jax.euler")
-    if "prior" in _keywords(solver):
+    kind = "a function that makes a solver from forward and loss, such as eki_jax.euler"
+    is_kalman = "prior" in _keywords(function("solver", solver, kind))
+    keywords = [*settings, *["prior"] * is_kalman]
+    function("solver", solver, kind, arguments=2 + len(args), keywords=keywords)
+    if forward is not None:
+        function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    real("weight", weight, NOT_NEGATIVE)
+    whitened = whitened_prior(prior)
+    if is_kalman:
         if not (is_known(weight) and np.ndim(weight) == 0 and weight == 1):
             raise TypeError(f"weight: {weight}; a Kalman step weighs the prior by its covariance, wanted 1")
         return solver(forward, loss, *args, prior=prior, **settings)
-    whitened = whitened_prior(prior)
-    real("weight", weight, NOT_NEGATIVE)
     function("loss", loss, arguments=2)
 
     def penalized(outputs: Any, targets: Any) -> Array:
@@ -131,6 +136,8 @@ def tikhonov(
 
     model = None if forward is None else lambda u, x: {"model": forward(u, x), "parameters": u}
     inner = solver(model, penalized, *args, **settings)
+    if not isinstance(inner, Solver):
+        raise TypeError(f"solver: it returned {inner!r}; wanted {kind}")
 
     def update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Any]:
         return inner.update(state, {"model": outputs, "parameters": inner.ensemble(state)}, targets)

@@ -100,6 +100,21 @@ def test_priors_without_an_inverse(prior, error, message):
         kalman.etki(linear, GAMMA, prior=prior)
 
 
+def test_what_makes_a_regularized_solver_is_checked():
+    """Without a prior a Kalman step would run as if none had been asked for."""
+    loss = eki_jax.squared_error()
+    for settings, message in (
+        ((kalman.etki, linear, GAMMA, None, 1.0), "prior: NoneType; wanted a Gaussian"),
+        ((kalman.etki, linear, GAMMA, PRIOR, True), "weight: True; wanted a finite number"),
+        ((eki_jax.euler, 3, loss, PRIOR, 1.0), "forward: 3; wanted a model"),
+        ((lambda forward: None, linear, loss, PRIOR, 1.0), "solver: .*does not take 2 arguments; wanted a function"),
+        ((lambda forward, loss: 3, linear, loss, PRIOR, 1.0), "solver: it returned 3; wanted a function"),
+    ):
+        *arguments, prior, weight = settings
+        with pytest.raises(TypeError, match=message):
+            kalman.tikhonov(*arguments, prior=prior, weight=weight)
+
+
 def test_a_prior_of_another_shape():
     """A prior of other parameters is refused in the step."""
     solver = kalman.etki(linear, GAMMA, prior=eki_jax.gaussian(jnp.zeros(4), 1.0))
