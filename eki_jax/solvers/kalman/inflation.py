@@ -14,7 +14,7 @@ from eki_jax.ensembles.drawing import particle_keys
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles, masked_mean, unmoved_particles
 from eki_jax.kernel.keys import particle_key
-from eki_jax.kernel.particles import local_size, wide_dtype
+from eki_jax.kernel.particles import check_like, local_size, wide_dtype
 from eki_jax.solvers.protocol import Info, Solver, check_state, compiled
 from eki_jax.solvers.reasons import Reason
 
@@ -106,7 +106,7 @@ def additive_inflation(key: Array, prior: Prior, scale: Any) -> Inflation:
 
     Raises:
         TypeError: a key that is none, or a prior that cannot draw noise.
-        ValueError: a scale that is negative or not finite.
+        ValueError: a scale that is negative or not finite; from the step, a prior of other shapes than the particles.
 
     >>> import jax, jax.numpy as jnp
     >>> import eki_jax
@@ -124,6 +124,7 @@ def additive_inflation(key: Array, prior: Prior, scale: Any) -> Inflation:
         axis, size = Axis(axis_name), local_size(ensemble, name="ensemble")
         keys = particle_keys(jax.random.fold_in(own, count), size, axis_name)
         noise = jax.vmap(prior.noise)(keys)
+        check_like(noise, ensemble, name="prior", other="particles", hint="a prior of the particles' shapes")
         mean = masked_mean(noise, finite_particles(ensemble), axis)
         add = lambda u, e, m: (u + jnp.asarray(scale, u.dtype) * (e - m[None]).astype(u.dtype)).astype(u.dtype)
         return jax.tree.map(add, ensemble, noise, mean)

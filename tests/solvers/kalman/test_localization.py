@@ -174,6 +174,14 @@ def test_failed_particles_are_not_inflated():
         assert np.abs(after.ensemble[others] - before.ensemble[others]).max() > 0.05
 
 
+def test_noise_of_another_shape_is_refused():
+    """Noise that does not fit the particles is refused by the prior's name."""
+    for mean in (jnp.zeros(2), {"a": jnp.zeros(3)}):
+        grow = kalman.additive_inflation(KEY, eki_jax.gaussian(mean, 1.0), 0.1)
+        with pytest.raises(ValueError, match=r"prior: .*; wanted"):
+            grow.apply(jnp.zeros((4, 3)), jnp.array(1.0), jnp.array(0), None)
+
+
 def test_distances_and_periods_that_do_not_fit():
     """A distance that returns one number for all places, and three lengths for one dimension, are refused by name."""
     places, u = jnp.arange(3.0), jnp.eye(4, 3)
