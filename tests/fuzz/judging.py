@@ -236,6 +236,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "updates": ("updates", "params", "parameters"),
     "params": ("params", "args"),
     "entries": ("prior",),
+    "solver": ("loss",),
     "loss": ("noise_covariance",),
     "parameter_coordinates": ("output_coordinates",),
     "left": ("LowRankMatrix",),
