@@ -6,19 +6,21 @@ Importing this module needs the extra ``equinox``; nothing else in ``eki_jax`` i
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 
 try:
     import equinox as eqx
 except ImportError as error:
     raise ImportError("equinox is not installed: pip install 'eki_jax[equinox]'") from error
 
-from eki_jax._checks import function, traceable
-from eki_jax._types import Array
-from eki_jax.ensembles.priors import xavier as xavier
+from eki_jax._checks import arrays, function, traceable
+from eki_jax._types import Array, Params
+from eki_jax.ensembles.priors import Gaussian
 from eki_jax.solvers.stateful import model_with, unpacked
 
 
@@ -193,6 +195,71 @@ def equinox_forward(
 
 #: The name under which a low-rank step's forward map is looked for: it takes any.
 low_rank_forward = equinox_forward
+
+
+def xavier(template: Params, *, window: bool = False) -> Gaussian:
+    """Glorot's prior, as :func:`eki_jax.xavier`, by the types of equinox's layers.
+
+    That one goes by names and shapes, and takes a stack of linear layers (``eqx.filter_vmap``) for a convolution.
+
+    Args:
+        template: template from :func:`equinox_forward`, or the parameters of one particle.
+        window: flag; True multiplies both fans of a convolution by the sizes of its window.
+
+    Returns:
+        A prior with ``sample(key)`` and ``noise(key)``: zero mean, variance ``2 / (fan_in + fan_out)``. Biases are
+        drawn like the weight beside them; scales of normalisation layers start at one, with variance 1/n; a vector
+        without a weight beside it has variance 1/n.
+
+    Raises:
+        TypeError: a leaf is no array of a floating-point dtype; a ``window`` that is no flag.
+        ValueError: no leaves.
+
+    >>> import equinox as eqx, jax
+    >>> layer = eqx.nn.Conv2d(16, 8, 3, key=jax.random.key(0))
+    >>> prior = xavier(eqx.filter(layer, eqx.is_inexact_array))
+    >>> round(prior.factor.weight**2, 4), round(prior.factor.bias**2, 4)
+    (0.0833, 0.0833)
+    """
+    if not isinstance(window, bool):
+        raise TypeError(f"window: {window!r}; wanted True or False")
+    leaves = jax.tree_util.tree_leaves_with_path(arrays("template", template, floating=True, some=True))
+    means, factors = [], []
+    for path, leaf in leaves:
+        owner, name = _at(template, path[:-1]), _name_of(path)
+        is_scale = isinstance(owner, _NORMALISATIONS) and name == "weight"
+        means.append(jnp.full(leaf.shape, float(is_scale), leaf.dtype))
+        factors.append(math.sqrt(2 / _fans(owner, name, leaf.shape, is_scale, window)))
+    structure: Any = jax.tree.structure(template)
+    return Gaussian(structure.unflatten(means), structure.unflatten(factors))
+
+
+_NORMALISATIONS = (eqx.nn.LayerNorm, eqx.nn.RMSNorm, eqx.nn.GroupNorm, eqx.nn.BatchNorm)
+
+
+def _fans(owner: Any, name: str, shape: tuple[int, ...], is_scale: bool, window: bool) -> int:
+    """fan-in plus fan-out of the layer that a leaf belongs to."""
+    if name.startswith("bias") and not isinstance(owner, _NORMALISATIONS):
+        beside = [getattr(owner, other, None) for other in ("weight", "weight_hh")]
+        shape = next((weight.shape for weight in beside if weight is not None), shape[-1:])
+    if is_scale or len(shape) < 2:
+        return 2 * max(1, math.prod(shape))
+    places = len(shape) - getattr(owner, "num_spatial_dims", 0)
+    size = math.prod(shape[places:]) if window else 1
+    return max(1, (shape[places - 2] + shape[places - 1]) * size)
+
+
+def _at(tree: Any, path: Any) -> Any:
+    """The node of a tree at a path."""
+    for part in path:
+        tree = (
+            getattr(tree, part.name) if hasattr(part, "name") else tree[getattr(part, "idx", getattr(part, "key", 0))]
+        )
+    return tree
+
+
+def _name_of(path: Any) -> str:
+    return str(getattr(path[-1], "name", "")) if path else ""
 
 
 def _signature(module: Any, method: str) -> inspect.Signature:

@@ -130,7 +130,9 @@ def stateful(
     function("make", make, "a function of a model that makes a solver", arguments=1)
     if key is None and state is None:
         raise TypeError("key, state: None; wanted one of them, or make(forward) alone for a model without either")
-    own = None if key is None else jax.random.key_data(jax.random.fold_in(particle_key("key", key), _MODEL))
+    # Compiled, so that the number is no transfer from the host, which a guard may forbid.
+    of_model = jax.jit(lambda key: jax.random.key_data(jax.random.fold_in(key, _MODEL)))
+    own = None if key is None else of_model(particle_key("key", key))
     if state is not None:
         arrays("state", state)
     if not isinstance(common, bool):

@@ -91,7 +91,7 @@ def keyed(f: Callable[[Any, Any], Any] | None) -> Callable[..., Any] | None:
     """A model with a key and a state whose outputs are those of ``f``, so that it can be held against the table."""
 
     def model(params: Any, x: Any, *, key: Any, state: Any) -> Any:
-        outputs = f(params, x) + 0 * jax.random.normal(key) + state["shift"]
+        outputs = f(params, x) + 0 * jax.random.normal(key) + state["shift"][None]
         return outputs, {"shift": 0 * outputs.mean(axis=0)}
 
     return None if f is None else model
@@ -99,9 +99,10 @@ def keyed(f: Callable[[Any, Any], Any] | None) -> Callable[..., Any] | None:
 
 def stateful(f: Callable[[Any, Any], Any] | None, **settings: Any) -> eki_jax.Solver:
     make = lambda g: eki_jax.euler(g, LOSS, STEP, **settings)
-    return eki_jax.stateful(make, keyed(f), key=KEY, state={"shift": jnp.zeros(2, jnp.float32)})
+    return eki_jax.stateful(make, keyed(f), key=KEY, state=SHIFT)
 
 
+SHIFT = {"shift": jnp.zeros(2, jnp.float32)}
 STEP = eki_jax.frobenius_step_size(0.5)
 NOISE = 0.5
 NEAR = kalman.taper({"w": np.tile([0.0, 1.0], (3, 1)), "b": np.array([0.0, 1.0])}, 0.2, 2.0)

@@ -402,7 +402,7 @@ def test_covariances_of_no_numbers(covariance, name):
         enkf(model, covariance)
 
 
-def test_schedules_of_jax_and_of_too_few_arguments():
+def test_schedules_of_too_few_arguments():
     """An array of JAX is a list of step sizes; a function that cannot be called with the misfits is named."""
     assert float(tempered(jnp.array([0.25, 0.75]))(None, 1, 0.25, 0)) == 0.75
     with pytest.raises(TypeError, match=r"step_size: .*does not take 4 arguments; wanted a step size, or a function"):

@@ -100,7 +100,7 @@ def test_priors_without_an_inverse(prior, error, message):
         kalman.etki(linear, GAMMA, prior=prior)
 
 
-def test_what_makes_a_regularized_solver_is_checked():
+def test_what_it_is_made_of_is_checked():
     """Without a prior a Kalman step would run as if none had been asked for."""
     loss = eki_jax.squared_error()
     for settings, message in (
