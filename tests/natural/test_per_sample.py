@@ -58,7 +58,11 @@ def test_enough_particles_find_the_gradient(x64: None) -> None:
     np.testing.assert_allclose(value, LOSS(forward(params, batch[0]), batch[1]))
 
 
-@pytest.mark.parametrize("options", [{}, {"solve": "covariance"}, {"relative": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(own, marks=pytest.mark.slow) for own in ({"solve": "covariance"}, {"relative": False}))],
+    ids=str,
+)
 def test_an_average_of_many_ends_at_the_gradient(options: dict[str, Any]) -> None:
     """What is left of N estimates falls as one over the root of N: there is no bias that a momentum would collect."""
     forward, params, batch = network()
@@ -150,6 +154,7 @@ def test_it_is_the_same_on_devices() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, rtol=2e-3, atol=1e-5), found, direction)
 
 
+@pytest.mark.slow
 def test_a_solver_and_an_optimizer_train() -> None:
     forward, params, batch = network()
     solver = natural.natural_gradient(forward, LOSS, 12, 0.05, deviations=per_sample(), learning_rate=1.0)
