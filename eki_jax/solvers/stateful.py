@@ -20,6 +20,7 @@ from eki_jax._checks import a_solver, arrays, function, pair
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.kernel.evaluate import IndexedForward
 from eki_jax.kernel.keys import particle_key
+from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like
 from eki_jax.solvers.protocol import Solver, check_state, compiled, given
 
@@ -131,7 +132,7 @@ def stateful(
     if key is None and state is None:
         raise TypeError("key, state: None; wanted one of them, or make(forward) alone for a model without either")
     # Compiled, so that the number is no transfer from the host, which a guard may forbid.
-    of_model = jax.jit(lambda key: jax.random.key_data(jax.random.fold_in(key, _MODEL)))
+    of_model = compiled_once(lambda key: jax.random.key_data(jax.random.fold_in(key, _MODEL)))
     own = None if key is None else of_model(particle_key("key", key))
     if state is not None:
         arrays("state", state)
