@@ -93,9 +93,11 @@ def describe(
 
 def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreatment:
     if name in seen.whole:
-        reason = "is used in a loop, in more than a layer, or not at all: is disturbed as a whole"
+        reason = "is used in a loop, or computed with before it meets a sample: is disturbed as a whole"
         return LeafTreatment(name, shape, "plain", "-", None, reason)
-    numbers = [number for number, point in enumerate(seen.points) if name in point.pulls]
+    numbers = [number for number, point in seen.points.items() if name in dict(point.pulls)]
+    if not numbers:
+        return LeafTreatment(name, shape, "plain", "-", None, "is not used")
     is_exact = all(number in seen.exact for number in numbers)
     reason = "is in the last layer, whose gradient is known" if is_exact else "has noise in what its layer returns"
     return LeafTreatment(name, shape, "per sample", "-", None, reason)

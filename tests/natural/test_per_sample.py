@@ -121,7 +121,7 @@ def test_a_transformer_and_credit_per_token() -> None:
         estimate(forward, 200, loss=loss, solve="covariance", causal=causal)(params, batch, key)[1]
         for causal in (False, True)
     )
-    assert cosine(by_token, wanted) > cosine(simple, wanted) + 0.05
+    assert cosine(by_token, wanted) > cosine(simple, wanted) + 0.02
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_leaves_in_loops_are_disturbed_as_wholes() -> None:
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 64, *found)
     np.testing.assert_allclose(mean["v"], wanted["v"], rtol=1e-4, atol=1e-6)
     assert cosine(mean["w"], wanted["w"]) > 0.97
-    assert float(jnp.abs(mean["u"]).max()) < 0.1  # is not used
+    np.testing.assert_array_equal(mean["u"], 0)  # is not used
 
 
 def test_it_is_the_same_on_devices() -> None:
@@ -215,3 +215,44 @@ def test_describe_says_what_each_leaf_gets() -> None:
     looped = lambda p, x: lax.scan(lambda h, _: (h @ p["w"], None), x, None, 3)[0]
     (leaf,) = natural.describe(looped, {"w": jnp.eye(3)}, jnp.ones((4, 3)), per_sample()).leaves
     assert (leaf.deviation, "as a whole" in leaf.reason) == ("plain", True)
+
+
+AWKWARD = {
+    "added twice": lambda p, x: jnp.tanh((x @ p["w"] + p["b"]) + p["b"]) @ p["v"],
+    "an output and more": lambda p, x: {"a": (h := x @ p["w"] + p["b"]), "b": jnp.tanh(h) @ p["v"]},
+    "an output twice": lambda p, x: (z := jnp.tanh(x @ p["w"] + p["b"]) @ p["v"], z),
+    "transposed output": lambda p, x: (jnp.tanh(x) @ p["w"]).reshape(len(x), 2, 2).transpose(0, 2, 1) * 1.0,
+    "transposed as it is": lambda p, x: (jnp.tanh(x) @ p["w"]).reshape(len(x), 2, 2).transpose(0, 2, 1),
+    "mapped": jax.vmap(lambda p, x: p["v"].T @ jnp.tanh(p["w"].T @ x + p["b"]), (None, 0)),
+    "subtracted": lambda p, x: (x @ p["w"] - p["b"]) @ p["v"],
+}
+
+
+@pytest.mark.parametrize("samples", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7))])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_models_have_their_gradient(name: str, samples: int, x64: None) -> None:
+    """With more particles than numbers: of four samples, as many as features, too."""
+    forward = AWKWARD[name]
+    k = jax.random.split(jax.random.key(0), 4)
+    shapes = {"b": (4,), "v": (4, 2), "w": (3, 4)}
+    params = {n: jax.random.normal(key, shapes[n], jnp.float64) for n, key in zip(shapes, k, strict=False)}
+    x = jax.random.normal(k[3], (samples, 3), jnp.float64)
+    loss = lambda z, y: sum(
+        jnp.sum(jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape) + leaf)) for leaf in jax.tree.leaves(z)
+    )
+    found = estimate(forward, 40, 1e-5, loss=loss, ridge=1e-6)(params, (x, x), jax.random.key(1))[1]
+    wanted = exact(forward, params, (x, x), loss)
+    said = {leaf.reason for leaf in natural.describe(forward, params, x, per_sample()).leaves}
+    assert not any("as a whole" in reason for reason in said)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), found, wanted)
+
+
+def test_what_is_computed_first_is_whole() -> None:
+    """And has no other number among the layers for one sample than for many."""
+    forward = lambda p, x: jnp.tanh(x @ p["w"] + (0.5 * p["b"][None])) @ p["v"]
+    params = {"b": jnp.ones(4), "v": jnp.ones((4, 2)), "w": jnp.ones((3, 4))}
+    found = natural.describe(forward, params, jnp.ones((5, 3)), per_sample())
+    assert [leaf.deviation for leaf in found.leaves] == ["plain", "per sample", "per sample"]
+    varied = lambda p, x: x @ p["w"] if len(x) > 1 else x @ p["w"] @ p["v"] @ p["v"].T
+    with pytest.raises(ValueError, match=r"for 5 samples and .* for one"):
+        natural.describe(varied, params, jnp.ones((5, 3)), per_sample())

@@ -94,7 +94,10 @@ class _Interpreter:
                 alone = [isinstance(atom, Constant) or used[atom] == 1 for atom in eqn.invars]
                 operands = self.watcher.seen(operands, alone)
             values.update(zip(eqn.outvars, self._equation(eqn, operands, inside), strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        results = [read(atom) for atom in jaxpr.outvars]
+        if self.watcher is None:
+            return results
+        return self.watcher.seen(results, [isinstance(atom, Constant) or used[atom] == 1 for atom in jaxpr.outvars])
 
     def _equation(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
         kind, bodies = eqn.primitive.name, _bodies(eqn)
@@ -188,8 +191,7 @@ def _scan(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, 
     slices = [_Slices.of(self, value, inside) for value in operands[carried:]]
 
     def turn(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
-        moving = iter(carry)
-        all_carried = [value if is_same else next(moving) for value, is_same in zip(own, same, strict=True)]
+        all_carried = _carried(own, same, carry)
         parts = [piece.at(row) for piece, row in zip(slices, rows, strict=True)]
         results = self.closed(body, [*operands[:fixed], *all_carried, *parts], inside)
         after = [value for value, is_same in zip(results, same, strict=False) if not is_same]
@@ -197,8 +199,7 @@ def _scan(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, 
 
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
     end, stacked = lax.scan(turn, start, [piece.rows for piece in slices], **options)
-    moved = iter(end)
-    return [value if is_same else next(moved) for value, is_same in zip(own, same, strict=True)] + list(stacked)
+    return _carried(own, same, end) + list(stacked)
 
 
 class _Slices:
@@ -235,18 +236,21 @@ def _while(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str,
     same = [old is new for old, new in zip(invars, outvars, strict=True)]
     start = self.start([value for value, is_same in zip(own, same, strict=True) if not is_same], operands, inside)
 
-    def all_carried(carry: list[Any]) -> list[Any]:
-        moving = iter(carry)
-        return [value if is_same else next(moving) for value, is_same in zip(own, same, strict=True)]
-
-    def turn(carry: list[Any]) -> list[Any]:
-        results = self.closed(body, [*operands[conditions : conditions + fixed], *all_carried(carry)], inside)
+    def turn(carry: Any) -> Any:
+        carried = _carried(own, same, carry)
+        results = self.closed(body, [*operands[conditions : conditions + fixed], *carried], inside)
         return self.added_up([new for new, is_same in zip(results, same, strict=True) if not is_same], inside)
 
-    def goes_on(carry: list[Any]) -> Any:
-        return plain(self.closed(test, [*operands[:conditions], *all_carried(carry)], inside)[0])
+    def goes_on(carry: Any) -> Any:
+        return plain(self.closed(test, [*operands[:conditions], *_carried(own, same, carry)], inside)[0])
 
-    return all_carried(lax.while_loop(goes_on, turn, start))
+    return _carried(own, same, lax.while_loop(goes_on, turn, start))
+
+
+def _carried(own: list[Any], same: list[bool], moved: Sequence[Any]) -> list[Any]:
+    """All that a loop carries: what it carries on as it is, and in the other places what it moved."""
+    moving = iter(moved)
+    return [value if is_same else next(moving) for value, is_same in zip(own, same, strict=True)]
 
 
 def _cond(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter.binding import bound
-from eki_jax.kernel.interpreter.shapes import SAME
+from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Tagged, plain
 from eki_jax.kernel.interpreter.watching import Watcher
 
 # Equations that are linear in a parameter: layers.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
-# Equations that arrange the numbers of a parameter.
-_ARRANGED = {*SAME, "broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "transpose"}
 
 
 class Point(NamedTuple):
@@ -28,15 +26,22 @@ class Point(NamedTuple):
 
     Attributes:
         shape: shape of what it returns.
+        axis: axis of the samples.
         dtype: dtype of it.
         size: root mean square of its numbers.
-        pulls: functions of a leaf and of the gradient at the point that make the leaf's gradient, by its name.
+        pulls: pairs of a leaf's name and of the function that makes its gradient of the leaf and of that at the point.
     """
 
     shape: tuple[int, ...]
+    axis: int
     dtype: Any
     size: Array
-    pulls: dict[str, Callable[[Array, Array], Array]]
+    pulls: list[tuple[str, Callable[[Array, Array], Array]]]
+
+    @property
+    def of_one(self) -> tuple[int, ...]:
+        """The shape with one sample."""
+        return (*self.shape[: self.axis], 1, *self.shape[self.axis + 1 :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,25 +57,34 @@ class Disturber(Watcher):
     A layer is an equation that is linear in one parameter: a product, a convolution, a lookup, a scale, a bias. What is
     added to a layer's outputs, such as a bias, is no layer of its own.
 
+    A layer has a number, its place among those of the trace, which is the same with any number of samples.
+
     Attributes:
-        samples: length B of the first axis of what layers return.
+        axis_of: function ``axis_of(number, shape)`` that says along which axis of what a layer returns the samples are;
+            None for one to which no noise is added.
         noise: function ``noise(number, shape, dtype)`` of the point's number; None adds none.
-        points: points that were met.
+        met: shapes of what the layers return, in the order of the trace.
+        points: points that were met, by their numbers.
         exact: place among the outputs of each point that is one of them, by the point's number.
         others: names of leaves that were used otherwise too, or in loops.
     """
 
-    def __init__(self, samples: int, noise: Callable[[int, tuple[int, ...], Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        axis_of: Callable[[int, tuple[int, ...]], int | None],
+        noise: Callable[[int, tuple[int, ...], Any], Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.samples = samples
+        self.axis_of = axis_of
         self.noise = noise
-        self.points: list[Point] = []
+        self.met: list[tuple[int, ...]] = []
+        self.points: dict[int, Point] = {}
         self.exact: dict[int, int] = {}
 
     def finished(self, results: Sequence[Any]) -> None:
         """Note the points that are outputs, whose gradient is known."""
         for place, value in enumerate(results):
-            if isinstance(value, Tagged) and value.product:
+            if isinstance(value, Tagged) and value.product:  # of nothing else: else it has lost its tag
                 self.exact[int(value.product)] = place
 
     def computed(self, value: Tagged) -> None:
@@ -82,9 +96,10 @@ class Disturber(Watcher):
         """The results of an equation, disturbed where it is a layer."""
         kind = eqn.primitive.name
         tagged = [value for value in operands if isinstance(value, Tagged)]
-        if kind in _ARRANGED and len(operands) == 1 and len(results) == 1:
+        if kind in ARRANGED and len(operands) == 1 and len(results) == 1:
             (value,), (result,) = tagged, results
-            kept = value.product if result.size == value.value.size else ""
+            # Not behind a transpose: the point's numbers are in another order there.
+            kept = value.product if result.size == value.value.size and kind != "transpose" else ""
             return [Tagged(result, value.leaf, None, kept, (*value.chain, _Link(eqn)) if value.leaf else ())]
         leaves = [place for place, value in enumerate(operands) if isinstance(value, Tagged) and value.leaf]
         if inside or kind not in _LAYERS or len(leaves) != 1 or (kind == "gather" and leaves != [0]):
@@ -93,28 +108,26 @@ class Disturber(Watcher):
             return results
         (place,), (result,) = leaves, results
         leaf = operands[place]
-        if result.shape[:1] != (self.samples,):
-            self.computed(leaf)
-            return results
         known = [plain(value) for value in operands]
 
         def layer(parameter: Array) -> Array:
             return bound(eqn, *known[:place], _arranged(leaf.chain, parameter), *known[place + 1 :])
 
+        number = len(self.met)
+        self.met.append(result.shape)
         at = [value.product for value in tagged if value.product and value.value.shape == result.shape]
         if kind in _SUMS and at:
-            self._add(int(at[0]), leaf.leaf, layer)
+            self.points[int(at[0])].pulls.append((leaf.leaf, partial(_pulled, layer)))
             return [Tagged(result, product=at[0])]
-        number = len(self.points)
+        axis = self.axis_of(number, result.shape)
+        if axis is None:
+            self.computed(leaf)
+            return results
         size = jnp.sqrt(jnp.mean(jnp.square(result)))
-        self.points.append(Point(result.shape, result.dtype, size, {}))
-        self._add(number, leaf.leaf, layer)
+        self.points[number] = Point(result.shape, axis, result.dtype, size, [(leaf.leaf, partial(_pulled, layer))])
         if self.noise is not None:
             result = result + self.noise(number, result.shape, result.dtype)
         return [Tagged(result, product=str(number))]
-
-    def _add(self, number: int, name: str, layer: Callable[[Array], Array]) -> None:
-        self.points[number].pulls[name] = partial(_pulled, layer)
 
 
 def _arranged(chain: Sequence[_Link], parameter: Array) -> Array:

@@ -227,3 +227,6 @@ SAME = {
     "sharding_constraint",
     "stop_gradient",
 }
+
+#: Equations behind which a vector, or a product with a matrix, is still that: they only arrange it.
+ARRANGED = {*SAME, "broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "transpose"}

@@ -12,15 +12,12 @@ from jax.extend.core import Literal as Constant
 
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter.products import Product
-from eki_jax.kernel.interpreter.shapes import SAME
+from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Perturbed, Tagged
 
 #: Uses of a matrix: a product with one of its factors; another product, of a part of it (or of it and others), or one
 #: that takes axes of both factors, as grouped convolutions do; rows; the sum of mean and perturbation.
 How = Literal["product", "part", "other product", "rows", "formed"]
-
-# Equations behind which a vector, or a product with a matrix, is still that: they only arrange it.
-_ARRANGED = {*SAME, "broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "transpose"}
 
 
 class Use(NamedTuple):
@@ -115,7 +112,7 @@ class Watcher:
     def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any], inside: tuple[str, ...]) -> list[Any]:
         """The results of an equation without perturbed operands, with what is known of them."""
         kind = eqn.primitive.name
-        if kind in _ARRANGED and len(results) == len(operands):
+        if kind in ARRANGED and len(results) == len(operands):
             return [_arranged(new, old) for new, old in zip(results, operands, strict=True)]
         known = [value if isinstance(value, Tagged) else Tagged(value) for value in operands]
         layers = [value.product for value in known if value.product]

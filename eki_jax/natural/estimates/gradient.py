@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +21,8 @@ from eki_jax.solvers.reasons import Reason, first_reason
 
 # What the noise of the samples that are solved at a time may take.
 _NOISE_BYTES = 64 * 2**20
+# Folded into a particle's key for the leaves that are disturbed as wholes; layers have the numbers from 0.
+_WHOLE = 2**31 - 1
 
 
 class Gradient(NamedTuple):
@@ -64,7 +65,8 @@ class Gradient(NamedTuple):
         keys = axes.particles.gathered(drawn[0])
         slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma)
         found = seen.pulled(slopes, in_outputs)
-        found = axes.batch.sum({name: found.get(name, 0) + whole.get(name, 0) for name in seen.leaves})
+        unused = {name: jnp.zeros_like(m) for name, m in seen.leaves.items()}
+        found = axes.batch.sum(unused | found | whole)
         number = axes.particles.sum(jnp.sum(healthy, dtype=jnp.int32))
         structure: Any = jax.tree.structure(mean)
         ascent = structure.unflatten([found[name].astype(m.dtype) for name, m in seen.leaves.items()])
@@ -98,7 +100,7 @@ class Undisturbed(NamedTuple):
         mean: parameters.
         x: inputs, all with the samples first.
         outputs: outputs.
-        points: places where noise is added.
+        points: places where noise is added, by their numbers.
         exact: numbers of the points that are outputs themselves, each with the place of its output.
         leaves: leaves of the parameters by name.
         whole: names of leaves that are disturbed as wholes.
@@ -108,7 +110,7 @@ class Undisturbed(NamedTuple):
     mean: Params
     x: Any
     outputs: Any
-    points: Sequence[Point]
+    points: dict[int, Point]
     exact: dict[int, int]
     leaves: dict[str, Array]
     whole: frozenset[str]
@@ -122,21 +124,27 @@ class Undisturbed(NamedTuple):
             shapes = jax.tree.map(jnp.shape, x)
             raise ValueError(f"x: shapes {shapes} with per_sample(...); wanted the samples as the first axis of all")
         (samples,) = first.pop()
-        disturber = Disturber(samples)
+        # What a batch of one makes shorter is the axis of samples.
+        alone = Disturber(lambda number, shape: None)
+        jax.eval_shape(lambda x: interpreted(forward, mean, _tagged(leaves), (_batch_of_one(x),), alone), _first(x))
+        disturber = Disturber(lambda number, shape: _axis_of_samples(shape, alone.met[number], samples))
         outputs = interpreted(forward, mean, _tagged(leaves), (x,), disturber)
+        if len(alone.met) != len(disturber.met):
+            raise ValueError(
+                f"forward: has {len(disturber.met)} layers for {samples} samples and {len(alone.met)} for one, with "
+                "per_sample(...); wanted a model that does the same with any number of samples"
+            )
         for leaf in jax.tree.leaves(outputs):
             if jnp.shape(leaf)[:1] != (samples,):
                 raise ValueError(
                     f"forward: outputs of shape {jnp.shape(leaf)} for {samples} samples, with per_sample(...); wanted "
                     "the samples as their first axis"
                 )
-        used = {name for point in disturber.points for name in point.pulls}
-        whole = frozenset(disturber.others | (set(leaves) - used))
-        return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, whole)
+        return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, frozenset(disturber.others))
 
     def slopes(
         self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array
-    ) -> tuple[list[Array], Array, dict[str, Array]]:
+    ) -> tuple[dict[int, Array], Array, dict[str, Array]]:
         """The loss's gradient at every point, the healthy ones of this device's particles, and that of whole leaves.
 
         Args:
@@ -150,18 +158,21 @@ class Undisturbed(NamedTuple):
         assert isinstance(deviations, PerSample)
         samples = jax.tree.leaves(self.outputs)[0].shape[0]
         indices = axes.batch.own_indices(samples)
-        sizes = [jnp.sqrt(axes.batch.mean(point.size**2)) for point in self.points]
-        sizes = [sigma * jnp.where(deviations.relative & (size > 0), size, 1) for size in sizes]
+        sizes = {number: jnp.sqrt(axes.batch.mean(point.size**2)) for number, point in self.points.items()}
+        relative = lambda size: jnp.where(size > 0, size, 1) if deviations.relative else 1
+        sizes = {number: sigma * relative(size) for number, size in sizes.items()}
         scales = dict(zip(self.leaves, jax.tree.leaves(xavier(self.mean).factor), strict=True))
-        noisy = [number for number in range(len(self.points)) if number not in self.exact]
+        noisy = [number for number in self.points if number not in self.exact]
+        if deviations.causal:
+            self._check_places(noisy)
 
         def unit(data: Array, number: int, index: Array) -> Array:
             point = self.points[number]
             key = jax.random.fold_in(jax.random.fold_in(_key(data), number), index)
-            return jax.random.normal(key, (1, *point.shape[1:]), point.dtype)
+            return jax.random.normal(key, point.of_one, point.dtype)
 
         def weights(data: Array) -> dict[str, Array]:
-            key = jax.random.fold_in(_key(data), len(self.points))
+            key = jax.random.fold_in(_key(data), _WHOLE)
             names = [name for name in self.leaves if name in self.whole]
             return {
                 name: jax.random.normal(k, self.leaves[name].shape, self.leaves[name].dtype)
@@ -175,8 +186,10 @@ class Undisturbed(NamedTuple):
             noise = lambda number, shape, dtype: (
                 (sizes[number] * unit(data, number, index)).astype(dtype) if number not in self.exact else 0
             )
-            batch_of_one = jax.tree.map(lambda leaf: leaf[None], row)
-            found = interpreted(self.forward, self.mean, _tagged(moved), (batch_of_one,), Disturber(1, noise))
+            disturber = Disturber(
+                lambda number, shape: self.points[number].axis if number in self.points else None, noise
+            )
+            found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
             parts = jax.tree.map(lambda a, b, c: _by_place((a[0] - b) * c, causal=deviations.causal), found, z, g)
             return sum(jax.tree.leaves(parts), jnp.zeros(()))
 
@@ -188,36 +201,69 @@ class Undisturbed(NamedTuple):
             count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
             centred = lambda e: _masked(e - jnp.sum(_masked(e, healthy), axis=0) / count.astype(e.dtype), healthy)
             r = centred(jnp.where(jnp.isfinite(r), r, 0))
-            noise = [centred(jax.vmap(partial(unit, number=u, index=index))(keys)[:, 0]) for u in noisy]
+            noise = [centred(jax.vmap(partial(unit, number=u, index=index))(keys)) for u in noisy]
             a = _solved(deviations, r, noise, count)
             return [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)], healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
-        numbers += sum(math.prod(self.points[u].shape[1:]) for u in noisy)
+        numbers += sum(math.prod(self.points[u].of_one) for u in noisy)
         together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
         found, healthy, r = lax.map(one, (self.x, indices, in_outputs, self.outputs), batch_size=together)
         everyone = axes.batch.all(healthy.all(axis=0))
-        at_points: list[Array] = [jnp.zeros(()) for _ in self.points]
         # All devices have the same; it is their mean that the compiler knows to be.
-        for u, slopes in zip(noisy, axes.particles.mean(found), strict=True):
-            at_points[u] = slopes
-        total = jnp.sum(r.reshape(*r.shape[:2], -1)[..., 0], axis=0) / (len(keys) - 1)
+        at_points = dict(zip(noisy, axes.particles.mean(found), strict=True))
+        for u, slope in at_points.items():
+            axis = self.points[u].axis
+            at_points[u] = jnp.moveaxis(jnp.squeeze(slope, axis + 1), 0, axis)
+        number = jnp.maximum(jnp.sum(everyone) - 1, 1).astype(r.dtype)
+        total = jnp.sum(r.reshape(*r.shape[:2], -1)[..., 0], axis=0) / number
         drawn = jax.vmap(weights)(keys) if self.whole else {}
         whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
-        mine = everyone[axes.particles.own_indices(len(own))] if axes.particles.is_mapped else everyone
+        mine = everyone[axes.particles.own_indices(len(own))]
         return at_points, mine, axes.particles.mean(whole)
 
-    def pulled(self, slopes: list[Array], in_outputs: Any) -> dict[str, Array]:
+    def _check_places(self, noisy: list[int]) -> None:
+        """Raise ValueError for layers that do not return something at every place of the outputs."""
+        places = {leaf.shape[1:2] for leaf in jax.tree.leaves(self.outputs)}
+        for shape, axis in [(self.points[number].shape, self.points[number].axis) for number in noisy]:
+            if axis or {shape[1:2]} != places:
+                raise ValueError(
+                    f"causal: True for a layer that returns shape {shape} and outputs of shapes "
+                    f"{jax.tree.map(jnp.shape, self.outputs)}; wanted (B, T, ...) of all, or causal=False"
+                )
+
+    def pulled(self, slopes: dict[int, Array], in_outputs: Any) -> dict[str, Array]:
         """The gradient of the leaves from those at the points."""
         found: dict[str, Array] = {}
         outputs = jax.tree.leaves(in_outputs)
-        for number, point in enumerate(self.points):
+        for number, point in self.points.items():
             slope = outputs[self.exact[number]] if number in self.exact else slopes[number]
-            for name, pull in point.pulls.items():
+            for name, pull in point.pulls:
                 if name not in self.whole:
                     part = pull(self.leaves[name], slope.reshape(point.shape).astype(point.dtype))
                     found[name] = found[name] + part if name in found else part
         return found
+
+
+def _axis_of_samples(shape: tuple[int, ...], alone: tuple[int, ...], samples: int) -> int | None:
+    """The axis of samples of what a layer returns, from its shape for all and for one; None where there is none.
+
+    >>> _axis_of_samples((5, 3), (1, 3), 5), _axis_of_samples((3, 5), (3, 1), 5), _axis_of_samples((3, 3), (3, 3), 5)
+    (0, 1, None)
+    """
+    if len(shape) != len(alone):
+        return None
+    shorter = [axis for axis, (many, one) in enumerate(zip(shape, alone, strict=True)) if (many, one) == (samples, 1)]
+    others = [many == one for axis, (many, one) in enumerate(zip(shape, alone, strict=True)) if axis not in shorter[:1]]
+    return shorter[0] if shorter and all(others) else None
+
+
+def _first(x: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], x)
+
+
+def _batch_of_one(row: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], row)
 
 
 def _tagged(leaves: dict[str, Array]) -> list[Tagged]:
@@ -269,4 +315,4 @@ def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> Array:
 def _along(a: Array, e: Array) -> Array:
     if a.ndim == 1:
         return jnp.tensordot(a.astype(e.dtype), e, axes=1)
-    return jnp.einsum("jt,jt...->t...", a.astype(e.dtype), e)
+    return jnp.einsum("jt,jtm->tm", a.astype(e.dtype), e.reshape(*a.shape, -1)).reshape(e.shape[1:])
