@@ -130,7 +130,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         raise ValueError("particles: a function of the epoch; wanted a number for a natural-gradient method")
     local = low_rank and problem.is_local
     solver = natural.natural_gradient(
-        problem.low_rank_logits if low_rank else problem.particle_logits,
+        problem.logits if low_rank else problem.particle_logits,
         natural.softmax_cross_entropy(),
         particles=J,
         sigma=settings.sigma,
@@ -226,4 +226,4 @@ def describe(
     if deviations is None:
         return None
     x = jax.tree.map(lambda rows: jax.ShapeDtypeStruct((batch, *rows.shape[1:]), rows.dtype), problem.train[0])
-    return natural.describe(problem.low_rank_logits, problem.template, x, deviations(problem, settings))
+    return natural.describe(problem.logits, problem.template, x, deviations(problem, settings))

@@ -53,7 +53,7 @@ def main(path: Path | None = None, **changed: Any) -> list[dict[str, float]]:
     steps = len(labels) // s.batch
     loss = softmax_cross_entropy()
     direction_of = value_and_natural_direction(
-        problem.low_rank_logits,
+        problem.logits,
         loss,
         s.particles,
         s.sigma,

@@ -14,7 +14,6 @@ from benchmarks.problems import data as datasets
 from benchmarks.problems import small_cnn
 from eki_jax import flax as models
 from eki_jax.losses import cross_entropy
-from eki_jax.natural import LowRankMatrix
 from eki_jax.priors import Gaussian, xavier
 
 
@@ -26,8 +25,7 @@ class Problem(NamedTuple):
         forward: ``forward(params, x)`` to class probabilities ``(batch, classes)``, for one particle.
         logits: The same before the softmax (for gradient methods).
         particle_logits: The same, written for many particles and not for derivatives.
-        low_rank_logits: The same for one particle whose matrices may be a mean and a low-rank deviation.
-        is_local: Whether ``low_rank_logits`` multiplies by its dense layers' matrices once a sample.
+        is_local: Whether ``logits`` multiplies by its dense layers' matrices once a sample.
         straight_through: The logits with made-up derivatives, where ``logits`` has none that are of use; else
             ``logits``.
         template: Shapes of one particle's parameters, a pytree of ``jax.ShapeDtypeStruct``.
@@ -41,7 +39,6 @@ class Problem(NamedTuple):
     forward: Callable[..., Any]
     logits: Callable[..., Any]
     particle_logits: Callable[..., Any]
-    low_rank_logits: Callable[..., Any]
     is_local: bool
     straight_through: Callable[..., Any]
     template: Any
@@ -126,11 +123,12 @@ def build(name: str, dataset: datasets.Dataset) -> Problem:
         # Convolutions with a kernel for every particle become grouped ones, which processors do six times slower.
         forward = jax.custom_batching.sequential_vmap(forward)
         particle_logits = jax.custom_batching.sequential_vmap(logits)
-    low_rank_logits, is_local = _low_rank_logits(module, example, logits)
+    # Rounded weights are formed, and those of a recurrent network are in a loop.
+    is_local = not isinstance(module, models.Int8Network | models.TanhRNN)
     # Without the window, the paper's words, CNN-MNIST's first outputs are of the order of 100, and SGD never recovers.
     prior = xavier(template, window=True)
     if isinstance(module, models.SmallConvolutionalNetwork):
-        particle_logits = low_rank_logits = small_cnn.particle_logits
+        particle_logits = small_cnn.particle_logits
         forward = lambda params, x: jax.nn.softmax(small_cnn.particle_logits(params, x))
     train, test = (dataset.train_x, dataset.train_y), (dataset.test_x, dataset.test_y)
     return Problem(
@@ -138,7 +136,6 @@ def build(name: str, dataset: datasets.Dataset) -> Problem:
         forward=forward,
         logits=logits,
         particle_logits=particle_logits,
-        low_rank_logits=low_rank_logits,
         is_local=is_local,
         straight_through=straight_through,
         template=template,
@@ -147,19 +144,3 @@ def build(name: str, dataset: datasets.Dataset) -> Problem:
         train=train,
         test=test,
     )
-
-
-def _low_rank_logits(
-    module: nn.Module, example: np.ndarray, logits: Callable[..., Any]
-) -> tuple[Callable[..., Any], bool]:
-    """The model for a mean with low-rank deviations, and whether its dense layers multiply once a sample."""
-    if isinstance(module, models.Int8Network):  # rounding is not linear: every particle's weights are formed
-
-        def formed(params: Any, x: Any) -> Any:
-            is_leaf = lambda leaf: isinstance(leaf, LowRankMatrix)
-            dense = lambda leaf: leaf.dense() if is_leaf(leaf) else leaf
-            return logits(jax.tree.map(dense, params, is_leaf=is_leaf), x)
-
-        return formed, False
-    forward, _ = models.low_rank_forward(module, example, method="logits")
-    return forward, not isinstance(module, models.TanhRNN)

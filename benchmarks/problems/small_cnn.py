@@ -8,35 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax.natural import LowRankMatrix, affine
-
 
 def particle_logits(params: Any, x: jax.Array) -> jax.Array:
-    """What ``small_cnn().logits`` returns; the last kernel may be a :class:`LowRankMatrix`.
+    """What ``small_cnn().logits`` returns.
 
     Not for derivatives: particles are evaluated one after another under ``vmap``.
     """
-    is_low_rank = lambda leaf: isinstance(leaf, LowRankMatrix)
-    layers = [params["Conv_0"], _told(params, x)]  # their few weights are added up
-    formed = lambda leaf: leaf.dense() if is_low_rank(leaf) else leaf
-    layers = jax.tree.map(formed, layers, is_leaf=is_low_rank)
-    return affine(_features(layers, x), params["Dense_0"]["kernel"], params["Dense_0"]["bias"])
-
-
-def _told(params: Any, x: jax.Array) -> Any:
-    """The second layer; whoever watches is told what its kernel multiplies. Its bias may as well come before."""
-    first, second = params["Conv_0"], params["Conv_1"]
-    kernel = second["kernel"]
-    if not isinstance(kernel, LowRankMatrix) or not kernel.watched:
-        return second
-
-    def windows(pooled: jax.Array) -> jax.Array:
-        size = pooled.shape[1] - 4
-        parts = [pooled[:, i : i + size, j : j + size] for i in range(5) for j in range(5)]
-        return jnp.concatenate(parts, axis=-1)
-
-    pooled = _pooled({**first, "kernel": first["kernel"].mean}, _windows(x))
-    return {**second, "kernel": kernel.multiplies(pooled, windows, bias="bias")}
+    dense = params["Dense_0"]
+    return _features([params["Conv_0"], params["Conv_1"]], x) @ dense["kernel"] + dense["bias"]
 
 
 @jax.custom_batching.custom_vmap

@@ -80,14 +80,14 @@ def test_small_cnn_says_what_kernels_multiply() -> None:
     problem = registry.build("mnist-small-cnn", tiny("mnist-small-cnn"))
     params, x = problem.prior.sample(jax.random.key(0)), jnp.asarray(problem.train[0][:3])
     cloud = Cloud(natural.low_rank(1), 4)
-    _, inputs, matrix_of = cloud.see(problem.low_rank_logits, params, x)
+    _, met, matrix_of = cloud.see(problem.logits, params, x)
     kernel = "['Conv_1']['kernel']"
-    assert set(inputs) == {kernel, "['Dense_0']['kernel']"}
+    assert set(met) == {kernel, "['Dense_0']['kernel']"}
     assert matrix_of == {"['Conv_1']['bias']": kernel, "['Dense_0']['bias']": "['Dense_0']['kernel']"}
     first = linen.Conv(8, (5, 5), padding="VALID").apply({"params": params["Conv_0"]}, x)
     pooled = linen.max_pool(jax.nn.relu(first), (2, 2), (2, 2))
     second = linen.Conv(16, (5, 5), padding="VALID").apply({"params": params["Conv_1"]}, pooled)
-    found = inputs[kernel] @ params["Conv_1"]["kernel"].reshape(-1, 16) + params["Conv_1"]["bias"]
+    found = met[kernel].rows @ params["Conv_1"]["kernel"].reshape(-1, 16) + params["Conv_1"]["bias"]
     np.testing.assert_allclose(found, second.reshape(3, -1, 16), atol=1e-4)
 
 

@@ -344,5 +344,5 @@ def test_the_training_command_prints_it_once(
         assert printed.out == ""
         assert printed.err.count("localized step") == int(number == 0)
     problem = registry.get("digits-dnn")
-    wanted = describe(problem.low_rank_logits, problem.template, problem.train[0][:7])
+    wanted = describe(problem.logits, problem.template, problem.train[0][:7])
     assert methods.describe("natural-eki-lowrank", problem, 7) == wanted
