@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
+
+from benchmarks.harness.command import INTERRUPTED, guarded
 
 # name -> (module, one line of help). A module is imported only when its command runs; it offers
 # ``main(argv: list[str]) -> int``.
@@ -34,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in available:
         print(f"benchmarks: no command {name!r}; there are: {', '.join(available)}", file=sys.stderr)
         return 2
-    return importlib.import_module(available[name][0]).main(rest)
+    return guarded(name, lambda: importlib.import_module(available[name][0]).main(rest))
 
 
 def _exists(module: str) -> bool:
@@ -45,4 +48,7 @@ def _exists(module: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = guarded("benchmarks", main)
+    if code == INTERRUPTED:
+        os._exit(code)  # at once: nothing is left to write, and a further Ctrl-C would only show where we are
+    sys.exit(code)

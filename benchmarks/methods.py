@@ -156,44 +156,68 @@ class Entry(NamedTuple):
             come from noise "per_sample".
         make: Function of a problem, J, a learning rate, a momentum factor and the natural gradient's settings.
         deviations: Function of a problem and those settings, where the leaves are treated each in its own way.
+        more: Names of settings that the method has beside those of its kind.
     """
 
     kind: Literal["ensemble", "natural", "per_sample", "gradient"]
     make: Callable[[Problem, Particles, float, float, Natural], Method]
     deviations: Callable[[Problem, Natural], natural.Deviations] | None = None
+    more: tuple[str, ...] = ()
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the settings that the method has; others mean nothing to it."""
+        return *_OF_KIND[self.kind], *self.more
+
+
+_OF_KIND = {
+    "ensemble": ("particles",),
+    "natural": ("particles", "sigma", "damping", "rate", "norm_constraint"),
+    "per_sample": ("particles", "learning_rate", "momentum", "sigma"),
+    "gradient": ("learning_rate",),
+}
 
 # The paper's step: twice as long as the solvers' default, and right for the losses of classifiers.
 STEP = eki_jax.paper_step_size()
 
 METHODS: dict[str, Entry] = {
     "eki": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.euler(p.forward, p.loss, STEP))),
-    "meki": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m))),
+    "meki": Entry(
+        "ensemble",
+        lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m)),
+        more=("momentum",),
+    ),
     "eki-r": Entry(
         "ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.euler(p.forward, p.loss, STEP), resample=True)
     ),
     "meki-r": Entry(
         "ensemble",
         lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m), step_noise=True),
+        more=("momentum",),
     ),
     "heavy-ball": Entry(
         "ensemble",
         lambda p, J, rate, m, n: ensemble(
             p, J, eki_jax.heavy_ball(p.forward, p.loss, eki_jax.frobenius_step_size(0.2), m)
         ),
+        more=("momentum",),
     ),
     "eki-compact": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, compact_euler(p.forward, p.loss, STEP))),
     "enkf-r": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, kalman_step(p), resample=True)),
     "natural-eki": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False)),
     "natural-eki-lowrank": Entry(
-        "natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True), _low_rank
+        "natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True), _low_rank, ("rank",)
     ),
     "natural-eki-per-sample": Entry(
         "per_sample", lambda p, J, rate, m, n: per_sample(p, J, optax.sgd(rate, momentum=m), n)
     ),
     "sgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate))),
-    "msgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m))),
-    "ste": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m), straight_through=True)),
+    "msgd": Entry("gradient", lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m)), more=("momentum",)),
+    "ste": Entry(
+        "gradient",
+        lambda p, J, rate, m, n: gradient(p, optax.sgd(rate, momentum=m), straight_through=True),
+        more=("momentum",),
+    ),
 }
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from eki_jax.training.files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")
 
@@ -31,11 +33,10 @@ def environment() -> dict[str, Any]:
 
 
 def save_result(path: Path | str, payload: dict[str, Any]) -> Path:
-    """Write ``payload`` with its environment to ``path`` (JSON); returns the path."""
+    """Write ``payload`` with its environment to ``path`` (JSON): all of it, or nothing; returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain({**payload, "environment": environment()}), indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return path
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from benchmarks import methods
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, Refused, command, folder, number, say, whole
 from benchmarks.problems import registry
 from benchmarks.reporting import environment, print_result, save_result
-from eki_jax import StepRefused
 from eki_jax.training import Result, check_labels, fit
 
 # Particles, samples a step, epochs: enough for the digits in a minute; the paper's J and batch for its networks.
@@ -25,78 +26,48 @@ _OWN = ("sigma", "damping", "rank", "rate", "norm_constraint")
 _DAMPINGS = "1e-5 where dense layers are localized, else 1e-3"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks train",
         description="Train a network and report its test accuracy.\n"
         "The last line on standard output is one JSON object.",
-        epilog="With --resume the problem, method, particles, batch and seed are those of the run that goes on.",
+        epilog="With --resume all settings are those of the run that goes on; more epochs may be named.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(registry.names())
-    parser.add_argument("--problem", metavar="P", help=f"one of {known} (default: digits-dnn, no download)")
-    parser.add_argument("--method", metavar="M", help=f"one of {', '.join(methods.METHODS)} (default: eki-r)")
-    parser.add_argument(
-        "--particles",
-        metavar="J",
-        type=int,
-        help="ensemble size (default: 1000, or 2000 for eki, meki, eki-r and meki-r on other data than digits)",
-    )
-    parser.add_argument(
-        "--batch",
-        metavar="B",
-        type=int,
-        help="samples a step (default: 1000 for natural-eki*; else 100 for digits, or 600)",
-    )
-    parser.add_argument(
-        "--epochs",
-        metavar="N",
-        type=int,
-        help="passes over the data (default: 25 for digits, else 20)",
-    )
-    parser.add_argument("--seed", metavar="S", type=int, help="of everything random (default: 0)")
-    parser.add_argument("--learning-rate", metavar="R", type=float, help="of sgd, msgd and ste (default: 0.1)")
-    parser.add_argument("--momentum", metavar="F", type=float, help="of meki, meki-r, msgd and ste (default: 0.9)")
-    parser.add_argument(
-        "--sigma", metavar="S", type=float, help="of natural-eki*: scale of the deviations (default: 0.1)"
-    )
-    parser.add_argument("--damping", metavar="L", type=float, help=f"of natural-eki*: lambda (default: {_DAMPINGS})")
-    parser.add_argument("--rank", metavar="R", type=int, help="of natural-eki-lowrank (default: 1)")
-    parser.add_argument(
-        "--rate", metavar="E", type=float, help="of natural-eki*: eta (default: 1, or 0.5 if localized)"
-    )
-    parser.add_argument(
-        "--norm-constraint",
-        metavar="N",
-        type=float,
-        help="of natural-eki*: largest squared norm of a step (default: none, or 3 if localized)",
-    )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the results (default: a new one in runs/)")
-    parser.add_argument(
-        "--data", metavar="DIR", type=Path, help="folder of the data files; else EKI_JAX_DATA, else download"
-    )
-    parser.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
-    parser.add_argument(
-        "--checkpoint-every",
-        metavar="N",
-        type=int,
-        default=1,
-        help="epochs between checkpoints; 0: the last (default: 1)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table of the leaves")
+    add = parser.add_argument
+    add("--problem", metavar="P", help=f"one of {known} (default: digits-dnn, no download)")
+    add("--method", metavar="M", help=f"one of {', '.join(methods.METHODS)} (default: eki-r)")
+    words = "ensemble size (default: 1000, or 2000 for eki, meki, eki-r and meki-r on other data than digits)"
+    add("--particles", metavar="J", type=whole(), help=words)
+    words = "samples a step (default: 1000 for natural-eki*; else 100 for digits, or 600)"
+    add("--batch", metavar="B", type=whole(), help=words)
+    add("--epochs", metavar="N", type=whole(), help="passes over the data (default: 25 for digits, else 20)")
+    parser.add_seed()
+    add("--learning-rate", metavar="R", type=number(), help="of sgd, msgd and ste (default: 0.1)")
+    factor = number("a number in [0, 1)", lambda value: 0 <= value < 1)
+    add("--momentum", metavar="F", type=factor, help="of meki, meki-r, heavy-ball, msgd and ste (default: 0.9)")
+    add("--sigma", metavar="S", type=float, help="of natural-eki*: scale of the deviations (default: 0.1)")
+    add("--damping", metavar="L", type=float, help=f"of natural-eki*: lambda (default: {_DAMPINGS})")
+    add("--rank", metavar="R", type=int, help="of natural-eki-lowrank (default: 1)")
+    add("--rate", metavar="E", type=float, help="of natural-eki*: eta (default: 1, or 0.5 if localized)")
+    words = "of natural-eki*: largest squared norm of a step (default: none, or 3 if localized)"
+    add("--norm-constraint", metavar="N", type=float, help=words)
+    add("--out", metavar="DIR", type=folder, help="folder for the results (default: a new one in runs/)")
+    parser.add_data()
+    add("--resume", metavar="DIR", type=folder, help="go on with the run in DIR")
+    words = "epochs between checkpoints; 0: the last (default: 1)"
+    add("--checkpoint-every", metavar="N", type=whole(0), default=1, help=words)
+    add("--quiet", action="store_true", help="no progress bar, no table of the leaves")
     return parser
 
 
+@command("train")
 def main(argv: list[str]) -> int:
     """Run the command line; 2 for what the user can mend, 130 after Ctrl-C."""
-    arguments = parser().parse_args(argv)
-    try:
-        summary, result, out = run(arguments)
-    except (ValueError, FileNotFoundError, StepRefused) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    print(f"picture: {out / 'accuracy.png'}\nnumbers: {out / 'result.json'}", file=sys.stderr)
+    summary, result, out = run(parser().parse_args(argv))
+    say(f"picture: {out / 'accuracy.png'}\nnumbers: {out / 'result.json'}")
     print_result(summary)
     return 130 if result.interrupted else 0
 
@@ -104,8 +75,9 @@ def main(argv: list[str]) -> int:
 def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     """Train as told; returns the summary, the result and the folder."""
     settings, epochs = _settings(arguments)
-    out = arguments.resume or arguments.out or _new_folder(f"{settings['problem']}-{settings['method']}")
-    _remember(out, {**settings, "epochs": epochs}, resume=arguments.resume is not None)
+    if arguments.out is not None and _holds_a_run(arguments.out):
+        where = arguments.out
+        raise Refused(f"--out {where}: holds a run already; go on with it by --resume {where}, or name another folder")
     problem = registry.get(settings["problem"], arguments.data)
     for name, (x, labels) in (("train", problem.train), ("test", problem.test)):
         check_labels(problem.forward, problem.template, x, labels, name=name)
@@ -120,20 +92,21 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     )
     description = None if arguments.quiet else methods.describe(settings["method"], problem, settings["batch"], own)
     if description is not None:
-        print(description, file=sys.stderr)
-    result = fit(
-        method,
-        problem.train,
-        problem.test,
-        batch_size=settings["batch"],
-        epochs=epochs,
-        key=jax.random.key(settings["seed"]),
-        directory=out,
-        settings=settings,
-        resume=arguments.resume is not None,
-        checkpoint_every=arguments.checkpoint_every,
-        progress=not arguments.quiet,
-    )
+        say(str(description))
+    with _folder(arguments, f"{settings['problem']}-{settings['method']}") as out:
+        result = fit(
+            method,
+            problem.train,
+            problem.test,
+            batch_size=settings["batch"],
+            epochs=epochs,
+            key=jax.random.key(settings["seed"]),
+            directory=out,
+            settings=settings,
+            resume=arguments.resume is not None,
+            checkpoint_every=arguments.checkpoint_every,
+            progress=not arguments.quiet,
+        )
     first, last = result.history[0], result.history[-1]
     summary = {
         **settings,
@@ -144,19 +117,14 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
         "seconds": round(sum(row["seconds"] for row in result.history), 2),  # those before a resume included
         "device": environment()["device"],
     }
-    command = f"python -m benchmarks train {_flags({**settings, 'epochs': epochs})}"
-    save_result(out / "result.json", {"command": command, **summary, "history": result.history})
+    text = f"python -m benchmarks train {_flags({**settings, 'epochs': max(epochs, len(result.history))})}"
+    save_result(out / "result.json", {"command": text, **summary, "history": result.history})
     return summary, result, out
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """What the run is, and its epochs; of a resumed run, what it was, unless the command line says otherwise."""
-    before: dict[str, Any] = {}
-    if arguments.resume is not None:
-        path = arguments.resume / "settings.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"--resume {arguments.resume}: no settings.json there; wanted the folder of a run")
-        before = json.loads(path.read_text(encoding="utf-8"))
+    before = {} if arguments.resume is None else _before(arguments)
     problem = arguments.problem or before.get("problem", "digits-dnn")
     chosen = arguments.method or before.get("method", "eki-r")
     particles, batch, epochs = _DIGITS if problem.startswith("digits") else _PAPER
@@ -171,6 +139,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
         "learning_rate": 0.1,
         "momentum": 0.9,
     }
+    _check_flags(arguments, chosen, defaults)
     settings = {"problem": problem}
     for name, default in defaults.items():
         given = getattr(arguments, name)
@@ -185,23 +154,67 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     return settings, arguments.epochs or before.get("epochs", epochs)
 
 
-def _remember(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Write down what the run in ``out`` is, so that ``--resume`` alone can go on with it."""
-    path = out / "settings.json"
-    if path.exists() and not resume:
-        raise ValueError(f"--out {out}: holds a run already; go on with it by --resume {out}, or name another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+def _before(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the run to resume was."""
+    path = arguments.resume / "settings.json"
+    if arguments.out is not None:
+        raise Refused(f"--out {arguments.out}: beside --resume, whose folder gets the results; wanted one of the two")
+    if not path.is_file():
+        raise FileNotFoundError(f"--resume {arguments.resume}: no settings.json there; wanted the folder of a run")
+    remedy = (
+        "write it anew, with problem, method, particles, batch, seed, learning_rate, momentum and epochs of the run"
+    )
+    before = store.result(path, remedy)
+    if (arguments.resume / "result.json").is_file() and not _has_checkpoint(arguments.resume):
+        raise Refused(f"--resume {arguments.resume}: its checkpoints are gone; wanted a run with them, or a new folder")
+    metrics = arguments.resume / "metrics.jsonl"
+    done = len(metrics.read_bytes().splitlines()) if metrics.is_file() and _has_checkpoint(arguments.resume) else 0
+    if arguments.epochs is not None and arguments.epochs < done:
+        raise Refused(f"--epochs: {arguments.epochs}; the run has done {done}; wanted as many or more")
+    return before
 
 
-def _new_folder(name: str) -> Path:
-    number, folder = 1, Path("runs") / name
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
+def _check_flags(arguments: argparse.Namespace, method: str, defaults: dict[str, Any]) -> None:
+    """Refuse settings that mean nothing to the method, but at their defaults, which older records name."""
+    if method not in methods.METHODS:
+        return  # which is refused elsewhere
+    own, recorded = methods.METHODS[method].settings, {**defaults, "particles": 1}
+    for name in ("particles", "learning_rate", "momentum", *_OWN):
+        value = getattr(arguments, name)
+        if value is not None and name not in own and value != recorded.get(name):
+            flags = ", ".join(f"--{one.replace('_', '-')}" for one in own)
+            raise Refused(f"--{name.replace('_', '-')}: {value}; {method} has no such setting; wanted some of {flags}")
+
+
+def _has_checkpoint(out: Path) -> bool:
+    return any(child.name.isdigit() for child in (out / "checkpoints").glob("*"))
+
+
+def _holds_a_run(out: Path) -> bool:
+    return _has_checkpoint(out) or (out / "result.json").exists()
+
+
+@contextlib.contextmanager
+def _folder(arguments: argparse.Namespace, name: str) -> Iterator[Path]:
+    """The folder of the run: the one that is named, or a new one, which goes again if nothing comes to be in it."""
+    named = arguments.resume or arguments.out
+    if named is not None:
+        yield named
+        return
+    number, out = 1, Path("runs") / name
+    while True:
+        try:
+            out.mkdir(parents=True)
+            break
+        except FileExistsError:  # by a run that began in the same moment, too
+            number, out = number + 1, Path("runs") / f"{name}-{number + 1}"
+    try:
+        yield out
+    finally:
+        with contextlib.suppress(OSError):
+            out.rmdir()
 
 
 def _flags(settings: dict[str, Any]) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+    known = ("problem", "method", "batch", "seed", "epochs", *methods.METHODS[settings["method"]].settings)
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if name in known)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import sys
 from pathlib import Path
 
 from benchmarks.calibration import page
-from benchmarks.calibration.cells import Cells
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, command, folder, there
 from benchmarks.performance.environments import default_folder
-from benchmarks.reporting import RESULTS, print_result, save_result
+from benchmarks.reporting import RESULTS, print_result
+from eki_jax.training.files import claimed
 
 # name -> module with TITLE, run(preset, cells, peers), table(result) and draw(result, path)
 EXPERIMENTS = {
@@ -22,10 +22,10 @@ EXPERIMENTS = {
     "bounds": "benchmarks.calibration.bounds",
     "peers": "benchmarks.calibration.others",
 }
-PRESETS = ("smoke", "cpu", "full")
 COMMITTED = RESULTS / "calibration"
 
 
+@command("calibration")
 def main(argv: list[str]) -> int:
     """Run one experiment; its picture and its table go into the page where the numbers are the committed ones."""
     arguments = _parser().parse_args(argv)
@@ -36,42 +36,35 @@ def main(argv: list[str]) -> int:
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
     out = arguments.out or (Path("runs/calibration-smoke") if arguments.preset == "smoke" else COMMITTED)
     path = out / f"{arguments.name}.json"
-    command = f"python -m benchmarks calibration {arguments.name} --preset {arguments.preset}"
-    cells = Cells(path, {"command": command, "preset": arguments.preset}, keep=arguments.keep, say=_say)
-    if not arguments.draw:
-        experiment.run(arguments.preset, cells, arguments.env_dir.resolve())
-        cells.drop_others()
-        save_result(path, cells.payload())
-    elif not path.exists():
-        print(f"calibration {arguments.name}: no {path.name} to draw; wanted a run without --draw", file=sys.stderr)
-        return 2
-    result = json.loads(path.read_text(encoding="utf-8"))
-    written = page.write(arguments.name, result, experiment, out, is_committed=out.resolve() == COMMITTED.resolve())
+    text = f"python -m benchmarks calibration {arguments.name} --preset {arguments.preset}"
+    with claimed(out, ".calibration.lock"):
+        if arguments.draw:
+            result = store.result(path, "wanted a run without --draw")
+        else:
+            cells = store.Cells(path, {"command": text, "preset": arguments.preset}, keep=arguments.keep)
+            experiment.run(arguments.preset, cells, arguments.env_dir.resolve())
+            result = cells.finish()
+        is_committed = out.resolve() == COMMITTED.resolve()
+        written = page.write(arguments.name, result, experiment, out, is_committed=is_committed)
     print(experiment.table(result))
     summary = {key: result[key] for key in ("preset", "claims", "skipped") if key in result}
     print_result({"experiment": arguments.name, **summary, "numbers": path.name, **written})
     return 0
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks calibration",
-        description="Calibrate simulators with every method, and with other libraries. The last line on standard "
-        "output is one JSON object.",
+        description="Calibrate simulators with every method, and with other libraries. What an interrupted run\n"
+        "finished is kept, so that the same command goes on. The last line on standard output is one JSON object.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", choices=[*EXPERIMENTS, "list"], help="an experiment, or: list")
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="cpu",
-        help="smoke: seconds; cpu: some ten minutes on one core; full: more seeds and sizes (default: cpu)",
-    )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder (default: benchmarks/results/calibration)")
-    parser.add_argument("--keep", action="store_true", help="keep the cells that an interrupted run finished")
+    parser.add_preset(help="smoke: seconds; cpu: some ten minutes on one core; full: more seeds, sizes (default: cpu)")
+    parser.add_argument("--out", metavar="DIR", type=folder, help="folder (default: benchmarks/results/calibration)")
+    parser.add_argument("--keep", action="store_true", help="keep the cells of a finished run with the same settings")
     parser.add_argument("--draw", action="store_true", help="run nothing: picture and table of the numbers there")
-    parser.add_argument("--env-dir", type=Path, default=default_folder(), help="where other libraries are installed")
+    parser.add_argument(
+        "--env-dir", metavar="DIR", type=there, default=default_folder(), help="where other libraries are installed"
+    )
     return parser

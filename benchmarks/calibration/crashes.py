@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.calibration import front_door
-from benchmarks.calibration.cells import Cells
-from benchmarks.calibration.page import markdown, number, save
+from benchmarks.calibration.page import markdown, number
 from benchmarks.calibration.problems import decay
+from benchmarks.harness.figures import save
+from benchmarks.harness.store import Cells
 from eki_jax import calibrate
 
 TITLE = "Members that fail, hang or blow up: the posterior beside that of an undisturbed run"

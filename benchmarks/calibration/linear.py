@@ -12,11 +12,12 @@ import numpy as np
 
 import eki_jax
 from benchmarks.calibration import page
-from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.methods import LINEAR, Entry
 from benchmarks.calibration.problems import Problem, linear
 from benchmarks.calibration.problems.linear import Posterior, posterior
 from benchmarks.calibration.race import keys, start
+from benchmarks.harness.figures import save
+from benchmarks.harness.store import Cells
 from eki_jax.solvers.protocol import makes_its_particles
 
 TITLE = "Linear problem: posterior mean and covariance against the exact ones"
@@ -196,7 +197,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
-    page.save(figure, path)
+    save(figure, path)
 
 
 def _from(values: dict[int, float]) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.methods import RACE
 from benchmarks.calibration.problems import lorenz63
 from benchmarks.calibration.racing import draw as draw
 from benchmarks.calibration.racing import outcomes, race_all
 from benchmarks.calibration.racing import table as table
+from benchmarks.harness.store import Cells
 
 TITLE = "Lorenz-63 in EKIRace's settings: iterations and simulator runs to the target"
 SIZES = {"smoke": ((10,), 2), "cpu": ((20, 50, 100), 6), "full": ((20, 30, 50, 100), 50)}

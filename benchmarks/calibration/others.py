@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.calibration import racing
-from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.linear import calibrate, distance
 from benchmarks.calibration.methods import LINEAR, RACE, localized_race
-from benchmarks.calibration.page import markdown, misfit_axis, number, save
+from benchmarks.calibration.page import markdown, misfit_axis, number
 from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
+from benchmarks.harness.figures import save
+from benchmarks.harness.store import Cells
 from benchmarks.performance.environments import Unavailable, python_of
 
 TITLE = "Other libraries on the same problems"
@@ -125,7 +126,14 @@ def ask(other: Other, request: dict[str, Any], environments: Path) -> dict[str, 
         command = [str(python), str(SCRIPTS / other.script), str(path)]
         try:
             done = subprocess.run(
-                command, cwd=SCRIPTS, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False
+                command,
+                cwd=SCRIPTS,
+                env=variables,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=LIMIT,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return {"skipped": f"more than {LIMIT} s"}

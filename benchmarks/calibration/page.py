@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from eki_jax.training.files import write_text
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "calibration_benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
@@ -28,7 +30,7 @@ def write(name: str, result: dict[str, Any], experiment: Any, out: Path, *, is_c
     picture = (IMAGES if is_committed else out) / f"calibration_{name}.png"
     experiment.draw(result, picture)
     target = PAGE if is_committed else out / f"calibration_{name}.md"
-    target.write_text(replaced(target.read_text(encoding="utf-8"), name, text) if is_committed else text + "\n")
+    write_text(target, replaced(target.read_text(encoding="utf-8"), name, text) if is_committed else text + "\n")
     return {"picture": picture.name, "table": target.name}
 
 
@@ -90,12 +92,3 @@ def misfit_axis(axis: Any, most_runs: float) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a picture and forget it."""
-    from matplotlib import pyplot as plt
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration import page
-from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.methods import Entry
 from benchmarks.calibration.problems import Problem
 from benchmarks.calibration.race import ITERATIONS, race
+from benchmarks.harness.figures import save
+from benchmarks.harness.store import Cells
 
 
 def race_all(
@@ -133,4 +134,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     np.atleast_1d(axes)[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")
     handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    page.save(figure, path)
+    save(figure, path)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from pathlib import Path
+from typing import Any
 
 from benchmarks.edf import convergence, full_vs_stochastic, harness, stochastic
 from benchmarks.edf.pictures import draw
-from benchmarks.edf.progress import partial_file
+from benchmarks.edf.progress import forget
 from benchmarks.edf.tables import table
-from benchmarks.problems.files import MissingFile
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, Refused, command, file
 from benchmarks.reporting import RESULTS, print_result, save_result
+from eki_jax.training.files import claimed
 
 EXPERIMENTS = {
     "convergence": "full batch on CIFAR-10: EDF-G, EDF-H, momentum, NAG, Adam",
@@ -21,48 +24,70 @@ EXPERIMENTS = {
 }
 
 
+@command("edf")
 def main(argv: list[str]) -> int:
-    """Run one experiment; 0 if it ran to its end, 1 if its data are missing."""
+    """Run one experiment, or print a result's table; 2 for what the user can mend."""
     options = _parser().parse_args(argv)
     if options.experiment == "table":
-        print(table(json.loads(options.result.read_text(encoding="utf-8"))))
+        print(table(store.result(options.result, "wanted a file that one of the experiments wrote")))
         return 0
     out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.json"
-    try:
+    with claimed(out.parent, f".{out.name}.lock"):
+        before = store.earlier(out, options.preset, experiment=f"edf {options.experiment}") or {}
         result = _run(options, out)
-    except MissingFile as error:
-        print(f"edf {options.experiment}: {error}")
-        return 1
-    save_result(out, result)
-    partial_file(out).unlink(missing_ok=True)
-    saved = json.loads(out.read_text(encoding="utf-8"))
-    picture = draw(saved, out.with_suffix(".png"))
+        save_result(out, _merged(out, before, result))
+        forget(out)
+        saved = store.read(out)
+        picture = draw(saved, out.with_suffix(".png"))
     print(table(saved))
     summary = {key: saved[key] for key in ("experiment", "preset", "claims") if key in saved}
     print_result({**summary, "out": out.name, "picture": picture.name})
     return 0
 
 
-def _run(options: argparse.Namespace, out: Path) -> dict:
+def _run(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     if options.experiment == "stochastic":
         return stochastic.run(options.preset, options.data, out, options.problem, options.seed)
     modules = {"convergence": convergence, "full-vs-stochastic": full_vs_stochastic, "harness": harness}
     return modules[options.experiment].run(options.preset, options.data, out, options.seed)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks edf", description=__doc__)
+def _merged(out: Path, before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the problems of an earlier one that it has not.
+
+    Raises:
+        Refused: These are of other settings, or the earlier one has more images. It stays; the other is beside it.
+    """
+    parts = ("problems", "sizes")
+    lost = sorted(set(before.get("problems", {})) - set(result.get("problems", {})))
+    other = store.differences(before, {key: value for key, value in result.items() if key not in parts}) if lost else ""
+    fewer = [key for key in ("images", "test_images") if (before.get(key) or 0) > (result.get(key) or math.inf)]
+    fewer += [
+        f"{problem}, {key}"
+        for problem, sizes in result.get("sizes", {}).items()
+        for key, value in sizes.items()
+        if value < before.get("sizes", {}).get(problem, {}).get(key, 0)
+    ]
+    if other or fewer:
+        reason = (
+            f"other settings ({other}) than those of {', '.join(lost)}" if other else f"fewer of {', '.join(fewer)}"
+        )
+        beside = save_result(out.with_suffix(".partial"), result)
+        raise Refused(f"{out}: left as it is, since this run has {reason}; it is in {beside.name}")
+    return {**result, **{key: {**before[key], **result[key]} for key in parts if lost}}
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m benchmarks edf", description=__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True)
     for name, summary in EXPERIMENTS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("--preset", choices=("smoke", "cpu", "full"), default="cpu", help="size (default: cpu)")
-        command.add_argument("--data", type=Path, help="folder with the data; else EKI_JAX_DATA, else a download")
-        command.add_argument("--out", type=Path, help="JSON to write; the picture goes beside it")
-        command.add_argument("--seed", type=int, default=0)
+        one = commands.add_parser(name, help=summary, description=summary)
+        one.add_preset(help="size (default: cpu)")
+        one.add_data()
+        one.add_argument("--out", metavar="FILE", type=file, help="JSON to write; the picture goes beside it")
+        one.add_seed(default=0)
         if name == "stochastic":
-            command.add_argument(
-                "--problem", nargs="+", choices=tuple(stochastic.PROBLEMS), default=["mnist", "cifar10"]
-            )
-    command = commands.add_parser("table", help="print a result's table", description="print a result's table")
-    command.add_argument("result", type=Path, help="a JSON file that one of the others wrote")
+            one.add_argument("--problem", nargs="+", choices=tuple(stochastic.PROBLEMS), default=["mnist", "cifar10"])
+    one = commands.add_parser("table", help="print a result's table", description="print a result's table")
+    one.add_argument("result", type=file, help="a JSON file that one of the others wrote")
     return parser

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.figures import save
+
 
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Draw ``result`` (of any of the experiments) to ``path``, a PNG."""
@@ -14,10 +16,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure = _DRAWINGS[result["experiment"]](result, plt)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return save(figure, path, dpi=110)
 
 
 def _convergence(result: dict[str, Any], plt: Any) -> Any:

@@ -67,7 +67,8 @@ def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any
             cwd=_ROOT,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
     if done.returncode:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.forward_budget.settings import NAMES, TITLES
+from benchmarks.harness.figures import save
 
 _COLORS = dict(zip(NAMES, ("tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True))
 
@@ -33,5 +34,4 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
         axes[1, column].set(xlabel="seconds", xscale="log")
         axes[1, column].xaxis.set_minor_formatter("")  # its labels would run into each other
     axes[0, 0].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save(figure, path, dpi=90)

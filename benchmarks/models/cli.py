@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.page import replaced, where
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, Refused, command, file, say
 from benchmarks.models import measures
 from benchmarks.models.entry import Model
 from benchmarks.models.table import cell_name, table, troubles
 from benchmarks.models.zoo import MODELS
-from benchmarks.reporting import RESULTS, print_result, save_result
+from benchmarks.reporting import RESULTS, print_result
+from eki_jax.training.files import claimed, write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 COMMITTED = RESULTS / "models.json"
 DEVICES = 8
 
 
+@command("models")
 def main(argv: list[str]) -> int:
     """Measure, write the numbers and print the table; 1 where a cell is wrong, 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
-    path = arguments.json or (Path("runs/models-smoke.json") if arguments.preset == "smoke" else COMMITTED)
+    path = arguments.out or (Path("runs/models-smoke.json") if arguments.preset == "smoke" else COMMITTED)
     chosen = [
         model
         for model in MODELS
@@ -36,31 +37,29 @@ def main(argv: list[str]) -> int:
         and (not arguments.model or any(part in model.name for part in arguments.model))
     ]
     if not chosen:
-        print(f"models: --model {arguments.model} --api {arguments.api} name no model of the zoo", file=sys.stderr)
-        return 2
-    if not arguments.draw:
-        run(chosen, arguments.preset, path, keep=arguments.keep)
-    elif not path.exists():
-        print(f"models: no {path.name} to make a table of; wanted a run without --draw", file=sys.stderr)
-        return 2
-    result = json.loads(path.read_text(encoding="utf-8"))
+        raise Refused(f"--model {arguments.model} --api {arguments.api}: no model of the zoo")
+    with claimed(path.parent, f".{path.name}.lock"):
+        if arguments.draw:
+            result = store.result(path, "wanted a run without --draw")
+        else:
+            result = run(chosen, arguments.preset, path, keep=arguments.keep)
+        if path.resolve() == COMMITTED.resolve():
+            text = f"{table(result)}\n\n{where(result)}"
+            write_text(PAGE, replaced(PAGE.read_text(encoding="utf-8"), "models", text))
     print(table(result))
     wrong = troubles(result)
     for line in wrong:
-        print(line, file=sys.stderr)
-    if path.resolve() == COMMITTED.resolve():
-        text = f"{table(result)}\n\n{where(result)}"
-        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), "models", text), encoding="utf-8")
+        say(line)
     print_result({"preset": result["preset"], "models": len(result["cells"]), "wrong": wrong, "numbers": path.name})
     return int(bool(wrong))
 
 
 def run(models: list[Model], preset: str, path: Path, *, keep: bool = False) -> dict[str, Any]:
-    """Measure the models and write what was found; returns it."""
+    """Measure the models and write what was found, beside the models of an earlier run with the same preset."""
     _make_devices()
     sizes = measures.PRESETS[preset]
     head = {"command": f"python -m benchmarks models --preset {preset}", "preset": preset}
-    cells = Cells(path, head, keep=keep, say=lambda line: print(line, file=sys.stderr, flush=True))
+    cells = store.Cells(path, head, keep=keep)
     optimized = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is the compiler's
     try:
@@ -69,9 +68,7 @@ def run(models: list[Model], preset: str, path: Path, *, keep: bool = False) -> 
             jax.clear_caches()
     finally:
         jax.config.update("jax_disable_most_optimizations", optimized)
-    cells.drop_others()
-    save_result(path, cells.payload())
-    return cells.payload()
+    return cells.finish(is_whole=len(models) == len(MODELS))
 
 
 def _columns(model: Model, sizes: measures.Sizes) -> dict[str, Any]:
@@ -91,8 +88,8 @@ def _make_devices() -> None:
     os.environ["XLA_FLAGS"] = flags.strip()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks models",
         description="Models that people bring, in linen, nnx, equinox and as plain functions: trained by euler and by\n"
         "the natural gradient, low rank against explicit particles, the localized direction against the exact one,\n"
@@ -100,19 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         "The last line on standard output is one JSON object.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--preset",
-        choices=tuple(measures.PRESETS),
-        default="cpu",
-        help="smoke: fewer particles and steps; cpu (default)",
-    )
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path, help="file of the numbers (default: benchmarks/results/models.json)"
-    )
+    parser.add_preset(choices=tuple(measures.PRESETS), help="smoke: fewer particles and steps; cpu (default)")
+    words = "file of the numbers (default: benchmarks/results/models.json)"
+    parser.add_argument("--out", "--json", metavar="FILE", type=file, help=words)
     parser.add_argument("--model", metavar="TEXT", nargs="+", help="only models whose names have one of these in them")
     parser.add_argument(
         "--api", nargs="+", choices=("linen", "nnx", "equinox", "plain"), help="only models of these APIs"
     )
-    parser.add_argument("--keep", action="store_true", help="keep what an interrupted run finished")
+    parser.add_argument("--keep", action="store_true", help="keep the cells of a finished run with the same settings")
     parser.add_argument("--draw", action="store_true", help="run nothing: the table of the numbers there")
     return parser

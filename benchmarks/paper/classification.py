@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import methods
+from benchmarks.harness import store
+from benchmarks.harness.command import Refused
+from benchmarks.harness.figures import save
+from benchmarks.harness.store import Runs, differences
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
-from benchmarks.reporting import RESULTS, save_result
+from benchmarks.reporting import RESULTS
 from eki_jax.training import fit
 
 NAMES = {"eki": "EKI", "meki": "MEKI", "eki-r": "EKI(R)", "meki-r": "MEKI(R)", "sgd": "SGD", "msgd": "momentum SGD"}
@@ -96,12 +99,10 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
     Returns:
         The settings, the history (a dict an epoch) and the seconds.
     """
-    settings, path = cell.settings(seed), _path(cell, folder, seed)
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    trained = _trained(cell, seed)
-    if trained is not None:
-        return trained
+    found = _found(cell, folder, seed)
+    if found is not None:
+        return found
+    settings = cell.settings(seed)
     problem = registry.get(cell.problem, data)
     train = tuple(array[: cell.images] for array in problem.train)
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
@@ -124,11 +125,12 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
     )
     if result.interrupted:
         raise KeyboardInterrupt
+    history = result.history[: cell.epochs]
+    record = {"settings": settings, "history": history, "seconds": sum(line["seconds"] for line in history)}
+    kept = Runs(folder).keep(_name(settings), record)
     if directory is not None:
         shutil.rmtree(directory)
-    history = result.history[: cell.epochs]
-    save_result(path, {"settings": settings, "history": history, "seconds": sum(line["seconds"] for line in history)})
-    return json.loads(path.read_text(encoding="utf-8"))
+    return kept
 
 
 def run_table(
@@ -145,44 +147,82 @@ def run_table(
 
     What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
     in the place of its smaller one. Every finished run is kept under ``out/cells``, so that a table may be run
-    in parts: with ``only``, cells whose name does not contain it are taken from there, or left out with the reason.
+    in parts: with ``only``, cells whose name does not contain it are taken from there, or from the table of an earlier
+    run with the same seed, or left out with the reason.
+
+    Raises:
+        Refused: A cell of the earlier table is not run, and cannot be kept, as its seed is another; or nothing is run.
     """
     check_preset(preset)
-    folder, full = out / "cells", {cell.name: cell for cell in cells("full")}
-    rows, runs = [], {}
+    path, folder, full = out / f"{experiment}.json", out / "cells", {cell.name: cell for cell in cells("full")}
+    before = _Table(store.earlier(path, experiment=experiment) or {}, seed)
+    if only and before.is_of_another_seed:
+        raise Refused(f"{path}: has seed {before.seed}, not {seed}; name another folder by --out, or leave out --only")
+    rows, runs, accuracies, is_new = [], {}, {}, False
     for cell in cells(preset):
         paper, wanted = full[cell.name], only in cell.name
-        if preset == "cpu" and cell != paper and _finished(paper, folder, seed):
+        if preset == "cpu" and cell != paper and _found(paper, folder, seed):
             cell, wanted = paper, False
-        records = _records(cell, folder, data, range(seed, seed + cell.seeds), wanted)
-        if isinstance(records, str):
-            lines = [skipped(cell.name, "test accuracy", cell.final, records)]
-        else:
-            runs[cell.name] = records
-            lines = _rows(cell, [record["history"] for record in records])
         shown = "full" if preset == "cpu" and cell == paper else preset
-        rows += [line | {"preset": shown} for line in lines]
-    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())))
-    result: dict[str, Any] = {"accuracies": numbers(runs), "rows": rows}
+        records = None if before.is_larger(cell.name, shown) else _records(cell, folder, data, seed, wanted)
+        if isinstance(records, list) and len(records) >= before.seeds(cell.name, wanted):
+            is_new, runs[cell.name] = True, records
+            accuracies |= numbers({cell.name: records})
+            rows += [line | {"preset": shown} for line in _rows(cell, [record["history"] for record in records])]
+        elif cell.name in before.runs:
+            runs[cell.name], accuracies[cell.name] = before.runs[cell.name], before.accuracies[cell.name]
+            rows += before.rows(cell.name)
+        else:
+            rows.append(skipped(cell.name, "test accuracy", cell.final, str(records)) | {"preset": shown})
+    if before.runs and not is_new:
+        raise Refused(f"{path}: left as it is; nothing was run ({rows[0]['note'] or 'a larger run is there'})")
+    result: dict[str, Any] = {"accuracies": accuracies, "rows": rows}
     if not runs:
         result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     brief = lambda record: {key: record[key] for key in ("settings", "history")}
     details = {"runs": {name: [brief(record) for record in records] for name, records in runs.items()}}
-    return finish(experiment, title, preset, seed, out, result, details)
+    summary = finish(experiment, title, preset, seed, out, result, details)
+    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())))
+    return summary
 
 
-def _records(
-    cell: Cell, folder: Path, data: Path | None, seeds: Sequence[int], wanted: bool
-) -> list[dict[str, Any]] | str:
+class _Table:
+    """What an earlier run of a table left: its runs count for a run with the same seed."""
+
+    def __init__(self, result: dict[str, Any], seed: int) -> None:
+        self.seed = result.get("seed", seed)
+        self.is_of_another_seed = self.seed != seed
+        self._rows = [] if self.is_of_another_seed else result.get("rows", [])
+        self.runs = {} if self.is_of_another_seed else result.get("runs", {})
+        self.accuracies = result.get("accuracies", {})
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a cell; a cell's name is the beginning of none of another's."""
+        return [line for line in self._rows if line["name"] == name]
+
+    def seeds(self, name: str, wanted: bool) -> int:
+        """How many seeds a cell has there, of which a run that does not want the cell must not show fewer."""
+        return 0 if wanted else len(self.runs.get(name, []))
+
+    def is_larger(self, name: str, preset: str) -> bool:
+        """Whether the cell was run there in a larger preset."""
+        return name in self.runs and any(
+            store.RANKS[line.get("preset", "smoke")] > store.RANKS[preset] for line in self.rows(name)
+        )
+
+
+def _records(cell: Cell, folder: Path, data: Path | None, seed: int, wanted: bool) -> list[dict[str, Any]] | str:
     """The cell's runs, one a seed, or why there is none; of a cell that is not ``wanted``, those that are finished."""
     if cell.reason:
         return cell.reason
     try:
-        kept = [seed for seed in seeds if wanted or _finished(cell, folder, seed)]
-        records = [run_cell(cell, folder, data, seed) for seed in kept]
+        seeds = range(seed, seed + cell.seeds)
+        if wanted:
+            return [run_cell(cell, folder, data, one) for one in seeds]
+        kept = [found for one in seeds if (found := _found(cell, folder, one))]
     except MissingFile as error:
         return error.reason
-    return records or f"left out by --only; {cell.forward_passes:.1e} forward passes"
+    return kept or f"left out by --only; {cell.forward_passes:.1e} forward passes"
 
 
 def numbers(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -220,8 +260,19 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
         axis.set(title=label, xlabel="epoch", ylabel="test accuracy")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, path)
+
+
+def _found(cell: Cell, folder: Path, seed: int) -> dict[str, Any] | None:
+    """The run as an earlier one left it, or as the training command left it among the results."""
+    settings = cell.settings(seed)
+
+    def trouble(record: dict[str, Any]) -> str:
+        if len(record["history"]) != cell.epochs or not all("test_accuracy_mean" in line for line in record["history"]):
+            return f"history: {len(record['history'])} epochs, wanted {cell.epochs} with their accuracies"
+        return differences(record, {"settings": settings}) or "seconds"[: 0 if "seconds" in record else None]
+
+    return Runs(folder).find(_name(settings), trouble) or _trained(cell, seed)
 
 
 def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
@@ -229,10 +280,10 @@ def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
     path = RESULTS / "train" / f"{cell.problem}-{cell.method}.json"
     if not path.is_file() or cell.images is not None or cell.growth:
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = store.result(path, "run it again, or remove it")
     known = {"particles": cell.particles if cell.is_ensemble else 1, "batch": cell.batch, "epochs": cell.epochs}
     known |= {"seed": seed} | ({} if cell.is_ensemble else {"learning_rate": cell.rate})
-    if any(result[name] != value for name, value in known.items()):
+    if differences(result, known):
         return None
     return {"settings": cell.settings(seed), "history": result["history"], "seconds": result["seconds"]}
 
@@ -262,13 +313,5 @@ def _note(cell: Cell) -> str:
     return f"{sizes}, {epochs}{images}"
 
 
-def _path(cell: Cell, folder: Path, seed: int) -> Path:
-    return folder / f"{_name(cell.settings(seed))}.json"
-
-
 def _name(settings: dict[str, Any]) -> str:
     return "-".join(str(value) for value in settings.values() if value is not None)
-
-
-def _finished(cell: Cell, folder: Path, seed: int) -> bool:
-    return _path(cell, folder, seed).is_file() or _trained(cell, seed) is not None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks.paper.common import PRESETS
-from benchmarks.paper.table import write_table
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, Refused, command, folder
+from benchmarks.paper.table import results, write_table
 from benchmarks.reporting import RESULTS, print_result
+from eki_jax.training.files import claimed
 
 # name -> module with TITLE and run(preset, out, data, seed)
 EXPERIMENTS = {
@@ -29,6 +31,7 @@ EXPERIMENTS = {
 COMMITTED = RESULTS / "paper"
 
 
+@command("paper")
 def main(argv: list[str]) -> int:
     """Run an experiment, or list them; 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
@@ -37,41 +40,48 @@ def main(argv: list[str]) -> int:
             print(f"{name:22}{importlib.import_module(module).TITLE}")
         return 0
     out = arguments.out or (Path("runs/paper-smoke") if arguments.preset == "smoke" else COMMITTED)
-    out.mkdir(parents=True, exist_ok=True)
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
-    try:
-        options = {"only": arguments.only} if arguments.only else {}
+    options = {} if arguments.only is None else {"only": _checked(arguments.only, arguments.name, experiment)}
+    with claimed(out, ".paper.lock"):
+        results(out, but=arguments.name)
+        merges = hasattr(experiment, "cells") and arguments.preset != "smoke"  # cell by cell
+        path = out / f"{arguments.name}.json"
+        store.earlier(path, None if merges else arguments.preset, experiment=arguments.name)
         summary = experiment.run(arguments.preset, out, arguments.data, arguments.seed, **options)
-    except (TypeError, ValueError) as error:
-        print(f"paper: {error}", file=sys.stderr)
-        return 2
-    table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
+        table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
     print(f"numbers: {out / arguments.name}.json\ntable: {table}", file=sys.stderr)
     print_result(summary)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _checked(only: str, name: str, experiment: Any) -> str:
+    """The text of ``--only``, which some cell's name has in it."""
+    if not hasattr(experiment, "cells"):
+        tables = [other for other, module in EXPERIMENTS.items() if hasattr(importlib.import_module(module), "cells")]
+        raise Refused(f"--only: {name} has no cells; wanted one of {', '.join(tables)}")
+    names = [cell.name for cell in experiment.cells("full")]
+    if not only or not any(only in cell for cell in names):
+        raise Refused(f"--only: {only!r}; wanted a part of a cell's name, of {'; '.join(names)}")
+    return only
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks paper",
         description="Re-run a table or a figure of the paper. The last line on standard output is one JSON object.",
     )
     parser.add_argument("name", metavar="NAME", choices=[*EXPERIMENTS, "list"], help="an experiment, or: list")
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="cpu",
-        help="smoke: seconds; cpu: at most an hour on two cores; full: the paper's settings (default: cpu)",
+    parser.add_preset(
+        help="smoke: seconds; cpu: at most an hour on two cores; full: the paper's settings (default: cpu)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder for JSON and PNG (default: benchmarks/results/paper)"
+        "--out", metavar="DIR", type=folder, help="folder for JSON and PNG (default: benchmarks/results/paper)"
     )
-    parser.add_argument("--data", metavar="DIR", type=Path, help="data files; else EKI_JAX_DATA, else download")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_data()
+    parser.add_seed(default=0)
     parser.add_argument(
         "--only",
         metavar="TEXT",
-        default="",
         help="for tables of networks: run only the cells whose name contains TEXT, such as 'DNN 1'; cells that an "
         "earlier run finished are kept",
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import store
+from benchmarks.harness.command import Refused
 from benchmarks.reporting import save_result
 
 PRESETS = ("smoke", "cpu", "full")
@@ -59,9 +61,24 @@ def finish(
         out: The folder of the results.
         numbers: Every number of the table, ``rows`` among them.
         details: Curves and settings, which go into the file alone.
+
+    Raises:
+        Refused: An earlier result there has numbers of what this run lacks. It stays; what was measured is beside it.
     """
     summary = {"experiment": experiment, "preset": preset, "seed": seed, **numbers}
     flags = f"--preset {preset} --seed {seed}"
     command = f"python -m benchmarks paper {experiment} {flags}"
-    save_result(out / f"{experiment}.json", {"title": title, "command": command, **summary, **details})
+    path, payload = out / f"{experiment}.json", {"title": title, "command": command, **summary, **details}
+    lost = measured(store.earlier(path, experiment=experiment) or {}) - (found := measured(summary))
+    if lost:
+        reason = f"{path}: left as it is, since it has what this run lacks: {', '.join(sorted(lost)[:4])}"
+        if found:
+            reason += f"; this run is in {save_result(path.with_suffix('.partial'), payload).name}"
+        raise Refused(f"{reason} ({numbers['skipped']})" if numbers.get("skipped") else reason)
+    save_result(path, payload)
     return summary
+
+
+def measured(result: dict[str, Any]) -> set[str]:
+    """The names of the rows that have a number."""
+    return {line["name"] for line in result.get("rows", []) if line["ours"] is not None}

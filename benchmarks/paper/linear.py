@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
+from benchmarks.harness.figures import save
 from benchmarks.paper.common import check_preset, finish, row
 from eki_jax.flows import nesterov_flow, nesterov_start
 
@@ -59,12 +60,12 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         at = np.unique(np.geomspace(1, steps, 60).astype(int))
         curves = {name: compare(name, problem, STEP / rate, at) for name in METHODS}
         gaps = {name: refine(name, problem, rate, steps) for name in METHODS}
-    out.mkdir(parents=True, exist_ok=True)
-    draw(out / "linear.png", curves, gaps, at)
     numbers = dict(zip(("parameters", "outputs", "ensemble_size", "steps"), SIZES[preset], strict=True))
     numbers |= {"dt": STEP / rate, "rows": rows(curves, gaps, at)}
     details = {"at_steps": at, "curves": curves, "gaps": gaps, "step_sizes_times_rate": REFINEMENTS}
-    return finish("linear", TITLE, preset, seed, out, numbers, details)
+    summary = finish("linear", TITLE, preset, seed, out, numbers, details)
+    draw(out / "linear.png", curves, gaps, at)
+    return summary
 
 
 def make_problem(parameters: int, outputs: int, ensemble_size: int, seed: int) -> Problem:
@@ -171,7 +172,7 @@ def draw(path: Path, curves: dict[str, Any], gaps: dict[str, list[float]], at: n
     right.set(xlabel="dt × fastest rate", ylabel="relative distance", title="Iteration against flow")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _time_step(name: str, dt: float) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 import eki_jax
 from benchmarks import methods
+from benchmarks.harness.figures import save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.epochs import observe_epochs
 from benchmarks.problems import registry
@@ -53,11 +54,12 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
                 rows.append(row(label, f"noise ratio, {moment} epoch, {bound} bound over particles", None, value, note))
     last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
     result: dict[str, Any] = {"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}
+    if not bounds:
+        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
+    summary = finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds})
     if bounds:
         _draw(out / "noise-ratio.png", bounds)
-    else:
-        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
-    return finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds})
+    return summary
 
 
 def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Array:
@@ -77,5 +79,4 @@ def _draw(path: Path, bounds: dict[str, np.ndarray]) -> None:
     axis.set(xlabel="epoch", ylabel="norm of the mean over norm of the noise")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, path)

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import methods
+from benchmarks.harness.figures import save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.epochs import observe_epochs
 from benchmarks.problems import registry
@@ -54,15 +55,16 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         rows.append(row(label, "accuracy of the mean particle", None, last.mean, note))
         rows.append(row(label, "accuracy of the particles", None, last.particles, of="particles"))
     result: dict[str, Any] = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
-    if seen:
-        _draw(out / "particles.png", seen)
-    else:
+    if not seen:
         result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     curves = {
         label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
         for label, epochs in seen.items()
     }
-    return finish("particles", TITLE, preset, seed, out, result, {"curves": curves})
+    summary = finish("particles", TITLE, preset, seed, out, result, {"curves": curves})
+    if seen:
+        _draw(out / "particles.png", seen)
+    return summary
 
 
 def _draw(path: Path, seen: dict[str, list[Any]]) -> None:
@@ -74,5 +76,4 @@ def _draw(path: Path, seen: dict[str, list[Any]]) -> None:
         axis.plot(numbers, [a.mean for a in epochs], color="k", label="mean particle")
         axis.set(title=label, xlabel="epoch", ylabel="test accuracy", xticks=numbers)
         axis.legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, path)

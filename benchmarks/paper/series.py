@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 import eki_jax
+from benchmarks.harness.figures import save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.problems.files import MissingFile
 from benchmarks.problems.tables import Series
@@ -100,12 +101,13 @@ def run_series(
         "ogd_samples_a_second": samples * ogd.curve.shape[1] / ogd_seconds,
         "persistence_error": np.mean((series.test_x - series.test_y) ** 2),
     }
-    _draw(out / f"{experiment}.png", title, series, {"OGD": ogd, "EKI": eki}, paper)
     details = {
         "settings": settings._asdict() | {"units": UNITS, "particles": PARTICLES, "ogd_rate": RATE, "noise": NOISE},
         "curves": {"eki": eki.curve, "ogd": ogd.curve, "eki_best_particle": eki.best},
     }
-    return finish(experiment, title, preset, seed, out, numbers | {"rows": rows}, details)
+    summary = finish(experiment, title, preset, seed, out, numbers | {"rows": rows}, details)
+    _draw(out / f"{experiment}.png", title, series, {"OGD": ogd, "EKI": eki}, paper)
+    return summary
 
 
 def network() -> tuple[Any, Any]:
@@ -205,5 +207,4 @@ def _draw(path: Path, title: str, series: Series, methods: dict[str, Learned], p
         axis.set(title=f"{name} on the test part", xlabel="sample")
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import store
+from benchmarks.harness.command import Refused
+from eki_jax.training.files import write_text
 
 _HEAD = """# The paper's numbers beside ours
 
@@ -16,9 +19,32 @@ notes state, `smoke` is for tests.
 
 def write_table(folder: Path, path: Path) -> Path:
     """Write the Markdown table of every result in ``folder`` to ``path``; returns the path."""
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
-    path.write_text("\n".join([_HEAD, *map(_section, results)]), encoding="utf-8")
+    write_text(path, "\n".join([_HEAD, *map(_section, results(folder))]))
     return path
+
+
+def results(folder: Path, but: str = "") -> list[dict[str, Any]]:
+    """Every result in ``folder``; all of them are read before an experiment begins, which may take hours.
+
+    Args:
+        folder: Folder of the results.
+        but: An experiment that is to be made again, whose file may be anything.
+
+    Raises:
+        Refused: A file is damaged, or no result of an experiment of the paper.
+    """
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        if file.stem == but:
+            continue
+        one = store.result(file, f"remove it, or run `python -m benchmarks paper {file.stem}` again")
+        try:
+            _section(one)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            text = f"{file}: no result of this command ({type(error).__name__}: {error}); move it to another folder"
+            raise Refused(text) from error
+        found.append(one)
+    return found
 
 
 def _section(result: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import eki_jax
+from benchmarks.harness.figures import save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.pcn import pcn
 from benchmarks.problems import tables
@@ -100,14 +101,15 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         row("EKI, all 434 modes", "accuracy", PAPER["eki"], all_modes["final"], per_draw, of),
         row("EKI, all 434 modes", "90th percentile", PAPER["eki"], summary["eki_all_modes_90th_percentile"], per_draw),
     ]
-    _draw(out / "voting.png", fiedler, eki, mcmc, whole.eigenvalues)
     details = {
         "settings": settings._asdict(),
         "accuracy": {"eki": eki["final"], "eki_all_modes": all_modes["final"], "mcmc": mcmc["final"]},
         "curve": eki["curve"],
         "observed": observed,
     }
-    return finish("voting", TITLE, preset, seed, out, summary | {"rows": rows}, details)
+    summary = finish("voting", TITLE, preset, seed, out, summary | {"rows": rows}, details)
+    _draw(out / "voting.png", fiedler, eki, mcmc, whole.eigenvalues)
+    return summary
 
 
 def draw_labels(labels: np.ndarray, draws: int, seed: int) -> np.ndarray:
@@ -186,5 +188,4 @@ def _draw(path: Path, fiedler: float, eki: dict, mcmc: dict, eigenvalues: np.nda
     right.axvline(fiedler, color="k", linestyle=":", label="Fiedler vector")
     right.set(title="Over draws of the five labels", xlabel="accuracy", ylabel="share of the draws below")
     right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, dpi=110)

@@ -7,47 +7,99 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, Refused, command, folder, number, there, whole
 from benchmarks.performance.environments import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
 from benchmarks.performance.tables import write
 from benchmarks.reporting import RESULTS, print_result, save_result
+from eki_jax.training.files import claimed
+
+# What other commands call the sizes.
+_SIZES = {"smoke": "quick", "cpu": "default"}
 
 
+@command("performance")
 def main(argv: list[str]) -> int:
     """Measure the parts asked for, one JSON file each; draw and tabulate what is there."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks performance", description=__doc__)
-    parser.add_argument("--preset", choices=("quick", "default", "full"), default="default", help="how many shapes")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated, of: {', '.join(PARTS)}")
-    parser.add_argument("--repeats", type=int, default=3, help="least number of timed calls (default: 3)")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one measurement (default: 120)")
-    parser.add_argument("--linear-limit", type=float, help="the same for the part linear (default: as --limit)")
-    parser.add_argument("--env-dir", type=Path, default=default_folder(), help="where other libraries are installed")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for performance-PART.json and the picture")
-    arguments = parser.parse_args(argv)
-    names = arguments.parts.split(",")
-    unknown = sorted(set(names) - set(PARTS))
-    if unknown:
-        parser.error(f"--parts: {', '.join(unknown)}; wanted some of {', '.join(PARTS)}")
+    arguments = _parser().parse_args(argv)
+    preset, out = _SIZES.get(arguments.preset, arguments.preset), arguments.out
     limit, linear = arguments.limit, arguments.linear_limit
-    options = Options(arguments.preset, arguments.env_dir.resolve(), arguments.repeats, limit)
+    options = Options(preset, arguments.env_dir.resolve(), arguments.repeats, limit)
     options_of = {"linear": options if linear is None else options._replace(limit=linear)}
-    written = {}
-    for name in names:
-        print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
-        start = time.perf_counter()
-        rows = PARTS[name](options_of.get(name, options), lambda row: print("  " + line(row), flush=True))
-        payload = {"part": name, "preset": options.preset, "seconds": time.perf_counter() - start, "rows": rows}
-        written[name] = save_result(arguments.out / f"performance-{name}.json", payload)
-    picture, table = draw(arguments.out), write(arguments.out)
+    written, troubles = {}, []
+    with claimed(out, ".performance.lock"):
+        for name in PARTS:  # which all become the table, at the end
+            path = _file(out, name)
+            if name in arguments.parts:
+                store.earlier(path, preset, part=name)
+            elif path.exists():
+                store.result(path, f"run --parts {name}, or remove it")
+        for name in arguments.parts:
+            print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
+            start = time.perf_counter()
+            rows = PARTS[name](options_of.get(name, options), lambda row: print("  " + line(row), flush=True))
+            payload = {"part": name, "preset": preset, "seconds": time.perf_counter() - start, "rows": rows}
+            path = _file(out, name)
+            lost = measured((store.earlier(path) or {}).get("rows", [])) - measured(rows)
+            if lost:
+                beside = save_result(path.with_suffix(".partial"), payload).name
+                troubles.append(f"{path}: left as it is, as it has {'; '.join(sorted(lost))}; this run is in {beside}")
+            else:
+                written[name] = save_result(path, payload)
+        picture, table = draw(out), write(out)
     files = {"results": {part: path.name for part, path in written.items()}}
     print_result({**files, "picture": picture and picture.name, "table": table.name})
+    if troubles:
+        raise Refused(" ".join(troubles))
     return 0
+
+
+def _file(out: Path, part: str) -> Path:
+    return out / f"performance-{part}.json"
+
+
+def measured(rows: list[dict[str, Any]]) -> set[str]:
+    """What was measured, and not skipped, by the names in the rows."""
+    found = set()
+    for row in rows:
+        name = ", ".join(str(row[key]) for key in _NAMES if key in row)
+        if "median" in row or "fitted" in row:
+            found.add(name)
+        found |= {f"{name}, {problem}" for problem in row.get("test_accuracy", {})}
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = sorted(set(names) - set(PARTS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or repr(text)}; wanted some of {', '.join(PARTS)}")
+    return names
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m benchmarks performance", description=__doc__)
+    sizes = ("quick", "default", "full", *_SIZES)
+    parser.add_preset(choices=sizes, default="default", help="how many shapes; smoke is quick, and cpu is default")
+    every = ",".join(PARTS)
+    parser.add_argument("--parts", "--only", type=_parts, default=every, help=f"comma-separated, of: {every}")
+    parser.add_argument("--repeats", type=whole(), default=3, help="least number of timed calls (default: 3)")
+    parser.add_argument("--limit", type=number(), default=120, help="seconds for one measurement (default: 120)")
+    parser.add_argument("--linear-limit", type=number(), help="the same for the part linear (default: as --limit)")
+    parser.add_argument("--env-dir", type=there, default=default_folder(), help="where other libraries are installed")
+    words = "folder for performance-PART.json and the picture"
+    parser.add_argument("--out", metavar="DIR", type=folder, default=RESULTS, help=words)
+    return parser
+
+
+_NAMES = ("network", "P", "M", "J", "contraction", "axis", "what")
 
 
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
-    keys = [key for key in ("network", "P", "M", "J", "contraction", "axis", "what") if key in row]
+    keys = [key for key in _NAMES if key in row]
     cells = [f"{key} {row[key]}" if key in ("P", "M", "J") else str(row[key]) for key in keys]
     if "skipped" in row:
         cells.append(f"skipped: {row['skipped']}")

@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.command import say
+from eki_jax.training.files import claimed
 
 # name -> what to install, as published
 PEERS = {
@@ -43,16 +47,17 @@ def python_of(peer: str, folder: Path, *, limit: float = 600) -> Path:
     python = home / "bin" / "python"
     if (home / "installed").exists():
         return python
+    say(f"installing {', '.join(PEERS[peer])} into {home}")
+    options: dict[str, Any] = {"check": True, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
     try:
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--clear", str(home)], check=True, capture_output=True, timeout=limit
-        )
-        command = [str(python), "-m", "pip", "install", "-q", *PEERS[peer]]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit)
+        with claimed(folder, f".{peer}.lock"):
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], timeout=limit, **options)
+            command = [str(python), "-m", "pip", "install", "-q", *PEERS[peer]]
+            subprocess.run(command, timeout=limit, **options)
+            (home / "installed").write_text("\n".join(PEERS[peer]) + "\n", encoding="utf-8")
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"not installed within {limit:.0f} s") from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or ["no message"]
         raise Unavailable(f"cannot be installed: {last[0]}") from error
-    (home / "installed").write_text("\n".join(PEERS[peer]) + "\n", encoding="utf-8")
     return python

@@ -41,7 +41,13 @@ def _run(command: list[str], task: dict[str, Any], limit: float, folder: Path) -
     variables["MPLBACKEND"] = "agg"
     try:
         done = subprocess.run(
-            [*command, json.dumps(task)], cwd=folder, env=variables, capture_output=True, text=True, timeout=limit
+            [*command, json.dumps(task)],
+            cwd=folder,
+            env=variables,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit,
         )
     except subprocess.TimeoutExpired:
         return {"skipped": f"more than {limit:.0f} s in all", "more_than": limit / (task.get("repeats", 1) + 2)}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.figures import save
 from benchmarks.performance.tables import times_ours
 
 
@@ -22,10 +23,7 @@ def draw(folder: Path) -> Path | None:
     figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.2), squeeze=False, layout="constrained")
     for axis, (name, plot) in zip(axes[0], panels, strict=True):
         plot(axis, _rows(folder, name))
-    path = folder / "performance.png"
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-    return path
+    return save(figure, folder / "performance.png", dpi=80)
 
 
 def _rows(folder: Path, part: str) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eki_jax.training.files import write_text
+
 Row = dict[str, Any]
 
 
@@ -19,7 +21,7 @@ def write(folder: Path) -> Path:
             sections.append(_section(title, columns, json.loads(path.read_text(encoding="utf-8"))))
     path = folder / "performance.md"
     text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"
-    path.write_text(text + "\n\n".join(sections) + "\n", encoding="utf-8")
+    write_text(path, text + "\n\n".join(sections) + "\n")
     return path
 
 

@@ -9,42 +9,68 @@ from typing import Any
 
 import jax
 
+from benchmarks.harness import store
+from benchmarks.harness.command import Parser, Refused, command, folder, number, whole
 from benchmarks.reporting import RESULTS, print_result, save_result
 from benchmarks.scaling import measured, pictures, predicted
 from eki_jax import sharding
+from eki_jax.training.files import claimed
 
 _IMAGES = Path(__file__).parents[2] / "docs" / "images"
 _GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _COLUMNS = "{:8} {:15} {:>4} {:>6} {:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9} {:>7} {:>10}"
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("scaling")
+def main(argv: list[str]) -> int:
     """Measure on the devices that there are, predict for those that there are not, and draw both."""
     arguments = _parser().parse_args(argv)
-    _make_devices(arguments.virtual_devices)
-    kind = _kind()
-    machine = _machine(arguments)
-    payload: dict[str, Any] = {"command": "scaling", "kind": kind}
-    if not arguments.predict_only:
-        payload |= _measure(arguments, kind)
-        if arguments.anchor:
-            machine = machine._replace(flops=payload["machine_at_hand"]["1"]["flops"])
-    payload |= _predict(arguments, machine)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    arguments.images.mkdir(parents=True, exist_ok=True)
-    path = save_result(arguments.output / "scaling.json", payload)
-    if "measured" in payload:
-        rows = [measured.Row(**row) for row in payload["measured"]]
-        pictures.draw_measured(arguments.images / "scaling_measured.png", rows, kind)
-    rows = [predicted.Row(**row) for row in payload["predicted"]]
-    pictures.draw_predicted(arguments.images / "scaling_predicted.png", rows, _about(machine))
-    print_result({"command": "scaling", "kind": kind, "result": path.name, "wins": payload["wins"]})
+    if arguments.anchor and arguments.predict_only:
+        raise Refused(
+            "--anchor: wants the rate of a measurement, which --predict-only leaves out; wanted one of the two"
+        )
+    out = arguments.out
+    images = arguments.images or (_IMAGES if out.resolve() == RESULTS.resolve() else out)
+    path = out / "scaling.json"
+    with claimed(out, ".scaling.lock"):
+        before = store.earlier(path, command="scaling") or {}
+        _make_devices(arguments.virtual_devices)
+        machine = _machine(arguments)
+        if arguments.predict_only:  # what was measured stays, and says on what
+            payload = {
+                "command": "scaling",
+                "kind": _kind(),
+                **{key: before[key] for key in _MEASURED if key in before},
+            }
+            if "measured" in before:
+                payload.setdefault("measured_in", before["environment"])
+        else:
+            payload = {"command": "scaling", "kind": _kind(), **_measure(arguments, _kind(), before)}
+            if arguments.anchor:
+                machine = machine._replace(flops=payload["machine_at_hand"]["1"]["flops"])
+        payload |= _predict(arguments, machine)
+        save_result(path, payload)
+        if "measured" in payload:
+            rows = [measured.Row(**row) for row in payload["measured"]]
+            pictures.draw_measured(images / "scaling_measured.png", rows, payload["kind"])
+        rows = [predicted.Row(**row) for row in payload["predicted"]]
+        pictures.draw_predicted(images / "scaling_predicted.png", rows, _about(machine))
+    print_result({"command": "scaling", "kind": payload["kind"], "result": path.name, "wins": payload["wins"]})
     return 0
 
 
-def _measure(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
-    problem = measured.dense_problem(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
+# The entries of a result that a measurement makes.
+_MEASURED = ("kind", "problem", "machine_at_hand", "measured", "measured_in")
+
+
+def _measure(arguments: argparse.Namespace, kind: str, before: dict[str, Any]) -> dict[str, Any]:
     counts = [n for n in (2**k for k in range(11)) if n <= min(jax.device_count(), arguments.max_devices)]
+    cases = {(scaling, one, n) for scaling in ("strong", "weak") for one in arguments.communication for n in counts}
+    lost = {(row["scaling"], row["communication"], row["devices"]) for row in before.get("measured", [])} - cases
+    if lost:
+        first = ", ".join(map(str, min(lost)))
+        raise Refused(f"scaling.json: has {len(lost)} cases that this run lacks, {first} first; name another --out")
+    problem = measured.dense_problem(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
     print(f"measured on {kind}: {problem.parameters} parameters, {problem.outputs} samples a batch, float32")
     machines = {n: measured.machine_at_hand(n, problem, arguments.weak) for n in counts}
     for n, rates in machines.items():
@@ -134,34 +160,35 @@ def _kind() -> str:
     return f"{jax.device_count()} x {device.device_kind}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks scaling", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     run = parser.add_argument_group("what is measured")
-    run.add_argument("--strong", type=int, default=256, help="J on all devices together")
-    run.add_argument("--weak", type=int, default=64, help="J on each device")
-    run.add_argument("--inputs", type=int, default=784, help="inputs of the dense network")
-    run.add_argument("--widths", type=int, nargs="+", default=[32, 10], help="its layers' outputs")
-    run.add_argument("--batch-size", type=int, default=128, help="samples of a batch")
-    run.add_argument("--steps", type=int, default=3, help="timed steps; the median counts")
-    run.add_argument("--max-devices", type=int, default=1024, help="use no more than these")
-    run.add_argument("--virtual-devices", type=int, default=8, help="devices to make of a processor")
+    run.add_argument("--strong", type=whole(), default=256, help="J on all devices together")
+    run.add_argument("--weak", type=whole(), default=64, help="J on each device")
+    run.add_argument("--inputs", type=whole(), default=784, help="inputs of the dense network")
+    run.add_argument("--widths", type=whole(), nargs="+", default=[32, 10], help="its layers' outputs")
+    run.add_argument("--batch-size", type=whole(), default=128, help="samples of a batch")
+    run.add_argument("--steps", type=whole(), default=3, help="timed steps; the median counts")
+    run.add_argument("--max-devices", type=whole(), default=1024, help="use no more than these")
+    run.add_argument("--virtual-devices", type=whole(), default=8, help="devices to make of a processor")
     run.add_argument(
         "--communication", nargs="+", default=list(sharding.COMMUNICATIONS), choices=sharding.COMMUNICATIONS
     )
     rates = parser.add_argument_group("the machine of the predictions")
-    machine = sharding.HOPPER
-    rates.add_argument("--tflops", type=float, default=machine.flops / 1e12, help="matrix products of one GPU")
+    machine, latency = sharding.HOPPER, number("a finite number >= 0", lambda value: value >= 0)
+    rates.add_argument("--tflops", type=number(), default=machine.flops / 1e12, help="matrix products of one GPU")
     rates.add_argument("--anchor", action="store_true", help="take that rate as measured on this machine instead")
-    rates.add_argument("--local-bandwidth", type=float, default=machine.local.bandwidth / 1e9, help="GB/s in a host")
-    rates.add_argument("--local-latency", type=float, default=machine.local.latency * 1e6, help="microseconds")
-    rates.add_argument("--remote-bandwidth", type=float, default=machine.remote.bandwidth / 1e9, help="GB/s, a GPU")
-    rates.add_argument("--remote-latency", type=float, default=machine.remote.latency * 1e6, help="microseconds")
-    rates.add_argument("--gpus-per-host", type=int, default=machine.devices_per_host)
-    rates.add_argument("--per-gpu", type=int, default=2000, help="J of a GPU for weak scaling")
-    rates.add_argument("--messages", type=int, default=32, help="blocks that a step's communication is cut into")
+    rates.add_argument("--local-bandwidth", type=number(), default=machine.local.bandwidth / 1e9, help="GB/s in a host")
+    rates.add_argument("--local-latency", type=latency, default=machine.local.latency * 1e6, help="microseconds")
+    rates.add_argument("--remote-bandwidth", type=number(), default=machine.remote.bandwidth / 1e9, help="GB/s, a GPU")
+    rates.add_argument("--remote-latency", type=latency, default=machine.remote.latency * 1e6, help="microseconds")
+    rates.add_argument("--gpus-per-host", type=whole(), default=machine.devices_per_host)
+    rates.add_argument("--per-gpu", type=whole(), default=2000, help="J of a GPU for weak scaling")
+    rates.add_argument("--messages", type=whole(), default=32, help="blocks that a step's communication is cut into")
     parser.add_argument("--predict-only", action="store_true", help="measure nothing")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of scaling.json")
-    parser.add_argument("--images", type=Path, default=_IMAGES, help="folder of the pictures")
+    parser.add_argument("--out", "--output", metavar="DIR", type=folder, default=RESULTS, help="folder of scaling.json")
+    words = "folder of the pictures, that of scaling.json or of the documentation's"
+    parser.add_argument("--images", metavar="DIR", type=folder, help=words)
     return parser

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.harness.figures import save
 from benchmarks.scaling import measured, predicted
 from eki_jax import sharding
 
@@ -36,7 +37,7 @@ def draw_measured(path: Path, rows: list[measured.Row], kind: str) -> None:
         axes.set(xlabel="devices")
     grid[0, 2].legend(fontsize=8)
     figure.suptitle(f"Measured on {kind}; crosses: what the model says is sent")
-    figure.savefig(path, dpi=90)
+    save(figure, path, dpi=90)
 
 
 def draw_predicted(path: Path, rows: list[predicted.Row], about: str) -> None:
@@ -63,7 +64,7 @@ def draw_predicted(path: Path, rows: list[predicted.Row], about: str) -> None:
     grid[0, -1].legend(fontsize=7, loc="lower left")
     grid[1, 0].legend(fontsize=8)
     figure.suptitle(f"Predicted, not measured: {about}\n(grey line: the end of one host)", fontsize=10)
-    figure.savefig(path, dpi=90)
+    save(figure, path, dpi=90)
 
 
 def _lines(axes: Axes, rows: Iterable[Any], label: Callable[[Any], str], value: Callable[[Any], float]) -> None:

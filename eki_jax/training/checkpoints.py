@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ import numpy as np
 from eki_jax._checks import function, traceable, whole
 
 
+class Damaged(ValueError):
+    """A checkpoint that cannot be read; the message says why."""
+
+
 class Checkpoints:
     """The checkpoints of one run in a folder; the last two are kept.
+
+    One that cannot be read is set aside, as ``N.damaged``, with a warning, and the one before it is taken.
 
     Args:
         directory: folder of the checkpoints; made if it is not there.
@@ -79,21 +86,16 @@ class Checkpoints:
         )
 
     def notes(self) -> Any:
-        """The notes of the last checkpoint.
+        """The notes of the last checkpoint that can be read.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it belongs to a run of other settings; the message says which differ.
+            ValueError: it belongs to a run of other settings; the message says which differ. Or none can be read.
         """
-        if self.latest is None:
-            raise FileNotFoundError(f"{self._directory}: no checkpoint there; wanted one to resume from")
-        args = self._orbax.args
-        about = self._manager.restore(self.latest, args=args.Composite(about=args.JsonRestore()))["about"]
-        _check_settings(self._directory, about["settings"], self._settings)
-        return about["notes"]
+        return next(notes for _, notes in self._readable())
 
     def restore(self, like: Any) -> tuple[Any, Any]:
-        """The last checkpoint.
+        """The last checkpoint that can be read.
 
         Args:
             like: function of the notes that returns what the state looks like: a pytree of arrays or
@@ -104,35 +106,80 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            ValueError: it is of other settings, or its arrays have other shapes or dtypes.
+            ValueError: it is of other settings, or its arrays have other shapes or dtypes; or none can be read.
         """
-        notes = self.notes()
-        wanted = like(notes)
+        for number, notes in self._readable():
+            try:
+                return self._state(number, like(notes)), notes
+            except Damaged as error:
+                self._set_aside(number, error)
+        raise AssertionError("unreachable")
+
+    def _readable(self) -> Iterator[tuple[int, Any]]:
+        """Numbers and notes of the checkpoints, the last one first, of those whose notes can be read."""
+        if self.latest is None:
+            raise FileNotFoundError(f"{self._directory}: no checkpoint there; wanted one to resume from")
+        while (number := self.latest) is not None:
+            try:
+                yield number, self._about(number)
+            except Damaged as error:
+                self._set_aside(number, error)
+        raise ValueError(f"{self._directory}: all checkpoints are damaged; remove the folder to begin anew")
+
+    def _about(self, number: int) -> Any:
         args = self._orbax.args
         try:
-            self._check_shapes(wanted)
-            restored = self._manager.restore(
-                self.latest, args=args.Composite(state=args.StandardRestore(jax.tree.map(_abstract, wanted)))
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self._directory}: checkpoint {self.latest} is not of this problem: {error}") from error
-        return restored["state"], notes
+            about = self._manager.restore(number, args=args.Composite(about=args.JsonRestore()))["about"]
+            settings, notes = about["settings"], about["notes"]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise Damaged(f"its notes: {error}") from error
+        _check_settings(self._directory, settings, self._settings)
+        return notes
+
+    def _state(self, number: int, wanted: Any) -> Any:
+        args = self._orbax.args
+        template = jax.tree.map(_abstract, wanted)
+        try:
+            saved = self._manager.item_metadata(number)["state"]
+            found = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in _paths(saved)}
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise Damaged(f"its arrays' shapes: {error}") from error
+        if not found:
+            raise Damaged("its arrays' shapes are missing")
+        self._check_shapes(number, found, wanted)
+        try:
+            return self._manager.restore(number, args=args.Composite(state=args.StandardRestore(template)))["state"]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise Damaged(f"its arrays: {error}") from error
+
+    def _set_aside(self, number: int, error: Damaged) -> None:
+        folder = self._directory / str(number)
+        if jax.process_count() > 1:  # all processes would have to agree
+            raise ValueError(f"{folder}: damaged, {_line(error)}; remove it to go on from the one before") from error
+        place = self._directory / f"{number}.damaged"
+        while place.exists():
+            place = place.with_name(place.name + "-")
+        folder.rename(place)
+        self._manager.reload()
+        before = "none is left" if self.latest is None else f"going on from checkpoint {self.latest}"
+        warnings.warn(f"{folder}: damaged, {_line(error)}; set aside as {place.name}, {before}", stacklevel=5)
 
     def close(self) -> None:
         """Wait until everything is written."""
         self._manager.close()
 
-    def _check_shapes(self, wanted: Any) -> None:
+    def _check_shapes(self, number: int, found: dict[str, Any], wanted: Any) -> None:
         # orbax pads or cuts arrays of another shape without a word
-        saved = self._manager.item_metadata(self.latest)["state"]
-        found = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in _paths(saved)}
         for path, leaf in _paths(wanted):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             if name not in found:
-                raise ValueError(f"it has no {name!r}")
-            shape, dtype = tuple(found[name].shape), np.dtype(found[name].dtype)
-            if (shape, dtype) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
-                raise ValueError(f"{name!r} is {dtype}{list(shape)}; wanted {leaf.dtype}{list(leaf.shape)}")
+                trouble = f"it has no {name!r}"
+            else:
+                shape, dtype = tuple(found[name].shape), np.dtype(found[name].dtype)
+                if (shape, dtype) == (tuple(leaf.shape), np.dtype(leaf.dtype)):
+                    continue
+                trouble = f"{name!r} is {dtype}{list(shape)}; wanted {leaf.dtype}{list(leaf.shape)}"
+            raise ValueError(f"{self._directory}: checkpoint {number} is not of this problem: {trouble}")
 
 
 def abstract(fn: Callable[..., Any], *args: Any) -> Any:
@@ -168,6 +215,12 @@ def _serializable(name: str, value: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: {error}; wanted what JSON knows") from None
     return value
+
+
+def _line(error: Exception) -> str:
+    """An error of other packages, which may be long, as part of a line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def _paths(tree: Any) -> list[Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,12 +149,13 @@ def fit(
         batch_size: number of samples in a step.
         epochs: number of passes over the data in all, those of a resumed run included.
         key: JAX random key of everything random in the run.
-        directory: folder that gets ``metrics.jsonl`` (a line an epoch), ``accuracy.png`` and ``checkpoints/``; nothing
-            is written if None. The picture needs matplotlib and the checkpoints need orbax.
+        directory: folder that gets ``settings.json``, ``metrics.jsonl`` (a line an epoch), ``accuracy.png`` and
+            ``checkpoints/``; nothing is written if None. The picture needs matplotlib and the checkpoints need orbax.
+            One process at a time may write to it.
         settings: description of the run, saved with the checkpoints; a checkpoint of other settings is refused.
         resume: flag; True goes on from the last checkpoint in ``directory``.
         checkpoint_every: number of epochs between checkpoints; 0 for the last epoch's alone.
-        progress: flag; True shows a bar with the accuracy and the time left (needs rich).
+        progress: flag; True shows a bar with the accuracy and the time left, or, without rich, a line an epoch.
         most_refusals: number of steps refused in a row (``info.reason``) after which the run stops.
 
     Returns:
@@ -163,8 +165,8 @@ def fit(
         StepRefused: ``most_refusals`` steps in a row were refused; it names the reason and the remedy. What was learned
             before is in ``directory``.
         ValueError: data or batch size that do not fit; ``epochs`` < 1; ``directory`` holds a run already and ``resume``
-            is False; with ``resume``, a checkpoint of other settings.
-        FileNotFoundError: ``resume`` without a checkpoint.
+            is False, or another process writes to it; with ``resume``, a checkpoint of other settings.
+        FileNotFoundError: ``resume`` and ``directory`` holds no run.
     """
     check_method(method)
     epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
@@ -182,12 +184,15 @@ def fit(
     )
     measure = jax.jit(method.accuracy)
     redraw = _redrawer(method)
-    recorder = Recorder(directory, settings or {}, resume, checkpoint_every)
-    state, history = recorder.restore(lambda done: abstract(_resized(method, done), key))
-    if state is None:
-        state = jax.jit(method.init)(_folded(key, 0))
     refusals = Refusals(most_refusals)
-    with _deferred_interrupt() as stop, progress_bar(progress, len(history), epochs) as show:
+    with contextlib.ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(directory, settings or {}, resume, checkpoint_every))
+        state, history = recorder.restore(lambda done: abstract(_resized(method, done), key))
+        if state is None:
+            state = jax.jit(method.init)(_folded(key, 0))
+        recorder.begin(max(epochs, len(history)))
+        stop = stack.enter_context(_deferred_interrupt())
+        show = stack.enter_context(progress_bar(progress, len(history), epochs))
         for index in range(len(history), epochs):
             started = time.perf_counter()
             epoch_key = _folded(key, index + 1)
@@ -216,7 +221,6 @@ def fit(
             show(history[-1])
             if stopping:
                 break
-    recorder.close()
     refusals.tell(directory=directory)
     return Result(state, history, len(history) < epochs)
 
@@ -254,9 +258,9 @@ def _resized(method: Method, epochs_done: int) -> Callable[[Array], Any]:
     return init
 
 
-@contextmanager
+@contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let a first Ctrl-C wait for the end of the epoch; a second one interrupts as usual."""
+    """Let a first Ctrl-C, or the system's request to end, wait for the end of the epoch; a second one interrupts."""
     asked = False
 
     def handler(number: int, frame: Any) -> None:
@@ -264,14 +268,18 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("\nstopping after this epoch, which will be saved; press Ctrl-C again to stop at once", flush=True)
+        with contextlib.suppress(OSError):  # not by print(), which this may have interrupted
+            os.write(2, b"\nstopping after this epoch, which will be saved; press Ctrl-C again to stop at once\n")
 
+    before: dict[signal.Signals, Any] = {}
     try:
-        previous = signal.signal(signal.SIGINT, handler)
-    except ValueError:  # not in the main thread: leave the signal to whoever has it
+        for one in (signal.SIGINT, signal.SIGTERM):
+            before[one] = signal.signal(one, handler)
+    except ValueError:  # not in the main thread: leave the signals to whoever has them
         yield lambda: False
         return
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for one, previous in before.items():
+            signal.signal(one, previous)

@@ -169,7 +169,10 @@ def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     small = [cell._replace(images=10) for cell in cells]
     both = lambda preset: {"full": cells, "cpu": small, "smoke": small}[preset]
     (tmp_path / "cells" / "p-sgd-2-600-60000-0-0.1.json").unlink()
+    assert [line["preset"] for line in run(both, "cpu")] == ["full", "full"]  # the second from the table itself
+    (tmp_path / "t.json").unlink()
     assert [line["preset"] for line in run(both, "cpu")] == ["full", "cpu"]
+    (tmp_path / "t.json").unlink()
     assert [line["preset"] for line in run(both, "smoke")] == ["smoke", "smoke"]
     assert [epochs for epochs, *_ in trained] == [1, 2, 2, 1]
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()

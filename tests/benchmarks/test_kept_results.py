@@ -1,0 +1,231 @@
+"""A skip, a part or a smaller run never takes the place of a fuller result: merged, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+from benchmarks.__main__ import main
+from benchmarks.calibration import linear as on_linear
+from benchmarks.calibration.methods import LINEAR
+from benchmarks.edf import stochastic
+from benchmarks.forward_budget import cli as forward_budget
+from benchmarks.models import cli as models
+from benchmarks.paper import classification, common
+from benchmarks.performance import parts
+from benchmarks.reporting import save_result
+from benchmarks.scaling import cli as scaling
+
+pytestmark = pytest.mark.benchmarks
+
+
+def finished(out: Path, name: str, preset: str = "cpu") -> bytes:
+    """A result of a paper's experiment, as it was written."""
+    rows = [common.row("EKI", "accuracy", 0.89, 0.9) | {"preset": preset}]
+    common.finish(name, "T", preset, 0, out, {"rows": rows}, {"curve": [1]})
+    return (out / f"{name}.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "flags"),
+    [
+        ("voting", "votes/house-votes-84.data is missing", ["--preset", "cpu", "--data", "nowhere"]),
+        ("voting", "larger than smoke", ["--preset", "smoke"]),
+        ("voting", "--only: voting has no cells", ["--only", "EKI"]),
+        ("dense", "--only: 'no such cell'; wanted a part of a cell's name, of DNN 1, SGD", ["--only", "no such cell"]),
+        ("dense", "--only: ''; wanted a part", ["--only", ""]),
+        ("dense", "mnist/train-images-idx3-ubyte.gz is missing", ["--data", "nowhere"]),
+        ("dense", "has seed 0, not 1", ["--seed", "1", "--only", "DNN 1"]),
+        ("dense", "larger than smoke", ["--preset", "smoke"]),
+    ],
+)
+def test_a_papers_result_stays(name: str, words: str, flags: list[str], tmp_path: Path, capsys: Any) -> None:
+    """What cannot be run, and what would be less, is refused in a line."""
+    before = finished(tmp_path, name)
+    if name == "dense":
+        result = json.loads(before)
+        result |= {"runs": {"DNN 1, EKI": []}, "accuracies": {"DNN 1, EKI": {}}}
+        (tmp_path / "dense.json").write_text(json.dumps(result))
+        before = (tmp_path / "dense.json").read_bytes()
+    assert main(["paper", name, "--out", str(tmp_path), *flags]) == 2
+    assert words in (error := capsys.readouterr().err)
+    assert error.strip().count("\n") == 0
+    assert (tmp_path / f"{name}.json").read_bytes() == before
+
+
+def test_a_table_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that a part leaves out are those of the earlier table, whose files may be gone."""
+    cells = [classification.Cell("p", "sgd", label, epochs=1, images=10, seeds=2) for label in "AB"]
+    monkeypatch.setattr(classification, "run_cell", lambda cell, folder, data, seed: record(0.5 + seed))
+
+    def record(mean: float) -> dict[str, Any]:
+        line = dict.fromkeys(("test_accuracy_mean", "test_accuracy_best", "test_accuracy_ensemble"), mean)
+        return {"settings": {}, "history": [line | {"forward_passes": 1, "seconds": 1.0}], "seconds": 1.0}
+
+    def table(only: str = "") -> dict[str, Any]:
+        classification.run_table("t", "T", lambda preset: cells, "full", tmp_path, None, 0, only)
+        return json.loads((tmp_path / "t.json").read_text())
+
+    whole = table()
+    assert [line["ours"] for line in whole["rows"]] == [1.0, 1.0]
+    monkeypatch.setattr(classification, "run_cell", lambda cell, folder, data, seed: record(0.25))
+    part = table("A")
+    assert [line["ours"] for line in part["rows"]] == [0.25, 1.0]
+    assert (part["runs"]["B, SGD"], part["accuracies"]["B, SGD"]) == (
+        whole["runs"]["B, SGD"],
+        whole["accuracies"]["B, SGD"],
+    )
+
+
+def test_a_budgets_table_is_of_all_runs(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the methods or problems adds to the table, even where the runs' own files are gone."""
+
+    def perform(task: dict[str, Any], data: Any, peers: Any) -> dict[str, Any]:
+        return {**task, "passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
+
+    monkeypatch.setattr(forward_budget, "perform", perform)
+    command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path)]
+    assert main([*command, "--method", "natural-eki", "pgpe"]) == 0
+    before = (tmp_path / "forward_budget_smoke.md").read_text()
+    part = [*command, "--problem", "digits-dnn", "--method", "natural-eki", "--summary"]
+    assert main(part) == 0
+    assert (tmp_path / "forward_budget_smoke.md").read_text() == before
+    for file in (tmp_path / "forward_budget_smoke.runs").iterdir():
+        file.unlink()
+    assert main(part) == 0
+    assert (tmp_path / "forward_budget_smoke.md").read_text() == before
+    assert main([*command, "--method", "msgd"]) == 0
+    assert "momentum SGD" in (tmp_path / "forward_budget_smoke.md").read_text()
+    assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["digits-dnn"]) == {
+        *("natural-eki", "pgpe", "msgd")
+    }
+
+
+def test_an_edf_result_is_merged(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems that a run leaves out stay; another experiment's file and a larger preset's are refused."""
+
+    def run(name: str, data: Any, out: Path, problems: list[str], seed: int = 0) -> dict[str, Any]:
+        best = {"rate": 1.0, "train_loss": [1.0], "test_error": [0.1]}
+        found = {"Adam": {"best": best, "gradients_per_step": 1}}
+        sizes = dict.fromkeys(problems, {"train": 1})
+        settings = {"experiment": "edf stochastic", "preset": name, "seed": seed, "sizes": sizes}
+        return {**settings, "problems": dict.fromkeys(problems, found)}
+
+    monkeypatch.setattr(stochastic, "run", run)
+    monkeypatch.setattr("benchmarks.edf.cli.draw", lambda result, path: path)
+    out = tmp_path / "x.json"
+    command = ["edf", "stochastic", "--out", str(out), "--problem"]
+    assert main([*command, "mnist", "cifar10", "--preset", "cpu"]) == 0
+    assert main([*command, "mnist", "--preset", "cpu"]) == 0
+    assert list(json.loads(out.read_text())["problems"]) == ["mnist", "cifar10"]
+    before = out.read_bytes()
+    assert main([*command, "mnist", "--preset", "cpu", "--seed", "1"]) == 2
+    assert "seed: 0, wanted 1" in capsys.readouterr().err
+    assert main([*command, "mnist", "cifar10", "--preset", "smoke"]) == 2
+    assert main(["edf", "harness", "--preset", "cpu", "--out", str(out)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_calibration_stays_until_another_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted run leaves the result as it was, and its cells to the same command; a smaller one is refused."""
+    monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 40), 1), "cpu": ((10, 40), 1)})
+    monkeypatch.setattr(on_linear, "LINEAR", {"etki": LINEAR["etki"]})
+    monkeypatch.setattr(on_linear, "draw", lambda result, path: None)
+    command = ["calibration", "linear", "--out", str(tmp_path), "--preset"]
+    numbers: list[float] = []
+
+    def measured(*args: Any) -> list[dict[str, Any]]:
+        numbers.append(float(len(numbers)))
+        if numbers[-1] == 3.0:
+            raise KeyboardInterrupt
+        return [{"seed": 0, "mean": numbers[-1], "variance": 1.0, "steps": 1}]
+
+    monkeypatch.setattr(on_linear, "calibrate", measured)
+    means = lambda: [cell["found"][0]["mean"] for cell in json.loads(path.read_text())["cells"].values()]
+    path = tmp_path / "linear.json"
+    assert main([*command, "cpu"]) == 0
+    assert means() == [0.0, 1.0]
+    assert main([*command, "cpu"]) == 130
+    assert means() == [0.0, 1.0]
+    assert main([*command, "cpu"]) == 0
+    assert means() == [2.0, 4.0]
+    assert main([*command, "smoke"]) == 2
+    assert means() == [2.0, 4.0]
+
+
+def test_a_cell_that_cannot_be_had_stays(tmp_path: Path) -> None:
+    """What was measured of a library is not replaced by the news that it cannot be installed."""
+    from benchmarks.harness.store import Cells
+
+    said: list[str] = []
+    new = lambda: Cells(tmp_path / "x.json", {"preset": "cpu"}, say=said.append)
+    cells = new()
+    cells.get("a", {"J": 5}, lambda: {"rows": [1]})
+    cells.finish()
+    again = new()
+    assert again.get("a", {"J": 5}, lambda: {"skipped": "no network"}) == {"rows": [1]}
+    assert said[-1] == "a: not run (no network); the one of the earlier result stays"
+    assert again.finish()["cells"]["a"]["found"] == {"rows": [1]}
+    assert new().get("a", {"J": 6}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
+
+
+def test_models_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of some models leaves the others in the file."""
+    monkeypatch.setattr(models, "MODELS", models.MODELS[:3])
+    monkeypatch.setattr(models, "_columns", lambda model, sizes: {"name": model.name})
+    monkeypatch.setattr(models, "table", lambda result: "")
+    monkeypatch.setattr(models, "troubles", lambda result: [])
+    command = ["models", "--preset", "smoke", "--json", str(tmp_path / "m.json")]
+    assert main(command) == 0
+    before = json.loads((tmp_path / "m.json").read_text())["cells"]
+    assert len(before) == 3
+    name = next(m.name for m in models.MODELS if sum(m.name in other.name for other in models.MODELS) == 1)
+    assert main([*command, "--model", name]) == 0
+    assert list(json.loads((tmp_path / "m.json").read_text())["cells"]) == list(before)
+
+
+def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a library that cannot be had now are not lost, nor is what was measured instead."""
+    rows: list[dict[str, Any]] = [{"network": "dnn1", "J": 2, "what": name, "median": 1.0} for name in ("a", "b")]
+    monkeypatch.setattr("benchmarks.performance.cli.draw", lambda out: None)
+
+    def part(options: Any, say: Any) -> list[dict[str, Any]]:
+        """A part."""
+        return rows
+
+    monkeypatch.setitem(parts.PARTS, "frameworks", part)
+    command = ["performance", "--parts", "frameworks", "--out", str(tmp_path)]
+    assert main(command) == 0
+    path = tmp_path / "performance-frameworks.json"
+    before = path.read_bytes()
+    rows[1] = {"network": "dnn1", "J": 2, "what": "b", "skipped": "no network"}
+    assert main(command) == 2
+    assert "as it has dnn1, 2, b" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert json.loads(path.with_suffix(".partial").read_text())["rows"] == rows
+    rows[1]["median"] = 2.0
+    assert main([*command, "--preset", "quick"]) == 2
+    assert "larger than quick" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_what_was_measured_of_scaling_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions alone leave the measurements, and a measurement of fewer cases is refused."""
+    committed = json.loads((scaling.RESULTS / "scaling.json").read_text())
+    path = save_result(tmp_path / "scaling.json", committed)
+    monkeypatch.setattr(scaling.pictures, "draw_measured", lambda *args: None)
+    monkeypatch.setattr(scaling.pictures, "draw_predicted", lambda *args: None)
+    command = ["scaling", "--output", str(tmp_path)]
+    assert main([*command, "--predict-only"]) == 0
+    found = json.loads(path.read_text())
+    assert [found[name] for name in ("measured", "kind")] == [committed[name] for name in ("measured", "kind")]
+    before = path.read_bytes()
+    assert main([*command, "--max-devices", "2"]) == 2
+    assert "cases that this run lacks" in capsys.readouterr().err
+    assert path.read_bytes() == before
