@@ -16,13 +16,13 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.calibration import bounds, cli, crashes, lorenz96, others, page, race, racing
 from benchmarks.calibration import linear as on_linear
-from benchmarks.calibration.cells import Cells
 from benchmarks.calibration.methods import LINEAR, RACE, Entry, kalman_step
 from benchmarks.calibration.problems import Problem, linear, lorenz63
 from benchmarks.calibration.problems import lorenz96 as lorenz96_problem
 from benchmarks.calibration.problems.lorenz63 import statistics as statistics63
 from benchmarks.calibration.problems.lorenz96 import rate
 from benchmarks.calibration.problems.lorenz96 import statistics as statistics96
+from benchmarks.harness.store import Cells
 from eki_jax import kalman
 
 pytestmark = pytest.mark.benchmarks
@@ -119,7 +119,7 @@ def test_the_radius_with_the_fewest_iterations(monkeypatch: pytest.MonkeyPatch, 
         return {(name, size): [{"iterations": abs(float(name) - size / 5)}] for size in sizes}
 
     monkeypatch.setattr(racing, "race_all", fake)
-    cells = Cells(tmp_path / "x.json", {}, keep=False, say=print)
+    cells = Cells(tmp_path / "x.json", {}, say=print)
     chosen = lorenz96.tuned_radii(settled(1.0), (4.0, 6.0, 12.0), lorenz96.TUNING_SEEDS, cells)
     assert chosen == {20: 4.0, 50: 12.0}
     assert not set(asked) & set(range(max(seeds for _, seeds in lorenz96.SIZES.values())))
@@ -151,16 +151,21 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: 
 
 def test_cells_of_other_settings_are_measured(tmp_path: Path) -> None:
     """A kept cell is used for the same settings alone, and what was skipped is tried again."""
-    path = tmp_path / "x.json"
-    cells = Cells(path, {"preset": "smoke"}, keep=False, say=lambda line: None)
+    path, head = tmp_path / "x.json", {"preset": "smoke"}
+    cells = Cells(path, head, say=lambda line: None)
     assert cells.get("a", {"seeds": 2}, lambda: [1.0]) == [1.0]
     assert cells.get("b", {}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
-    kept = Cells(path, {"preset": "smoke"}, keep=True, say=lambda line: None)
-    assert kept.get("a", {"seeds": 2}, lambda: [2.0]) == [1.0]
-    assert kept.get("a", {"seeds": 3}, lambda: [3.0]) == [3.0]
-    assert kept.get("b", {}, lambda: {"rows": []}) == {"rows": []}
-    for other in (Cells(path, {"preset": "cpu"}, keep=True, say=print), Cells(path, {}, keep=False, say=print)):
-        assert other.cells == {}
+    again = Cells(path, head, say=lambda line: None)  # the first was interrupted
+    assert again.get("a", {"seeds": 2}, lambda: [2.0]) == [1.0]
+    assert again.get("b", {}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
+    again.finish()
+    for keep, found in ((True, [1.0]), (False, [2.0])):
+        kept = Cells(path, head, keep=keep, say=lambda line: None)
+        assert kept.get("a", {"seeds": 2}, lambda: [2.0]) == found
+        assert kept.get("a", {"seeds": 3}, lambda: [3.0]) == [3.0]
+        assert kept.get("b", {}, lambda: {"rows": []}) == {"rows": []}
+    other = Cells(path, {"preset": "cpu"}, keep=True, say=lambda line: None)
+    assert other.get("a", {"seeds": 2}, lambda: [4.0]) == [4.0]
 
 
 def test_the_page_has_marks_for_all_tables() -> None:
