@@ -19,11 +19,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-import scipy.sparse
-import scipy.sparse.csgraph
-import scipy.sparse.linalg
-import scipy.spatial
+
+try:
+    import scipy.linalg
+    import scipy.sparse
+    import scipy.sparse.csgraph
+    import scipy.sparse.linalg
+    import scipy.spatial
+except ImportError as error:
+    raise ImportError("scipy is not installed: pip install 'eki_jax[benchmarks]'") from error
 
 from eki_jax._checks import NOT_NEGATIVE, POSITIVE, array, is_known, real, whole
 from eki_jax._types import Array

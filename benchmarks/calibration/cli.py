@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.calibration import page
 from benchmarks.harness import store
-from benchmarks.harness.command import Parser, command, folder, there
+from benchmarks.harness.command import Parser, command, folder, require, there
 from benchmarks.performance.environments import default_folder
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         for name, module in EXPERIMENTS.items():
             print(f"{name:12}{importlib.import_module(module).TITLE}")
         return 0
+    require("matplotlib")
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
     out = arguments.out or (Path("runs/calibration-smoke") if arguments.preset == "smoke" else COMMITTED)
     path = out / f"{arguments.name}.json"

@@ -19,6 +19,7 @@ from benchmarks.calibration.page import markdown, misfit_axis, number
 from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
+from benchmarks.harness import store
 from benchmarks.harness.figures import save
 from benchmarks.harness.store import Cells
 from benchmarks.performance.environments import Unavailable, python_of
@@ -31,7 +32,7 @@ LIMIT = 1800  # seconds for one library, one problem and one size
 
 def chosen_radius(particles: int) -> float:
     """The taper's radius that ``lorenz96`` chose for our step with the nearest number of particles."""
-    radii = json.loads(CHOSEN.read_text(encoding="utf-8"))["radius"]
+    radii = store.result(CHOSEN, "run `calibration lorenz96` first")["radius"]
     return float(radii[min(radii, key=lambda size: abs(int(size) - particles))])
 
 

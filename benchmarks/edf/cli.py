@@ -12,7 +12,7 @@ from benchmarks.edf.pictures import draw
 from benchmarks.edf.progress import forget
 from benchmarks.edf.tables import table
 from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, file
+from benchmarks.harness.command import Parser, Refused, command, file, require
 from benchmarks.reporting import RESULTS, print_result, save_result
 from eki_jax.training.files import claimed
 
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     if options.experiment == "table":
         print(table(store.result(options.result, "wanted a file that one of the experiments wrote")))
         return 0
+    require("matplotlib")
     out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.json"
     with claimed(out.parent, f".{out.name}.lock"):
         before = store.earlier(out, options.preset, experiment=f"edf {options.experiment}") or {}

@@ -13,7 +13,7 @@ from benchmarks.forward_budget.jobs import perform
 from benchmarks.forward_budget.picture import draw
 from benchmarks.forward_budget.settings import GRIDS, NAMES, PRESETS, RIVALS, TITLES, TUNING_SEED, Preset, task
 from benchmarks.forward_budget.summary import claims, statistics, table
-from benchmarks.harness.command import Parser, Refused, command, folder, say, there
+from benchmarks.harness.command import Parser, Refused, command, folder, require, say, there
 from benchmarks.harness.store import Runs, differences, earlier, read
 from benchmarks.performance.environments import Unavailable, default_folder
 from benchmarks.problems import registry
@@ -49,6 +49,7 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Run the command line; 2 for what the user can mend."""
     arguments = parser().parse_args(argv)
+    require("matplotlib")
     with claimed(arguments.out, f".forward_budget_{arguments.preset}.lock"):
         result = run(arguments)
     print(table(result))
@@ -118,13 +119,15 @@ class Store:
         rate = f"-{wanted['learning_rate']:g}" if wanted["seed"] == TUNING_SEED else ""
         name = f"{wanted['problem']}-{wanted['method']}-{wanted['seed']}{rate}"
         found = self.runs.find(name, lambda run: differences(run, wanted) or is_cut(run))
-        if found is None:
-            found = next((run for run in self._before if not (differences(run, wanted) or is_cut(run))), None)
-        if found is None:
-            if self.only_read or not is_asked:
-                raise Missing("not run")
-            found = self.runs.keep(name, perform(wanted, self.data, self.peers))
-            say(f"{name}: {found['test_accuracy'][-1]:.4f}, {found['seconds'][-1]:.1f} s")
+        if found is not None:
+            return found
+        for run in self._before:
+            if not (differences(run, wanted) or is_cut(run)):
+                return run if self.only_read else self.runs.keep(name, run)
+        if self.only_read or not is_asked:
+            raise Missing("not run")
+        found = self.runs.keep(name, perform(wanted, self.data, self.peers))
+        say(f"{name}: {found['test_accuracy'][-1]:.4f}, {found['seconds'][-1]:.1f} s")
         return found
 
 

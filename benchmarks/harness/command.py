@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import math
 import os
 import signal
@@ -68,6 +69,12 @@ def guarded(name: str, body: Callable[[], int]) -> int:
                 raise
             say(f"{name}: {_one_line(error)}")
         return MENDABLE
+
+
+def require(*packages: str) -> None:
+    """Import what is needed at the end of long work before it begins; an error names what to install."""
+    for package in packages:
+        importlib.import_module(package)
 
 
 def say(line: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, folder, number, there, whole
+from benchmarks.harness.command import Parser, Refused, command, folder, number, require, there, whole
 from benchmarks.performance.environments import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
@@ -24,6 +24,7 @@ _SIZES = {"smoke": "quick", "cpu": "default"}
 def main(argv: list[str]) -> int:
     """Measure the parts asked for, one JSON file each; draw and tabulate what is there."""
     arguments = _parser().parse_args(argv)
+    require("matplotlib")
     preset, out = _SIZES.get(arguments.preset, arguments.preset), arguments.out
     limit, linear = arguments.limit, arguments.linear_limit
     options = Options(preset, arguments.env_dir.resolve(), arguments.repeats, limit)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.command import say
-from eki_jax.training.files import claimed
+from eki_jax.training.files import claimed, write_text
 
 # name -> what to install, as published
 PEERS = {
@@ -54,7 +54,7 @@ def python_of(peer: str, folder: Path, *, limit: float = 600) -> Path:
             subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], timeout=limit, **options)
             command = [str(python), "-m", "pip", "install", "-q", *PEERS[peer]]
             subprocess.run(command, timeout=limit, **options)
-            (home / "installed").write_text("\n".join(PEERS[peer]) + "\n", encoding="utf-8")
+            write_text(home / "installed", "\n".join(PEERS[peer]) + "\n")
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"not installed within {limit:.0f} s") from error
     except subprocess.CalledProcessError as error:

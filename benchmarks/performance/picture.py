@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.figures import save
+from benchmarks.harness.store import read
 from benchmarks.performance.tables import times_ours
 
 
@@ -28,7 +28,7 @@ def draw(folder: Path) -> Path | None:
 
 def _rows(folder: Path, part: str) -> list[dict[str, Any]]:
     path = folder / f"performance-{part}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return read(path)["rows"] if path.exists() else []
 
 
 def _steps(axis: Any, rows: list[dict[str, Any]]) -> None:

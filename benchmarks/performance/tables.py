@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.store import read
 from eki_jax.training.files import write_text
 
 Row = dict[str, Any]
@@ -18,7 +18,7 @@ def write(folder: Path) -> Path:
     for name, (title, columns) in _TABLES.items():
         path = folder / f"performance-{name}.json"
         if path.exists():
-            sections.append(_section(title, columns, json.loads(path.read_text(encoding="utf-8"))))
+            sections.append(_section(title, columns, read(path)))
     path = folder / "performance.md"
     text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"
     write_text(path, text + "\n\n".join(sections) + "\n")

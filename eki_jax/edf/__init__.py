@@ -5,6 +5,11 @@ and EDF-H (Hessian) as optax transformations, the MINRES iteration that they sta
 vector fields. Needs the extra ``optax``. The guide is ``docs/edf.md``.
 """
 
+try:
+    import optax  # noqa: F401
+except ImportError as error:
+    raise ImportError("optax is not installed: pip install 'eki_jax[optax]'") from error
+
 from eki_jax.edf.acceleration import Acceleration as Acceleration
 from eki_jax.edf.acceleration import heavy_ball as heavy_ball
 from eki_jax.edf.acceleration import nesterov as nesterov

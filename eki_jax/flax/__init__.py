@@ -5,6 +5,11 @@ Importing this package needs the extra ``flax``; nothing else in ``eki_jax`` imp
 
 from __future__ import annotations
 
+try:
+    import flax  # noqa: F401
+except ImportError as error:
+    raise ImportError("flax is not installed: pip install 'eki_jax[flax]'") from error
+
 from eki_jax.flax.convolutional import ConvolutionalNetwork as ConvolutionalNetwork
 from eki_jax.flax.convolutional import Stage as Stage
 from eki_jax.flax.convolutional import cnn1 as cnn1

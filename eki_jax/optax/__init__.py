@@ -12,6 +12,11 @@ Signs are those of gradients: everything returns ``+C_uG r``, and ``optax.scale(
 
 from __future__ import annotations
 
+try:
+    import optax  # noqa: F401
+except ImportError as error:
+    raise ImportError("optax is not installed: pip install 'eki_jax[optax]'") from error
+
 from eki_jax.optax.chains import eki as eki
 from eki_jax.optax.chains import meki as meki
 from eki_jax.optax.gradient import ensemble_gradient as ensemble_gradient

@@ -1,0 +1,366 @@
+"""What all commands share: refusals in a line, exit codes, locks, damaged files, and packages that are missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+from benchmarks.__main__ import COMMANDS, main
+from benchmarks.calibration import linear as on_linear
+from benchmarks.calibration.methods import LINEAR
+from benchmarks.edf import convergence
+from benchmarks.forward_budget import cli as forward_budget
+from benchmarks.forward_budget import settings
+from benchmarks.paper import classification, common
+from benchmarks.performance import parts
+
+pytestmark = pytest.mark.benchmarks
+
+ROOT = Path(__file__).parents[2]
+
+
+def code_of(*argv: str) -> int:
+    """The exit code, by whichever way it comes."""
+    try:
+        return main(list(argv))
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def said(capsys: Any) -> str:
+    """The one line that was said, and nothing on standard output."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+SEEDED = ("train", "paper voting", "edf harness")
+REFUSED = [
+    ("train --epochs 0", "--epochs: 0; wanted a whole number, at least 1"),
+    ("train --epochs 2.5", "--epochs: '2.5'; wanted a whole number"),
+    ("train --particles 0", "--particles: 0"),
+    ("train --batch -3", "--batch: -3"),
+    ("train --learning-rate nan --method sgd", "--learning-rate: 'nan'; wanted a finite number > 0"),
+    ("train --learning-rate -1 --method sgd", "--learning-rate: '-1'"),
+    ("train --momentum 1 --method msgd", "--momentum: '1'; wanted a number in [0, 1)"),
+    ("train --momentum inf --method msgd", "--momentum: 'inf'"),
+    ("train --checkpoint-every -1", "--checkpoint-every: -1"),
+    ("train --sigma nan --method natural-eki", "sigma: nan; wanted a finite number > 0"),
+    ("train --sigma 0.2 --method eki", "--sigma: 0.2; eki has no such setting; wanted some of --particles"),
+    ("train --learning-rate 0.2 --method eki-r", "--learning-rate: 0.2; eki-r has no such setting"),
+    ("train --momentum 0.5 --method sgd", "--momentum: 0.5; sgd has no such setting"),
+    ("train --rank 2 --method natural-eki", "--rank: 2; natural-eki has no such setting"),
+    ("train --particles 20 --method sgd", "--particles: 20; sgd has no such setting"),
+    ("train --resume nowhere --out there", "--out there: beside --resume"),
+    *[(f"{command} --seed {seed}", f"--seed: {seed}; wanted") for command in SEEDED for seed in (2**32, 2**70, -1)],
+    *[(f"{command} --out {{empty}}", "--out: ''; wanted the name of a f") for command in SEEDED],
+    ("forward-budget --out {empty}", "--out: ''"),
+    ("calibration linear --out {empty}", "--out: ''"),
+    ("performance --out {empty}", "--out: ''"),
+    ("scaling --output {empty}", "--out/--output: ''"),
+    ("models --json {empty}", "--out/--json: ''"),
+    ("train --out {file}", "file.txt is a file; wanted a folder"),
+    ("paper voting --out {file}", "file.txt is a file; wanted a folder"),
+    ("forward-budget --out {file}", "file.txt is a file; wanted a folder"),
+    ("calibration linear --out {file}", "file.txt is a file; wanted a folder"),
+    ("performance --out {file}", "file.txt is a file; wanted a folder"),
+    ("scaling --output {file}", "file.txt is a file; wanted a folder"),
+    ("edf harness --out {folder}", "is a folder; wanted a file"),
+    ("models --json {folder}", "is a folder; wanted a file"),
+    ("paper voting --preset smoke --out {file}/below", "file.txt"),
+    ("forward-budget --peers nowhere", "--peers: nowhere: no such folder; make it first"),
+    ("calibration peers --env-dir nowhere", "--env-dir: nowhere: no such folder"),
+    ("performance --env-dir nowhere", "--env-dir: nowhere: no such folder"),
+    ("performance --repeats 0", "--repeats: 0"),
+    ("performance --limit nan", "--limit: 'nan'"),
+    ("performance --parts nothing", "--parts/--only: nothing; wanted some of steps"),
+    ("scaling --strong 0", "--strong: 0"),
+    ("scaling --tflops -1", "--tflops: '-1'"),
+    ("scaling --anchor --predict-only", "--anchor: wants the rate of a measurement"),
+    ("models --model nothing-like-it", "no model of the zoo"),
+    ("edf table nowhere.json", "nowhere.json: not there"),
+    ("calibration linear --draw --out {folder}", "linear.json: not there; wanted a run without --draw"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED)
+def test_what_is_refused(line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """By name, in one line, before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    names = {"{empty}": "", "{file}": "file.txt", "{folder}": "folder"}
+    argv = [re.sub(r"\{\w+\}", lambda found: names[found[0]], word) for word in line.split()]
+    assert code_of(*argv) == 2
+    assert words in said(capsys)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name[0] != "."} == {
+        "file.txt",
+        "folder",
+    }
+    assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+LOCKED = [
+    ("paper linear --preset smoke --out .", ".paper.lock"),
+    ("forward-budget --preset smoke --summary --out .", ".forward_budget_smoke.lock"),
+    ("edf harness --preset smoke --out x.json", ".x.json.lock"),
+    ("calibration linear --preset smoke --out .", ".calibration.lock"),
+    ("models --preset smoke --out x.json", ".x.json.lock"),
+    ("performance --preset quick --out .", ".performance.lock"),
+    ("scaling --predict-only --out .", ".scaling.lock"),
+    ("train --out . --quiet --particles 4 --batch 700 --epochs 1", ".lock"),
+]
+
+
+@pytest.mark.parametrize(("line", "lock"), LOCKED)
+def test_one_run_at_a_time(line: str, lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Of two runs with one --out, the second is refused, and writes nothing."""
+    from eki_jax.training.files import claimed
+
+    monkeypatch.chdir(tmp_path)
+    with claimed(tmp_path, lock):
+        assert code_of(*line.split()) == 2
+    assert f"in use by process {os.getpid()}" in said(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [lock]
+
+
+def test_the_new_goal_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A run that is to go further, and is stopped on the way, goes there; fewer epochs than it has are refused."""
+    run = str(tmp_path / "run")
+    small = ["--particles", "4", "--batch", "700", "--quiet"]
+    assert main(["train", *small, "--epochs", "1", "--out", run]) == 0
+    save = classification.fit.__globals__["Recorder"].save
+    stop = lambda *args, **options: (save(*args, **options), os.kill(os.getpid(), signal.SIGTERM))[0]
+    with monkeypatch.context() as patched:
+        patched.setattr("eki_jax.training.recording.Recorder.save", stop)
+        assert main(["train", "--resume", run, "--epochs", "5", "--quiet"]) == 130
+    assert main(["train", "--resume", run, "--quiet"]) == 0
+    result = json.loads(Path(run, "result.json").read_text())
+    assert (len(result["history"]), result["epochs"]) == (5, 5)
+    assert result["command"].endswith("--epochs 5")
+    capsys.readouterr()
+    assert main(["train", "--resume", run, "--epochs", "2"]) == 2
+    assert "--epochs: 2; the run has done 5" in said(capsys)
+
+
+def test_recorded_commands_are_accepted() -> None:
+    """Those of committed results name settings of other methods too, at their defaults."""
+    from benchmarks import train
+
+    for path in sorted((ROOT / "benchmarks/results/train").glob("*.json")):
+        command = json.loads(path.read_text()).get("command")
+        if command is None:
+            continue
+        arguments = train.parser().parse_args(command.split()[4:])
+        again, epochs = train._settings(arguments)
+        flags = train._flags({**again, "epochs": epochs}).split()
+        assert set(flags) <= {*command.split()[4:]}, path.name
+
+
+def test_damaged_cells_are_made_again(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell's file that is cut, of other settings, or of fewer epochs is named, set aside and made again."""
+    from benchmarks.problems import registry
+
+    cell = classification.Cell("p", "sgd", "A", epochs=2, images=10)
+    line = {"test_accuracy_mean": 0.5, "seconds": 1.0}
+    result = type("Result", (), {"history": [line] * 2, "interrupted": False})
+    nothing = dict.fromkeys(registry.Problem._fields)
+    problem = registry.Problem(**nothing | {"train": ([0],) * 2, "test": ([0],) * 2})
+    monkeypatch.setattr(classification, "fit", lambda *args, **options: result)
+    monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
+    monkeypatch.setattr(classification.methods, "get", lambda *args: None)
+    whole = classification.run_cell(cell, tmp_path, None, 0)
+    (path,) = tmp_path.glob("*.json")
+    text = path.read_text()
+    for damaged, words in (
+        (text[:100], "damaged"),
+        ("[]", "damaged"),
+        (text.replace('"seed": 0', '"seed": 1'), "of another run (settings"),
+        (json.dumps({**json.loads(text), "history": [line]}), "history: 1 epochs, wanted 2"),
+    ):
+        path.write_text(damaged)
+        found = classification.run_cell(cell, tmp_path, None, 0)
+        assert found["history"] == whole["history"]
+        assert words in (error := capsys.readouterr().err)
+        assert f"{path}: " in error
+    assert len(list(tmp_path.iterdir())) == 5  # all four are there
+
+
+def test_files_of_a_folder_are_checked_first(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged or a foreign file is named before the work; the one to be made again is set aside."""
+    ran: list[int] = []
+    module = "benchmarks.paper.voting"
+    monkeypatch.setattr(
+        f"{module}.run",
+        lambda *args: ran.append(1) or common.finish("voting", "T", "smoke", 0, tmp_path, {"rows": []}, {}),
+    )
+    command = ["paper", "voting", "--preset", "smoke", "--out", str(tmp_path)]
+    for text, words in (("{", "rnn.json: damaged"), ('{"a": 1}', "rnn.json: no result of this command")):
+        (tmp_path / "rnn.json").write_text(text)
+        assert main(command) == 2
+        assert words in said(capsys)
+        assert not ran
+    (tmp_path / "rnn.json").unlink()
+    (tmp_path / "voting.json").write_text('{"experiment": "voting", "ro')
+    assert main(command) == 0
+    assert "voting.json: damaged" in capsys.readouterr().err
+    assert (tmp_path / "voting.json.damaged").exists()
+    monkeypatch.setitem(parts.PARTS, "steps", lambda options, say: ran.append(2))
+    (tmp_path / "performance-linear.json").write_text("{")
+    assert main(["performance", "--parts", "steps", "--out", str(tmp_path)]) == 2
+    assert "performance-linear.json: damaged" in said(capsys)
+    assert ran == [1]
+
+
+def test_damaged_runs_of_a_budget(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut is named, and made again; a summary, which makes none, refuses it."""
+
+    def perform(task: dict[str, Any], data: Any, peers: Any) -> dict[str, Any]:
+        return {**task, "passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
+
+    monkeypatch.setattr(forward_budget, "perform", perform)
+    command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "msgd"]
+    assert main(command) == 0
+    path = tmp_path / "forward_budget_smoke.runs/digits-dnn-msgd-0.json"
+    whole = json.loads(path.read_text())
+    table = (tmp_path / "forward_budget_smoke.md").read_text()
+    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "msgd", 0)
+    cut = {**whole, **{name: whole[name][:1] for name in ("passes", "seconds", "test_accuracy")}}
+    ended = {**whole, **{name: whole[name][:2] for name in ("passes", "seconds", "test_accuracy")}}
+    for text in ('{"problem"', json.dumps(cut), json.dumps(ended), json.dumps(task)):
+        path.write_text(text)
+        capsys.readouterr()
+        assert main([*command, "--summary"]) == 2
+        assert f"{path}: " in said(capsys)
+        assert main(command) == 0
+        assert json.loads(path.read_text())["passes"] == whole["passes"]
+        assert (tmp_path / "forward_budget_smoke.md").read_text() == table
+
+
+def test_damaged_cells_of_a_calibration(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interrupted run left, if it is damaged, is named, and measured again; so is a damaged result."""
+    monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 40), 1)})
+    monkeypatch.setattr(on_linear, "LINEAR", {"etki": LINEAR["etki"]})
+    monkeypatch.setattr(on_linear, "draw", lambda result, path: None)
+    monkeypatch.setattr(on_linear, "calibrate", lambda *args: [{"seed": 0, "mean": 1.0, "variance": 1.0, "steps": 1}])
+    (tmp_path / "linear.unfinished").mkdir()
+    (tmp_path / "linear.unfinished/etki 10.json").write_text('{"head": ')
+    (tmp_path / "linear.json").write_text("{")
+    assert main(["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert "linear.json: damaged" in error
+    assert "etki 10.json: damaged" in error
+    assert not (tmp_path / "linear.unfinished").exists()
+
+
+def test_damaged_settings_are_named(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "settings.json").write_text('{"problem": "digi')
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert re.search(r"settings.json: damaged .*; write it anew", said(capsys))
+
+
+def test_everything_is_written_whole() -> None:
+    """No command and no run writes a file but by the one way that leaves it whole."""
+    places = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "eki_jax/training").rglob("*.py")]
+    exempt = {"files.py": "the way itself", "figures.py": "", "timing.py": "/proc", "others.py": "a temporary folder"}
+    writing = re.compile(r"\.write_(text|bytes)\(|savefig\((?!new\b)|open\([^)]*[\"'][wax]|json\.dump\(")
+    found = [path.name for path in places if path.name not in exempt and writing.search(path.read_text())]
+    assert not found
+
+
+def test_interrupts_end_in_a_line(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, SIGTERM, and either inside of what XLA calls: a line and 130, at any time."""
+    import jax
+    import jax.numpy as jnp
+
+    def interrupt(number: int) -> Any:
+        return lambda *args: os.kill(os.getpid(), number)
+
+    def within(*args: Any) -> None:
+        def raising(x: Any) -> Any:
+            raise KeyboardInterrupt
+
+        shape = jax.ShapeDtypeStruct((), "float32")
+        jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(raising, shape, x))(jnp.float32(0)))
+
+    for how in (interrupt(signal.SIGINT), interrupt(signal.SIGTERM), within):
+        monkeypatch.setattr(convergence, "run", how)
+        out = str(tmp_path / "x.json")
+        assert main(["edf", "convergence", "--preset", "smoke", "--out", out]) == 130
+        assert "edf: interrupted; what was finished is kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_closed_pipe_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command runs to its end, and says the rest to nobody."""
+    ends: list[str] = []
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    def run(*args: Any) -> Any:
+        print("x", flush=True)
+        print("y", file=sys.stderr)
+        ends.append("end")
+        raise ValueError("a trouble that is said to nobody")
+
+    monkeypatch.setattr(convergence, "run", run)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert main(["edf", "convergence", "--preset", "smoke", "--out", str(tmp_path / "x.json")]) == 2
+    assert ends == ["end"]
+
+
+def test_a_reader_that_goes_and_a_plain_locale(tmp_path: Path) -> None:
+    """As a shell runs it: `| head -1`, and a terminal that knows no Unicode."""
+    name = "edf_convergence_cpu.json"
+    line = f"{sys.executable} -m benchmarks edf table benchmarks/results/{name}"
+    variables = {**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
+    shell = ["bash", "-o", "pipefail", "-c", f"{line} | head -1; echo ${{PIPESTATUS[0]}}; {line} | grep -c '?'"]
+    done = subprocess.run(shell, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == 3, (done.stdout, done.stderr)
+    header, code, marks = done.stdout.splitlines()
+    assert header.startswith("| method")
+    assert code in ("0", "141")
+    assert int(marks) > 0
+    assert done.stderr == ""
+
+
+MISSING = """
+import sys
+for name in ("optax", "flax", "equinox", "rich", "matplotlib", "sklearn", "scipy", "orbax.checkpoint"):
+    sys.modules[name] = None
+from benchmarks.__main__ import COMMANDS, main
+for name in ("optax", "flax", "edf", "equinox", "semi_supervised"):
+    try:
+        __import__(f"eki_jax.{name}")
+    except ImportError as error:
+        print(error)
+for name in COMMANDS:
+    more = {"paper": ["dense"], "calibration": ["linear"], "edf": ["harness"]}.get(name, [])
+    print(name, main([name, *more]), flush=True)
+"""
+ADAPTERS = [("optax", "optax"), ("flax", "flax"), ("optax", "optax"), ("equinox", "equinox"), ("scipy", "benchmarks")]
+
+
+def test_missing_packages_are_named() -> None:
+    """With the core alone, adapters and commands name the extra to install."""
+    done = subprocess.run([sys.executable, "-c", MISSING], cwd=ROOT, capture_output=True, text=True, check=False)
+    wanted = [f"{package} is not installed: pip install 'eki_jax[{extra}]'" for package, extra in ADAPTERS]
+    assert done.stdout.splitlines() == [*wanted, *(f"{name} 2" for name in COMMANDS)], done.stderr
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(COMMANDS)
+    assert all("pip install 'eki_jax[" in line for line in errors)
