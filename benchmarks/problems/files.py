@@ -34,6 +34,7 @@ class Source(NamedTuple):
         md5: Of the file as downloaded.
         content_md5: Of the decompressed content where that is known too, so that a file packed anew passes.
         member: The file is this member of the downloaded archive.
+        size: How many bytes the content has at most, decompressed.
     """
 
     folder: str
@@ -42,6 +43,7 @@ class Source(NamedTuple):
     md5: str | None = None
     content_md5: str | None = None
     member: str | None = None
+    size: int | None = None
 
 
 def data_folder(data: Path | str | None) -> Path | None:
@@ -73,10 +75,10 @@ def read(source: Source, data: Path | str | None = None, *, verify: bool = True)
 
     Raises:
         MissingFile: There is no such file.
-        DamagedFile: It has another hash than the published file.
+        DamagedFile: It has another hash than the published file, or more bytes.
     """
     path = locate(source, data)
-    content = read_bytes(path)
+    content = read_bytes(path, source.size)
     if verify:
         check(source, path, content)
     return content

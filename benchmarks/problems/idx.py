@@ -16,19 +16,30 @@ class DamagedFile(ValueError):
     """A data file that is not what it should be; the message names it, what it was and what was wanted."""
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int | None = None) -> bytes:
     """The content of a file, decompressed if its name ends in ``.gz``.
 
+    Args:
+        path: The file.
+        most: How many bytes it may have, decompressed; no more of them are held. None for any number.
+
     Raises:
-        DamagedFile: The compressed stream is broken or ends too early.
+        DamagedFile: The compressed stream is broken or ends too early, or there are too many bytes.
     """
-    content = path.read_bytes()
+    wanted = -1 if most is None else most + 1
     if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DamagedFile(f"{path}: {len(content)} bytes that are not a whole gzip stream ({error})") from error
+        with path.open("rb") as file:
+            content = file.read(wanted)
+    else:
+        try:
+            with gzip.open(path) as unpacked:
+                content = unpacked.read(wanted)
+        except (OSError, EOFError, zlib.error) as error:
+            size = path.stat().st_size
+            raise DamagedFile(f"{path}: {size} bytes that are not a whole gzip stream ({error})") from error
+    if most is not None and len(content) > most:
+        raise DamagedFile(f"{path}: more than {most} bytes; wanted {most} at most")
+    return content
 
 
 def parse_idx(content: bytes, name: str, ndim: int) -> np.ndarray:

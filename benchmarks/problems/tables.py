@@ -19,19 +19,23 @@ VOTES = Source(
     "house-votes-84.data",
     "https://archive.ics.uci.edu/ml/machine-learning-databases/voting-records/house-votes-84.data",
     content_md5="4497c37943e4a65979807a7f6bd3f2b1",
+    size=20_000,
 )
+_PARTIES = {"democrat": 267, "republican": 168}  # how many of each there are
 _SERIES = "https://raw.githubusercontent.com/jbrownlee/Datasets/master/"
 TEMPERATURES = Source(
     "time_series",
     "daily-min-temperatures.csv",
     _SERIES + "daily-min-temperatures.csv",
     content_md5="5d343d678173fadff7c8474073145e73",
+    size=100_000,
 )
 SUNSPOTS = Source(
     "time_series",
     "monthly-sunspots.csv",
     _SERIES + "monthly-sunspots.csv",
     content_md5="dee19278d812667c0933bfcccbe4d0b2",
+    size=100_000,
 )
 
 
@@ -72,7 +76,7 @@ def votes(data: Folder = None, *, verify: bool = True) -> Votes:
 
     Raises:
         MissingFile: The file is missing and could not be downloaded.
-        DamagedFile: It is not the published file, or a row is not a party and 16 votes.
+        DamagedFile: It is not the published file, a row is not a party and 16 votes, or there are not 435 of them.
     """
     name = str(locate(VOTES, data))
     rows = list(csv.reader(io.StringIO(read(VOTES, data, verify=verify).decode("ascii", "replace"))))
@@ -81,6 +85,9 @@ def votes(data: Folder = None, *, verify: bool = True) -> Votes:
     for number, row in enumerate(rows, 1):
         if len(row) != 17 or row[0] not in parties or not set(row[1:]) <= set(values):
             raise DamagedFile(f"{name}: row {number} is {','.join(row)!r}; wanted a party, then 16 of y, n, ?")
+    counts = {party: sum(row[0] == party for row in rows) for party in parties}
+    if counts != _PARTIES:
+        raise DamagedFile(f"{name}: {len(rows)} rows, {counts}; wanted {sum(_PARTIES.values())}, {_PARTIES}")
     return Votes(
         np.array([[values[vote] for vote in row[1:]] for row in rows]).reshape(-1, 16),
         np.array([parties[row[0]] for row in rows], np.int32),
@@ -89,12 +96,12 @@ def votes(data: Folder = None, *, verify: bool = True) -> Votes:
 
 def temperatures(data: Folder = None, *, verify: bool = True) -> Series:
     """Daily minimum temperatures of Melbourne, 1981 to 1990 (Celsius); the first 3,001 values train."""
-    return one_step_ahead(_column(TEMPERATURES, data, verify), 3001)
+    return one_step_ahead(_column(TEMPERATURES, 3650, data, verify), 3001)
 
 
 def sunspots(data: Folder = None, *, verify: bool = True) -> Series:
     """Monthly sunspot numbers of Zürich, 1749 to 1983; the first 2,301 values train."""
-    return one_step_ahead(_column(SUNSPOTS, data, verify), 2301)
+    return one_step_ahead(_column(SUNSPOTS, 2820, data, verify), 2301)
 
 
 def one_step_ahead(values: np.ndarray, train: int) -> Series:
@@ -113,11 +120,15 @@ def one_step_ahead(values: np.ndarray, train: int) -> Series:
     return Series(first[:-1], first[1:], rest[:-1], rest[1:], minimum, maximum)
 
 
-def _column(source: Source, data: Folder, verify: bool) -> np.ndarray:
+def _column(source: Source, count: int, data: Folder, verify: bool) -> np.ndarray:
     name = str(locate(source, data))
     rows = list(csv.reader(io.StringIO(read(source, data, verify=verify).decode("utf-8", "replace"))))
     rows = [row for row in rows[1:] if row]
     try:
-        return np.array([float(row[1]) for row in rows])
+        values = np.array([float(row[1]) for row in rows])
     except (IndexError, ValueError) as error:
         raise DamagedFile(f"{name}: a row that is not a date and a number ({error})") from error
+    if len(values) != count or not np.isfinite(values).all():
+        finite = int(np.isfinite(values).sum())
+        raise DamagedFile(f"{name}: {len(values)} values, {finite} of them numbers; wanted {count} numbers")
+    return values

@@ -55,7 +55,7 @@ def test_fashion_mnist_has_its_own_folder(tmp_path):
     train, _ = write_mnist(tmp_path / "fashion_mnist")
     dataset = data.fashion_mnist(tmp_path, verify=False)
     assert dataset.train_x.shape == (*train.shape, 1)
-    with pytest.raises(DamagedFile, match=r"fashion_mnist/train-images.*MD5 .*wanted 8d4fb7e6"):
+    with pytest.raises(DamagedFile, match=r"fashion_mnist/train-images.*MD5 .*wanted f4a8712d"):
         data.fashion_mnist(tmp_path)
 
 
@@ -119,6 +119,47 @@ def test_damaged_gzip_is_named(tmp_path, damage):
     path.write_bytes(damage(gzip.compress(idx(RNG.integers(0, 256, 100)))))
     with pytest.raises(DamagedFile, match=r"train-images-idx3-ubyte.gz: \d+ bytes that are not a whole gzip stream"):
         read_bytes(path)
+
+
+def test_no_more_is_unpacked_than_the_format_has(tmp_path, monkeypatch):
+    """Of a file that grows when it is unpacked, no more than the published size is held, whatever its hash."""
+    write_mnist(tmp_path / "mnist")
+    path = tmp_path / "mnist" / data.MNIST[1].name
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(2**20))
+    held = []
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda file, size=-1: held.append(size) or read(file, size))
+    for verify in (True, False):
+        with pytest.raises(DamagedFile, match=r"train-labels.*: more than 60008 bytes; wanted 60008 at most"):
+            files.read(data.MNIST[1], tmp_path, verify=verify)
+    assert held == [60009] * 2
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(bytes(10_009))
+    (tmp_path / "mnist" / data.MNIST[3].name).unlink()
+    with pytest.raises(DamagedFile, match=r"t10k-labels-idx1-ubyte: more than 10008 bytes"):
+        files.read(data.MNIST[3], tmp_path, verify=False)
+
+
+def test_images_have_the_sets_size(tmp_path):
+    """Other images than MNIST's are refused, hashes or not."""
+    write_mnist(tmp_path / "mnist")
+    (tmp_path / "mnist" / data.MNIST[2].name).write_bytes(gzip.compress(idx(np.zeros((3, 8, 8)))))
+    with pytest.raises(DamagedFile, match=r"t10k-images.*: images of shape \(8, 8\); wanted \(28, 28\)"):
+        data.mnist(tmp_path, verify=False)
+
+
+def test_every_cifar_file_has_a_hash(tmp_path):
+    """Seven records, or a flipped label, are no batch of CIFAR-10."""
+    sources = [*data.CIFAR10, data._CIFAR_BEGINNING]
+    images = RNG.integers(0, 256, (7, 32, 32, 3))
+    for source in sources:
+        write_cifar(tmp_path / "cifar10" / source.name, images, range(7))
+        with pytest.raises(DamagedFile, match=rf"{source.name}: MD5 .*; wanted {source.content_md5}"):
+            files.read(source, tmp_path)
+        assert len(files.read(source, tmp_path, verify=False)) == 7 * 3073
+    assert len({source.content_md5 for source in sources}) == 7
+    assert all(len(source.content_md5) == 32 for source in sources)
 
 
 def test_labels_are_checked(tmp_path):
@@ -202,6 +243,24 @@ def test_damaged_svhn_is_named(tmp_path):
         data.svhn(tmp_path, verify=False)
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array([1.5, 2, 3]), "the label 1.5; wanted 1 to 10"),
+        (np.array([11, 2, 3]), "the label 11; wanted 1 to 10"),
+        (np.array([np.nan, 2, 3]), "the label nan"),
+        (np.array([1, 2]), "3 images, labels of shape"),
+    ],
+)
+def test_svhn_labels_are_whole(tmp_path, labels, words):
+    images = RNG.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    write_svhn(tmp_path / "svhn" / "train_32x32.mat", images, [1, 2, 3])
+    content = {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]}
+    scipy.io.savemat(tmp_path / "svhn" / "test_32x32.mat", content)
+    with pytest.raises(DamagedFile, match=rf"test_32x32.mat: .*{words}"):
+        data.svhn(tmp_path, verify=False)
+
+
 def test_digits_split():
     """The digits' split keeps the classes and depends on the seed."""
     first, again, other = data.digits(), data.digits(), data.digits(seed=1)
@@ -216,11 +275,15 @@ def test_digits_split():
 def test_votes_are_plus_minus_one_and_zero(tmp_path):
     (tmp_path / "votes").mkdir()
     path = tmp_path / "votes" / "house-votes-84.data"
-    path.write_text("republican," + "n,y,?,y," * 3 + "n,y,?,y\n" + "democrat," + ",".join("y" * 16) + "\n")
+    rows = ["republican," + "n,y,?,y," * 3 + "n,y,?,y\n"] * 168 + ["democrat," + ",".join("y" * 16) + "\n"] * 267
+    path.write_text("".join(rows))
     votes = tables.votes(tmp_path, verify=False)
-    assert votes.labels.tolist() == [-1, 1]
+    assert votes.labels.tolist() == [-1] * 168 + [1] * 267
     assert votes.records[0, :4].tolist() == [-1, 1, 0, 1]
-    assert votes.records.shape == (2, 16)
+    assert votes.records.shape == (435, 16)
+    path.write_text("".join(rows[1:]))
+    with pytest.raises(DamagedFile, match=r"434 rows, .*'republican': 167.*; wanted 435"):
+        tables.votes(tmp_path, verify=False)
     path.write_text("republican,n,y\n")
     with pytest.raises(DamagedFile, match=r"row 1 is 'republican,n,y'; wanted a party, then 16"):
         tables.votes(tmp_path, verify=False)
@@ -244,6 +307,11 @@ def test_damaged_series_is_named(tmp_path):
     (tmp_path / "time_series" / "monthly-sunspots.csv").write_text('"Month","Sunspots"\n"1749-01",many\n')
     with pytest.raises(DamagedFile, match=r"monthly-sunspots.csv: a row that is not a date and a number"):
         tables.sunspots(tmp_path, verify=False)
+    for values, words in ((["1.0"] * 2819, "2819 values"), (["1.0"] * 2819 + ["nan"], "2819 of them numbers")):
+        lines = "".join(f'"1749-01",{value}\n' for value in values)
+        (tmp_path / "time_series" / "monthly-sunspots.csv").write_text(f'"Month","Sunspots"\n{lines}')
+        with pytest.raises(DamagedFile, match=f"{words}.*; wanted 2820 numbers"):
+            tables.sunspots(tmp_path, verify=False)
 
 
 def test_download_checks_the_hash(tmp_path, monkeypatch):
