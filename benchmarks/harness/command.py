@@ -8,6 +8,7 @@ Only the standard library is imported here, so that Ctrl-C is caught while the h
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import functools
@@ -172,13 +173,22 @@ def _interrupts() -> Iterator[None]:
         asked = True
         raise KeyboardInterrupt
 
+    def unraisable(what: Any) -> None:
+        nonlocal asked
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            return hook(what)
+        asked = False  # it fell into a function whose errors Python drops, such as a callback of its garbage collector
+        _thread.interrupt_main()
+
     before: dict[signal.Signals, Any] = {}
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     with contextlib.suppress(ValueError):  # not in the main thread: the signals are somebody else's
         for one in (signal.SIGINT, signal.SIGTERM):
             before[one] = signal.signal(one, handler)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for one, previous in before.items():
             signal.signal(one, previous)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +76,7 @@ class Checkpoints:
             TypeError: ``number`` is no whole number, ``state`` has leaves that are no arrays, or JSON does not know the
                 notes.
             ValueError: ``number`` < 0, or a state without arrays.
+            OSError: it cannot be written, as where no space is left; the ones before are whole.
         """
         number = whole("number", number, 0)
         _serializable("notes", notes)
@@ -81,9 +84,13 @@ class Checkpoints:
             raise ValueError(f"state: {state!r}, which has no arrays; wanted one at least")
         args = self._orbax.args
         about = {"settings": self._settings, "notes": notes}
-        self._manager.save(
-            number, args=args.Composite(state=args.StandardSave(state), about=args.JsonSave(about)), force=True
-        )
+        try:
+            with _unlogged():
+                self._manager.save(
+                    number, args=args.Composite(state=args.StandardSave(state), about=args.JsonSave(about)), force=True
+                )
+        except (OSError, ValueError) as error:
+            raise OSError(f"{self._directory}: checkpoint {number} cannot be written: {_line(error)}") from error
 
     def notes(self) -> Any:
         """The notes of the last checkpoint that can be read.
@@ -215,6 +222,17 @@ def _serializable(name: str, value: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: {error}; wanted what JSON knows") from None
     return value
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """No log of an error that is raised as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _line(error: Exception) -> str:

@@ -46,6 +46,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
         with new.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(new, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # a reader knows this one
+        raise
     finally:
         new.unlink(missing_ok=True)
 

@@ -230,8 +230,8 @@ def _labels_of(
     """A check of the labels against the classes of a model with parameters as the prior draws them."""
 
     def check(x: Any, labels: Any, name: str) -> None:
-        key = jax.random.key(0)
-        template, model = jax.eval_shape(lambda: prior.sample(key)), forward
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        template, model = jax.eval_shape(prior.sample, key), forward
         if _takes(forward, "state"):
             first = lambda key: _model_state(init(key))
             if axis_name is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -295,12 +297,46 @@ def test_interrupts_end_in_a_line(tmp_path: Path, capsys: Any, monkeypatch: pyte
         shape = jax.ShapeDtypeStruct((), "float32")
         jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(raising, shape, x))(jnp.float32(0)))
 
-    for how in (interrupt(signal.SIGINT), interrupt(signal.SIGTERM), within):
+    class Dropped:
+        def __del__(self) -> None:  # whose errors are dropped too
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    def dropping(*args: Any) -> None:
+        Dropped()
+        for _ in range(100):
+            time.sleep(0.001)
+
+    for how in (interrupt(signal.SIGINT), interrupt(signal.SIGTERM), within, dropping):
         monkeypatch.setattr(convergence, "run", how)
         out = str(tmp_path / "x.json")
         assert main(["edf", "convergence", "--preset", "smoke", "--out", out]) == 130
         assert "edf: interrupted; what was finished is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    twice = lambda *args: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
+    monkeypatch.setattr("eki_jax.training.recording.plot_accuracy", twice)
+    small = ["--particles", "4", "--batch", "700", "--epochs", "9", "--quiet"]
+    assert main(["train", *small, "--out", str(tmp_path / "run")]) == 130
+    assert "train: interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_interrupts_at_random_times(tmp_path: Path) -> None:
+    """From the first import on, once or twice, by Ctrl-C or SIGTERM: 130, and no traceback."""
+    times = random.Random(0)
+    command = [sys.executable, "-m", "benchmarks", "train", "--particles", "50", "--epochs", "200", "--quiet"]
+    for index in range(20):
+        with subprocess.Popen(
+            [*command, "--out", str(tmp_path / str(index))], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        ) as process:
+            time.sleep(times.uniform(0.3, 8))
+            which = times.choice((signal.SIGINT, signal.SIGTERM))
+            for _ in range(times.choice((1, 2))):
+                process.send_signal(which)
+                time.sleep(times.choice((0.01, 0.3)))
+            error = process.communicate()[1]
+        assert process.returncode == 130, error
+        assert "Traceback" not in error
 
 
 def test_a_closed_pipe_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

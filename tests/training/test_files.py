@@ -66,7 +66,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
         write_text(path, "after")
     with contextlib.suppress(ZeroDivisionError), replacing(path) as new:
         new.write_text("af" * (1 // 0))

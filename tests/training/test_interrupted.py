@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -132,6 +133,24 @@ def test_all_checkpoints_damaged(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, {"a": 1})
     with pytest.warns(UserWarning, match="none is left"), pytest.raises(ValueError, match="remove the folder"):
         checkpoints.restore(lambda notes: {"w": jnp.zeros(3)})
+    checkpoints.close()
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """An error in a line, and the ones before as they were."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": jnp.ones(3)}, notes=1)
+
+    def full(*args: Any, **options: Any) -> None:
+        logging.getLogger("absl").error("a long story")
+        raise ValueError("OUT_OF_RANGE:\nno space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(OSError, match="checkpoint 2 cannot be written: OUT_OF_RANGE: no space left on device"):
+            checkpoints.save(2, {"w": jnp.ones(3)})
+    assert "a long story" not in capfd.readouterr().err
+    assert checkpoints.restore(lambda notes: {"w": jnp.zeros(3)})[1] == 1
     checkpoints.close()
 
 
