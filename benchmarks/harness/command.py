@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,7 +179,9 @@ def _interrupts() -> Iterator[None]:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             return hook(what)
         asked = False  # it fell into a function whose errors Python drops, such as a callback of its garbage collector
-        _thread.interrupt_main()
+        again = threading.Timer(0.01, _thread.interrupt_main)  # once this function is over, too
+        again.daemon = True
+        again.start()
 
     before: dict[signal.Signals, Any] = {}
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
