@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.calibration import page
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, command, folder, require, there
-from benchmarks.performance.environments import default_folder
+from benchmarks.harness.peers import default_folder
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 

@@ -18,6 +18,7 @@ from benchmarks.calibration.problems.linear import Posterior, posterior
 from benchmarks.calibration.race import keys, start
 from benchmarks.harness.figures import save
 from benchmarks.harness.store import Cells
+from benchmarks.harness.tables import markdown
 from eki_jax.solvers.protocol import makes_its_particles
 
 TITLE = "Linear problem: posterior mean and covariance against the exact ones"
@@ -170,7 +171,7 @@ def table(result: dict[str, Any]) -> str:
         rows[-1] += [page.number(values.get(n)) for values in (mean, variance) for n in columns]
         # The largest of the medians: rounding alone where the step is exact.
         rows[-1].append(f"{max(own.values()):.0e}" if own else "–")
-    return page.markdown([*header, "from the exact update of its own prior"], rows)
+    return markdown([*header, "from the exact update of its own prior"], rows)
 
 
 ROUNDING = 1e-6  # below it an error is none

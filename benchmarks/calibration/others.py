@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +13,15 @@ import numpy as np
 from benchmarks.calibration import racing
 from benchmarks.calibration.linear import calibrate, distance
 from benchmarks.calibration.methods import LINEAR, RACE, localized_race
-from benchmarks.calibration.page import markdown, misfit_axis, number
+from benchmarks.calibration.page import misfit_axis, number
 from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
-from benchmarks.harness import store
+from benchmarks.harness import peers, store
 from benchmarks.harness.figures import save
+from benchmarks.harness.peers import Unavailable, python_of
 from benchmarks.harness.store import Cells
-from benchmarks.performance.environments import Unavailable, python_of
+from benchmarks.harness.tables import markdown
 
 TITLE = "Other libraries on the same problems"
 SCRIPTS = Path(__file__).parent / "peers"
@@ -41,7 +40,7 @@ class Other(NamedTuple):
 
     Attributes:
         label: name in the tables.
-        package: name of its environment in ``benchmarks.performance.environments``.
+        package: name of its environment in ``benchmarks.harness.peers``.
         script: file in ``peers/``.
         settings: settings of the script.
         tapers: flag, True where it wants places.
@@ -115,32 +114,15 @@ def task(problem: Problem, other: Other, particles: int, seeds: range) -> dict[s
 
 def ask(other: Other, request: dict[str, Any], environments: Path) -> dict[str, Any]:
     """What a script prints, or ``{"skipped": reason}`` where it cannot run."""
+    quiet = {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         python = python_of(other.package, environments)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "task.json"
+            path.write_text(json.dumps(request), encoding="utf-8")
+            return peers.ask([str(python), str(SCRIPTS / other.script), str(path)], SCRIPTS, limit=LIMIT, **quiet)
     except Unavailable as error:
         return {"skipped": str(error)}
-    variables = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
-    variables |= {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "task.json"
-        path.write_text(json.dumps(request), encoding="utf-8")
-        command = [str(python), str(SCRIPTS / other.script), str(path)]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=SCRIPTS,
-                env=variables,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=LIMIT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return {"skipped": f"more than {LIMIT} s"}
-    if done.returncode:
-        return {"skipped": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def run(preset: str, cells: Cells, environments: Path) -> None:

@@ -57,18 +57,6 @@ def where(result: dict[str, Any]) -> str:
     return f"(`{result['command']}`; {environment['device']}, jax {environment['versions']['jax']})"
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table: the first column to the left, numbers to the right.
-
-    >>> print(markdown(["method", "misfit"], [["EnKF", "0.5"]]))
-    | method | misfit |
-    | --- | ---: |
-    | EnKF | 0.5 |
-    """
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def number(value: float | None, digits: int = 2) -> str:
     """A number as a cell shows it, a dash where there is none.
 

@@ -14,6 +14,7 @@ from benchmarks.calibration.problems import Problem
 from benchmarks.calibration.race import ITERATIONS, race
 from benchmarks.harness.figures import save
 from benchmarks.harness.store import Cells
+from benchmarks.harness.tables import markdown
 
 
 def race_all(
@@ -109,7 +110,7 @@ def table(result: dict[str, Any], prefix: str = "") -> str:
         cells += ["–"] * (len(sizes) - len(cells))
         failed = sum(run["failed"] for runs in by_size.values() for run in runs)
         rows.append([name, *cells, simulator_runs(by_size), str(failed)])
-    return page.markdown(header, rows)
+    return markdown(header, rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.harness.tables import markdown
+
 
 def table(result: dict[str, Any]) -> str:
     """``result`` (of any of the experiments) as a Markdown table, with a line about where it comes from."""
     header, rows = _TABLES[result["experiment"]](result)
-    lines = [_row(header), _row(["---"] + ["---:"] * (len(header) - 1)), *map(_row, rows)]
-    return "\n".join([*lines, "", f"{_where(result)}"])
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"{markdown(header, rows)}\n\n{_where(result)}"
 
 
 def _where(result: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from benchmarks.forward_budget.picture import draw
 from benchmarks.forward_budget.settings import GRIDS, NAMES, PRESETS, RIVALS, TITLES, TUNING_SEED, Preset, task
 from benchmarks.forward_budget.summary import claims, statistics, table
 from benchmarks.harness.command import Parser, Refused, command, folder, require, say, there
+from benchmarks.harness.peers import Unavailable, default_folder
 from benchmarks.harness.store import Runs, differences, earlier, read
-from benchmarks.performance.environments import Unavailable, default_folder
 from benchmarks.problems import registry
 from benchmarks.reporting import RESULTS, print_result, save_result
 from eki_jax.training.files import claimed, write_text

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 from benchmarks import methods
 from benchmarks.forward_budget.curve import Run, follow
 from benchmarks.forward_budget.settings import RIVALS
-from benchmarks.performance.environments import python_of
+from benchmarks.harness.peers import ask, python_of
 from benchmarks.problems import registry
 
 _ROOT = Path(__file__).parents[2]
@@ -25,8 +23,7 @@ def perform(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, A
     """The task's curve, see :func:`benchmarks.forward_budget.curve.follow`.
 
     Raises:
-        Unavailable: evosax cannot be installed.
-        RuntimeError: the strategy's process failed; with its last words.
+        Unavailable: evosax cannot be installed, or the strategy's process failed; with its last words.
     """
     if task["method"] not in RIVALS:
         return ours(task, data)
@@ -62,16 +59,5 @@ def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.npz"
         np.savez(file, **arrays, classes=10)
-        done = subprocess.run(
-            [str(python), "-m", "benchmarks.forward_budget.evolution", json.dumps(task), str(file)],
-            cwd=_ROOT,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise RuntimeError(f"{task['method']}: {last[:300]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        command = [str(python), "-m", "benchmarks.forward_budget.evolution", json.dumps(task), str(file)]
+        return ask(command, _ROOT)

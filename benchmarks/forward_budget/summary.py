@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.forward_budget.settings import MILLION, NAMES, RIVALS, TITLES
+from benchmarks.harness.tables import markdown
 
 #: From this budget on the natural gradient is to be ahead.
 FROM = 5 * MILLION
@@ -72,9 +73,7 @@ def table(result: dict[str, Any]) -> str:
         if not by_method:
             continue
         budgets = result["budgets"][problem]
-        cells = ["method", *(f"{budget / MILLION:g} M" for budget in budgets), "seconds"]
-        lines += [f"### {TITLES[problem]} ({result['parameters'][problem]:,} parameters)", "", _row(cells)]
-        lines.append(_row(["---"] + ["---:"] * (len(budgets) + 1)))
+        header, rows = ["method", *(f"{budget / MILLION:g} M" for budget in budgets), "seconds"], []
         for method, found in by_method.items():
             row = [NAMES[method]]
             for budget in budgets:
@@ -82,8 +81,9 @@ def table(result: dict[str, Any]) -> str:
                 row.append("–" if point is None else f"{point['mean']:.4f} ± {point['spread']:.4f}")
             last = [found[str(budget)] for budget in budgets if str(budget) in found]
             row.append(f"{last[-1]['seconds']:.1f}" if last else "–")
-            lines.append(_row(row))
-        lines.append("")
+            rows.append(row)
+        title = f"### {TITLES[problem]} ({result['parameters'][problem]:,} parameters)"
+        lines += [title, "", markdown(header, rows), ""]
     return "\n".join([*lines, _footer(result)])
 
 
@@ -96,7 +96,3 @@ def _footer(result: dict[str, Any]) -> str:
         f"strategies, chosen from a grid: {chosen or 'none'}. `{result['command']}`, {environment['device']}, "
         f"{environment['processors']} processors, jax {environment['versions']['jax']}."
     )
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.calibration.page import markdown
+from benchmarks.harness.tables import markdown
 from benchmarks.models import measures
 from benchmarks.models.entry import Model
 from benchmarks.models.zoo import MODELS

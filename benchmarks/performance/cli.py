@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, number, require, there, whole
-from benchmarks.performance.environments import default_folder
+from benchmarks.harness.peers import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
 from benchmarks.performance.tables import write

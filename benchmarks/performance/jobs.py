@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.performance.environments import Unavailable, python_of
+from benchmarks.harness.peers import Unavailable, ask, python_of
 
 _HERE = Path(__file__).parent
 _SCRIPTS = {
@@ -37,21 +35,8 @@ def peer(name: str, task: dict[str, Any], folder: Path, limit: float) -> dict[st
 
 
 def _run(command: list[str], task: dict[str, Any], limit: float, folder: Path) -> dict[str, Any]:
-    variables = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
-    variables["MPLBACKEND"] = "agg"
     try:
-        done = subprocess.run(
-            [*command, json.dumps(task)],
-            cwd=folder,
-            env=variables,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=limit,
-        )
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"more than {limit:.0f} s in all", "more_than": limit / (task.get("repeats", 1) + 2)}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return {"skipped": "killed, out of memory" if done.returncode == -9 else last[:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        return ask([*command, json.dumps(task)], folder, limit=limit, MPLBACKEND="agg")
+    except Unavailable as error:
+        late = {"more_than": limit / (task.get("repeats", 1) + 2)} if error.is_late else {}
+        return {"skipped": str(error), **late}

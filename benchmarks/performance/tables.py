@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.store import read
+from benchmarks.harness.tables import markdown
 from eki_jax.training.files import write_text
 
 Row = dict[str, Any]
@@ -27,13 +28,11 @@ def write(folder: Path) -> Path:
 
 def _section(title: str, columns: dict[str, Callable[[Row], str]], result: dict[str, Any]) -> str:
     where = result["environment"]
-    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in result["rows"]:
-        lines.append("| " + " | ".join(_cell(row, column) for column in columns.values()) + " |")
+    rows = [[_cell(row, column) for column in columns.values()] for row in result["rows"]]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
     run = f"`--parts {result['part']} --preset {result['preset']}`"
-    lines += ["", f"({run}; {where['device']}, {where['processors']} processors; {versions})"]
-    return "\n".join(lines)
+    origin = f"({run}; {where['device']}, {where['processors']} processors; {versions})"
+    return f"## {title}\n\n{markdown(list(columns), rows, '---')}\n\n{origin}"
 
 
 def _cell(row: Row, column: Callable[[Row], str]) -> str:

@@ -309,7 +309,7 @@ def test_a_library_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.peers
 def test_another_library_races() -> None:
     """pyesmda on the linear problem, in its own environment: near the posterior, as a perturbed step is."""
-    from benchmarks.performance.environments import default_folder
+    from benchmarks.harness.peers import default_folder
 
     problem = linear()
     request = others.task(problem, others.OTHERS["pyesmda"], 200, range(1))

@@ -200,7 +200,7 @@ def test_rivals_that_cannot_be_had_are_named(tmp_path: Path, capsys: Any, monkey
 @pytest.mark.slow
 @pytest.mark.peers
 def test_evosax_learns_the_digits(tmp_path: Path) -> None:
-    from benchmarks.performance.environments import default_folder
+    from benchmarks.harness.peers import default_folder
 
     task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "open-es", 0, learning_rate=0.03)
     found = jobs.rival({**task, "budget": 2_000_000}, None, default_folder())
