@@ -132,7 +132,7 @@ def test_an_edf_result_is_merged(tmp_path: Path, capsys: Any, monkeypatch: pytes
     assert out.read_bytes() == before
 
 
-def test_a_calibration_stays_until_another_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_stays_until_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted run leaves the result as it was, and its cells to the same command; a smaller one is refused."""
     monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 40), 1), "cpu": ((10, 40), 1)})
     monkeypatch.setattr(on_linear, "LINEAR", {"etki": LINEAR["etki"]})
