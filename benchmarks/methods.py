@@ -67,10 +67,16 @@ def per_sample(
     """The gradient from noise that every sample has of its own, on one draw of the prior."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
-    estimate = natural.value_and_natural_direction(
-        problem.logits, natural.softmax_cross_entropy(), J, settings.sigma, deviations=natural.per_sample()
+    solver = natural.natural_gradient(
+        problem.logits,
+        natural.softmax_cross_entropy(),
+        J,
+        settings.sigma,
+        deviations=natural.per_sample(feedback=natural.learned_feedback(problem.train[0][:1])),
+        optimizer=transformation,
+        averaging=_averaging if settings.averaging else None,
     )
-    return _following(problem, estimate, transformation, J + 1)
+    return ensemble_method(solver, problem.logits, problem.prior, J)
 
 
 def _following(
@@ -102,6 +108,11 @@ DAMPING = 1e-3
 LOCAL_DAMPING = 1e-5
 # The longest step of the localized estimate, which is not held in a span.
 LOCAL_NORM = 3.0
+
+
+def _averaging(count: jax.Array) -> jax.Array:
+    """Factor of the average over the iterates: of all of the first, then of the last hundred or so."""
+    return jnp.minimum(0.97, count / (count + 10))
 
 
 class Natural(NamedTuple):
@@ -137,7 +148,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         damping=(LOCAL_DAMPING if local else DAMPING) if settings.damping is None else settings.damping,
         deviations=_low_rank(problem, settings) if low_rank else natural.full_rank(problem.prior),
         learning_rate=(0.5 if local else 1.0) if settings.rate is None else settings.rate,
-        averaging=(lambda count: jnp.minimum(0.97, count / (count + 10))) if settings.averaging else None,
+        averaging=_averaging if settings.averaging else None,
         localized=local,
         norm_constraint=LOCAL_NORM if local and settings.norm_constraint is None else settings.norm_constraint,
     )

@@ -17,6 +17,7 @@ from eki_jax.natural.deviations import Deviations as Deviations
 from eki_jax.natural.deviations import LowRankMatrix as LowRankMatrix
 from eki_jax.natural.deviations import affine as affine
 from eki_jax.natural.deviations import full_rank as full_rank
+from eki_jax.natural.deviations import learned_feedback as learned_feedback
 from eki_jax.natural.deviations import low_rank as low_rank
 from eki_jax.natural.deviations import low_rank_call as low_rank_call
 from eki_jax.natural.deviations import per_sample as per_sample

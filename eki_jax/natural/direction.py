@@ -26,6 +26,7 @@ class Direction(NamedTuple):
         fallback: flag, True where Cholesky's factorization failed.
         reason: code of :class:`eki_jax.Reason`: 0 where the direction can be used, else why not.
         matrix: the particles' ``Z H Z^T / (J - 1)`` where it was formed, shape (J, J), else None.
+        memory: record of what the estimate has learned, for the next step; None for one that learns nothing.
     """
 
     ascent: Params
@@ -36,6 +37,7 @@ class Direction(NamedTuple):
     fallback: Array
     reason: Array
     matrix: Array | None = None
+    memory: Any = None
 
     def within(self, norm_constraint: Any) -> Direction:
         """The step made shorter where ``bend``, its squared norm in the outputs' curvature, is above the constraint."""

@@ -18,7 +18,7 @@ from eki_jax.kernel.precision import check_precision
 from eki_jax.natural.deviations import Deviations, PerSample, low_rank
 from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
-from eki_jax.natural.estimates import gradient, span
+from eki_jax.natural.estimates import Gradient, gradient, span
 from eki_jax.natural.estimates import localized as localized_estimate
 
 
@@ -64,11 +64,27 @@ class Estimator(NamedTuple):
     setup: Setup
     estimate: Estimate
 
+    def memory(self, forward: ForwardFn | None, mean: Params) -> Any:
+        """What the estimate keeps from step to step, before the first; None for nothing."""
+        deviations = self.setup.cloud.deviations
+        learns = isinstance(deviations, PerSample) and deviations.feedback is not None
+        if forward is None or not learns or not isinstance(self.estimate, Gradient):
+            return None
+        return self.estimate.memory(self.setup, forward, mean)
+
     def from_model(
-        self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+        self,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        damping: Array,
+        batch: Batch,
+        memory: Any = None,
     ) -> Direction:
         """The direction, evaluating the model."""
-        return self.estimate.direction(self.setup, forward, mean, drawn, sigma, damping, batch)
+        known = {} if memory is None else {"memory": memory}
+        return self.estimate.direction(self.setup, forward, mean, drawn, sigma, damping, batch, **known)
 
     def from_outputs(
         self, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
@@ -126,6 +142,11 @@ def value_and_natural_direction(
     sigma_of, damping_of = schedule("sigma", sigma, POSITIVE), schedule("damping", damping, POSITIVE)
 
     function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
+    if isinstance(deviations, PerSample) and deviations.feedback is not None:
+        raise TypeError(
+            "deviations: per_sample(feedback=...), which learns from step to step; wanted natural_gradient(...), whose "
+            "state keeps that and whose optimizer= takes any of optax's, or feedback=None"
+        )
 
     def f(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
         scale, lam = (jnp.asarray(of_count(count), jnp.float32) for of_count in (sigma_of, damping_of))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, function, pair, real, schedule, whole
+from eki_jax._checks import ABOVE_ONE, POSITIVE, SHARE, function, offers, pair, real, schedule, whole
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, LossFn, Params, Schedule
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.health import finite_particles
@@ -47,6 +47,9 @@ class NaturalState(NamedTuple):
         damping: lambda, where it adapts itself, else None.
         transform: matrix T with deviations ``sum_k T_jk e_k``, shape (J, J), where they are transformed, else None.
         count: number of steps taken, int32.
+        memory: record of what the estimate has learned of the model, see :func:`learned_feedback`; None where it learns
+            nothing.
+        inner: state of the optimizer; None without one.
     """
 
     position: Params
@@ -55,6 +58,8 @@ class NaturalState(NamedTuple):
     damping: Array | None
     transform: Array | None
     count: Array  # type: ignore[assignment]  # hides tuple.count, as in optax
+    memory: Any = None
+    inner: Any = None
 
 
 class NaturalInfo(NamedTuple):
@@ -64,7 +69,7 @@ class NaturalInfo(NamedTuple):
 
     Attributes:
         loss: loss of the particles' mean output (of the mean particle's, for localized steps).
-        predicted: decrease of the loss by its second-order model.
+        predicted: decrease of the loss by its second-order model; with an optimizer, along the direction itself.
         measured: decrease of the loss of the mean particle on the same batch that the step makes, or would have made
             where it is refused; None where nobody asks: ``loss_limit=None`` and a lambda that does not adapt.
         share: share of the whole step that was taken, 1 unless that would have raised the loss beyond the limit.
@@ -97,6 +102,9 @@ class NaturalSettings(EstimatorSettings, total=False):
 
     Attributes:
         learning_rate: factor eta > 0 of a step, or a schedule of the step count; by default 1.
+        optimizer: transformation of the direction in the place of ``learning_rate``, such as ``optax.sgd(0.1, 0.9)``:
+            anything with ``init(params)`` and ``update(direction, state, params)`` that gives what is added to the
+            parameters. None for plain steps.
         redraw_every: number of steps between fresh deviations; the steps of an epoch for one draw an epoch.
         square_root: flag; True keeps the first deviations and transforms them too, by
             ``(I + Z H Z^T / ((J - 1) lambda))^(-1/2)``: with lambda = 1 and a loss that is a negative log-likelihood,
@@ -107,10 +115,12 @@ class NaturalSettings(EstimatorSettings, total=False):
         loss_limit: largest loss of the mean particle after a step on the step's own batch, as a multiple of the loss
             before it, > 1. A step beyond is made shorter, to a quarter, a sixteenth and so on, each time at one forward
             pass of one particle; where a 256th of it is too long it is refused. (An adaptive lambda becomes larger
-            either way.) By default 1.1. None does not ask, and saves two forward passes of one particle.
+            either way.) By default 1.1, and None with an ``optimizer``, whose steps go on from those before. None does
+            not ask, and saves two forward passes of one particle.
     """
 
     learning_rate: Schedule
+    optimizer: Any
     redraw_every: int
     square_root: bool
     averaging: Schedule | None
@@ -198,6 +208,8 @@ def natural_gradient(
     rate_of = schedule("learning_rate", follow.learning_rate, POSITIVE)
     adaptive = damping if isinstance(damping, AdaptiveDamping) else None
     damping_of = None if isinstance(damping, AdaptiveDamping) else schedule("damping", damping, POSITIVE)
+    if adaptive is not None and follow.optimizer is not None:
+        raise TypeError("damping: adaptive with an optimizer, whose steps it cannot foresee; wanted one of them")
     factor_of = None if follow.averaging is None else schedule("averaging", follow.averaging, SHARE)
     particles = cloud.particles
     one: Any = np.float32(1)
@@ -212,7 +224,10 @@ def natural_gradient(
             average = jax.tree.map(jnp.copy, params)
         initial = None if adaptive is None else jnp.asarray(adaptive.initial, jnp.float32)
         transform = jnp.eye(particles) if follow.square_root else None
-        return NaturalState(params, average, jax.random.key_data(key), initial, transform, jnp.zeros((), jnp.int32))
+        memory = estimator.memory(forward, params)
+        inner = None if follow.optimizer is None else follow.optimizer.init(params)
+        count = jnp.zeros((), jnp.int32)
+        return NaturalState(params, average, jax.random.key_data(key), initial, transform, count, memory, inner)
 
     def drawn(state: NaturalState) -> Any:
         number = 0 if follow.square_root else state.count // follow.redraw_every
@@ -226,22 +241,23 @@ def natural_gradient(
     def step(state: NaturalState, batch: Batch) -> tuple[NaturalState, NaturalInfo]:
         check_state(state, NaturalState, "natural_gradient")
         model, (x, targets) = given(forward), pair("batch", batch)
-        found = estimator.from_model(model, state.position, drawn(state), *scales(state), (x, targets))
+        found = estimator.from_model(model, state.position, drawn(state), *scales(state), (x, targets), state.memory)
+        updates, inner = followed(state, found)
         if adaptive is None and follow.loss_limit is None:
-            return moved(state, found, targets)
+            return moved(state, found, updates, inner, targets)
         at = lambda position: mean_loss(loss, on_devices(model, position, x), targets, axes)
-        before, whole_step = at(state.position), at(stepped(state, found, one))
+        before, whole_step = at(state.position), at(stepped(state, updates, one))
         share, after = one, whole_step
         if follow.loss_limit is not None:
             rose = lambda after: _rose(found.loss, before, after, follow.loss_limit)
 
             def shorter(carry: tuple[Array, Array]) -> tuple[Array, Array]:
                 share = carry[0] / 4
-                return share, at(stepped(state, found, share))
+                return share, at(stepped(state, updates, share))
 
             goes_on = lambda carry: rose(carry[1]) & (carry[0] > _SHORTEST)
             share, after = jax.lax.while_loop(goes_on, shorter, (one, whole_step))
-        new, info = moved(state, found, targets, share, (before, after))
+        new, info = moved(state, found, updates, inner, targets, share, (before, after))
         if adaptive is None:
             return new, info
         # The whole step's, shortened or not: it is what lambda is to answer for.
@@ -257,25 +273,33 @@ def natural_gradient(
         if not estimator.estimate.needs_model:
             check_rows(outputs, particles // cloud.axis.size)
         found = estimator.from_outputs(state.position, drawn(state), *scales(state), outputs, targets)
-        return moved(state, found, targets)
+        return moved(state, found, *followed(state, found), targets)
 
     def rate_at(state: NaturalState) -> Array:
         return jnp.asarray(rate_of(state.count), jnp.float32)
 
-    def stepped(state: NaturalState, found: Direction, share: Array) -> Params:
-        rate = share * rate_at(state)
-        return jax.tree.map(lambda m, d: (m - rate.astype(d.dtype) * d).astype(m.dtype), state.position, found.ascent)
+    def followed(state: NaturalState, found: Direction) -> tuple[Params, Any]:
+        """What a whole step adds to the parameters, and the optimizer's state after it."""
+        if follow.optimizer is None:
+            rate = rate_at(state)
+            return jax.tree.map(lambda d: -rate.astype(d.dtype) * d, found.ascent), None
+        return follow.optimizer.update(found.ascent, state.inner, state.position)
+
+    def stepped(state: NaturalState, updates: Params, share: Array) -> Params:
+        return jax.tree.map(lambda m, d: (m + share.astype(d.dtype) * d).astype(m.dtype), state.position, updates)
 
     def moved(
         state: NaturalState,
         found: Direction,
+        updates: Params,
+        inner: Any,
         targets: Any,
         share: Array = one,
         losses: tuple[Array, Array] | None = None,
     ) -> tuple[NaturalState, NaturalInfo]:
         """A share of the whole step, with the mean particle's losses before and after it, where those are known."""
         rate, (scale, lam) = share * rate_at(state), scales(state)
-        position = stepped(state, found, share)
+        position = stepped(state, updates, share)
         average, factor = _averaged(state, position, follow.averaging, factor_of)
         in_range = POSITIVE.holds(rate) & (SHARE.holds(factor) if callable(follow.averaging) else True)
         rose = jnp.zeros((), bool)
@@ -303,7 +327,9 @@ def natural_gradient(
             damping=lam,
             fallback=found.fallback,
         )
-        new = state._replace(position=position, average=average)
+        new = state._replace(position=position, average=average, inner=inner)
+        if found.memory is not None:
+            new = new._replace(memory=found.memory)
         if state.transform is not None and found.matrix is not None:
             shrinking, _ = inverse_root(found.matrix / lam.astype(found.matrix.dtype))
             new = new._replace(transform=shrinking.astype(state.transform.dtype) @ state.transform)
@@ -326,6 +352,7 @@ class _Following(NamedTuple):
     """The settings of what follows the direction, with their defaults; see :class:`NaturalSettings`."""
 
     learning_rate: Schedule = 1.0
+    optimizer: Any = None
     redraw_every: int = 1
     square_root: bool = False
     averaging: Schedule | None = None
@@ -335,6 +362,14 @@ class _Following(NamedTuple):
     def of(cls, settings: Any) -> _Following:
         """Those among ``settings``, checked."""
         found = cls(**{name: settings[name] for name in cls._fields if name in settings})
+        if found.optimizer is not None:
+            wanted = "an optimizer with init and update, such as optax.sgd(0.1)"
+            offers("optimizer", found.optimizer, ("init", "update"), wanted)
+            if "learning_rate" in settings:
+                raise TypeError(
+                    f"learning_rate: {found.learning_rate!r} with an optimizer, which has its own; wanted one"
+                )
+            found = found._replace(loss_limit=settings.get("loss_limit"))
         whole("redraw_every", found.redraw_every)
         if found.loss_limit is not None:
             real("loss_limit", found.loss_limit, ABOVE_ONE, or_="None for no limit")

@@ -521,6 +521,15 @@ CORE: dict[str, Call] = {
             "causal": ("flag", False),
         },
     ),
+    "natural.learned_feedback": Call(
+        natural.learned_feedback,
+        {
+            "example": ("matrix", np.zeros((3, 2), np.float32)),
+            "decay": ("share", 0.9),
+            "bins": ("whole", 4),
+            "unbiased": ("flag", False),
+        },
+    ),
     "natural.describe": Call(
         lambda forward, params, x, deviations: len(natural.describe(forward, {"w": params}, x, deviations).leaves),
         {

@@ -91,7 +91,8 @@ def keyed(f: Callable[[Any, Any], Any] | None) -> Callable[..., Any] | None:
     """A model with a key and a state whose outputs are those of ``f``, so that it can be held against the table."""
 
     def model(params: Any, x: Any, *, key: Any, state: Any) -> Any:
-        outputs = f(params, x) + 0 * jax.random.normal(key) + state["shift"][None]
+        outputs = f(params, x) + state["shift"][None]
+        outputs += 0 * jax.random.normal(key, (), outputs.dtype)
         return outputs, {"shift": 0 * outputs.mean(axis=0)}
 
     return None if f is None else model
@@ -156,6 +157,11 @@ SOLVERS: dict[str, Row] = {
     ),
     "natural_full": natural_row(at_mean_output, deviations=natural.full_rank(1.0))._replace(alike="natural_low"),
     "natural_low": natural_row(at_mean_output, averaging=0.5),
+    "natural_per_sample": natural_row(
+        at_mean,
+        deviations=natural.per_sample(feedback=natural.learned_feedback(X)),
+        optimizer=optax.sgd(0.1, momentum=0.5),
+    )._replace(alike="natural_low"),
     "natural_localized": natural_row(at_mean, estimate=natural.localized(4))._replace(alike="natural_low"),
     "natural_adaptive": natural_row(at_mean_output, damping=natural.adaptive_damping(1e-2))._replace(
         alike="natural_low"
@@ -175,6 +181,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("optax", name): "value_and_natural_direction" for name in AROUND_A_MEAN},
     **{("targets_per_particle", name): "targets_axis: 0; is no setting" for name in AROUND_A_MEAN},
     **{(prop, "natural_localized"): _INSIDE for prop in ("ask_and_tell", "online")},
+    **{(prop, "natural_per_sample"): "noise inside of the model" for prop in ("ask_and_tell", "online")},
     ("precision", "natural_localized"): "which a localized step does not",
     **{(prop, "natural_adaptive"): _MODEL for prop in ("ask_and_tell", "online")},
 }
@@ -318,13 +325,19 @@ def failures(r: Run, tmp_path: Path) -> None:
     first = r.solver.ensemble(r.start)["b"][:, 0]
     fails = jnp.sort(first)[-1]  # one particle's, and not where the others go
     broken = lambda p, x: jnp.where(jnp.abs(p["b"][0] - fails) < 1e-4, jnp.nan, forward(p, x))
+    number: int | None = 1
+    if bool(jnp.all(first == fails)):  # they differ in what their layers return: those fail that return the most
+        most = forward(mean(), X)[:, 0].max() + 1e-3
+        broken = lambda p, x: jnp.where((z := forward(p, x))[:, :1] > most, jnp.nan, z)
+        number = None
     if jax.config.jax_debug_nans and getattr(r.infos[0], "losses", None) is not None:
         # What the switch is for: the particle's loss that a step reports is NaN.
         with pytest.raises(FloatingPointError, match="nan"):
             r.row.make(broken).step(r.start, BATCH)
         return
     state, info = compiled(r.row.make(broken).step)(r.start, BATCH)
-    assert (int(info.failed), bool(info.is_finite), bool(info.moved)) == (1, False, True)
+    assert (bool(info.is_finite), bool(info.moved)) == (False, True)
+    assert int(info.failed) == number if number else 1 <= int(info.failed) < r.row.particles - 1
     assert bool(jnp.isfinite(info.loss))
     for leaf in jax.tree.leaves((r.solver.estimate(state), r.solver.ensemble(state))):
         assert bool(jnp.isfinite(leaf).all())

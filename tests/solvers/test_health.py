@@ -211,10 +211,10 @@ def test_a_natural_step_is_shortened() -> None:
 
 
 def test_a_natural_step_that_raises_the_loss() -> None:
-    """A model that is far from linear: the step is refused, and an adaptive lambda grows until one is taken."""
+    """A step of which even a 256th is too long is refused, and an adaptive lambda grows until one is taken."""
     model = lambda p, x: jnp.exp(3 * p)
     batch = (None, jnp.full(2, jnp.exp(4.5)))
-    settings = {"sigma": 0.01, "deviations": natural.full_rank(1.0)}
+    settings = {"sigma": 0.01, "deviations": natural.full_rank(1.0), "learning_rate": 1e4}
     solver = natural.natural_gradient(model, LOSS, 40, damping=1e-6, **settings)
     refused(solver, solver.init(jnp.zeros(2), jax.random.key(0)), batch, Reason.LOSS_ROSE)
     unlimited = natural.natural_gradient(model, LOSS, 40, damping=1e-6, loss_limit=None, **settings)

@@ -19,6 +19,8 @@ from eki_jax.kernel.interpreter.watching import Watcher
 # Equations that are linear in a parameter: layers.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
+#: A leaf's name, and the function that makes its gradient of the leaf and of that at a point.
+Pull = tuple[str, Callable[[Array, Array], Array]]
 
 
 class Point(NamedTuple):
@@ -29,14 +31,16 @@ class Point(NamedTuple):
         axis: axis of the samples.
         dtype: dtype of it.
         size: root mean square of its numbers.
-        pulls: pairs of a leaf's name and of the function that makes its gradient of the leaf and of that at the point.
+        value: output of the layer, with what is added to it, such as a bias.
+        pulls: leaves of the layer, each with the function that makes its gradient.
     """
 
     shape: tuple[int, ...]
     axis: int
     dtype: Any
     size: Array
-    pulls: list[tuple[str, Callable[[Array, Array], Array]]]
+    value: Array
+    pulls: list[Pull]
 
     @property
     def of_one(self) -> tuple[int, ...]:
@@ -117,14 +121,17 @@ class Disturber(Watcher):
         self.met.append(result.shape)
         at = [value.product for value in tagged if value.product and value.value.shape == result.shape]
         if kind in _SUMS and at:
-            self.points[int(at[0])].pulls.append((leaf.leaf, partial(_pulled, layer)))
+            point = self.points[int(at[0])]
+            point.pulls.append((leaf.leaf, partial(_pulled, layer)))
+            self.points[int(at[0])] = point._replace(value=result.reshape(point.shape))
             return [Tagged(result, product=at[0])]
         axis = self.axis_of(number, result.shape)
         if axis is None:
             self.computed(leaf)
             return results
         size = jnp.sqrt(jnp.mean(jnp.square(result)))
-        self.points[number] = Point(result.shape, axis, result.dtype, size, [(leaf.leaf, partial(_pulled, layer))])
+        pulls: list[Pull] = [(leaf.leaf, partial(_pulled, layer))]
+        self.points[number] = Point(result.shape, axis, result.dtype, size, result, pulls)
         if self.noise is not None:
             result = result + self.noise(number, result.shape, result.dtype)
         return [Tagged(result, product=str(number))]

@@ -9,4 +9,5 @@ from eki_jax.natural.deviations.matrix import LowRankMatrix as LowRankMatrix
 from eki_jax.natural.deviations.matrix import affine as affine
 from eki_jax.natural.deviations.matrix import low_rank_call as low_rank_call
 from eki_jax.natural.deviations.per_sample import PerSample as PerSample
+from eki_jax.natural.deviations.per_sample import learned_feedback as learned_feedback
 from eki_jax.natural.deviations.per_sample import per_sample as per_sample

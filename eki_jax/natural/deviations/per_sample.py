@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, one_of, real
+from eki_jax._checks import NOT_NEGATIVE, SHARE, flag, one_of, real, traceable, whole
 from eki_jax._types import Array, Params
 
 Solve = Literal["least squares", "covariance"]
+
+
+class Feedback(NamedTuple):
+    """See :func:`learned_feedback`."""
+
+    example: Any
+    decay: Any = 0.99
+    bins: int = 8
+    unbiased: bool = False
 
 
 class PerSample(NamedTuple):
@@ -19,30 +29,35 @@ class PerSample(NamedTuple):
     ridge: Any = 0.01
     relative: bool = True
     causal: bool = False
+    feedback: Feedback | None = None
 
     def draw(self, key: Array, mean: Params) -> Array:
         """The data of the particle's key, of which all of its noise is a function."""
         del mean
         return jax.random.key_data(key)
 
-    def particle(self, mean: Params, factors: Any, sigma: Array) -> NoReturn:
-        """Refused: a particle has the mean's parameters."""
-        raise TypeError(
-            "deviations: per_sample(...), whose particles differ in what their layers return and not in their "
-            "parameters; wanted low_rank(...) or full_rank(...) where particles are asked for"
-        )
+    def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
+        """The mean: a particle differs in what its layers return, and not in its parameters."""
+        del factors, sigma
+        return mean
 
-    def dense(self, mean: Params, factors: Any) -> NoReturn:
-        """Refused, for the same reason."""
-        self.particle(mean, factors, jax.numpy.zeros(()))
+    def dense(self, mean: Params, factors: Any) -> Params:
+        """No deviation of the parameters."""
+        del factors
+        return jax.tree.map(jnp.zeros_like, mean)
 
     def combine(self, mean: Params, factors: Any, weights: Array) -> NoReturn:
-        """Refused, for the same reason."""
-        self.particle(mean, factors, weights)
+        """Refused: no sum of deviations of the parameters is a direction."""
+        raise TypeError("deviations: per_sample(...) with an estimate in the span; wanted estimate=gradient()")
 
 
 def per_sample(
-    solve: Solve = "least squares", *, ridge: Any = 0.01, relative: bool = True, causal: bool = False
+    solve: Solve = "least squares",
+    *,
+    ridge: Any = 0.01,
+    relative: bool = True,
+    causal: bool = False,
+    feedback: Feedback | None = None,
 ) -> PerSample:
     r"""Noise drawn for every sample by itself and added to what each layer returns; no weight is disturbed.
 
@@ -59,7 +74,8 @@ def per_sample(
     disturbed as wholes and have the plain estimate ``sum_j r_j e_j``.
 
     The layers multiply J copies of the batch by one matrix. Samples must not meet in the model (no batch norm in
-    training mode): a sample's outputs are taken to depend on its own noise.
+    training mode): a sample's outputs are taken to depend on its own noise. ``ensemble(state)`` has the mean's
+    parameters, J times.
 
     Args:
         solve: way to solve: "least squares", by the J x J matrix of the particles' noise; or "covariance", the sum
@@ -68,16 +84,57 @@ def per_sample(
         relative: flag; True makes s the root mean square of what the layer returns, False 1.
         causal: flag for sequences, whose outputs (B, T, ...) depend on what layers return (B, T, ...) at the same and
             earlier places alone: the noise at a place then explains only what comes there and later.
+        feedback: prediction of the slopes, :func:`learned_feedback`, of which the noise then explains what is left;
+            None for none. For :func:`natural_gradient`, whose state keeps what is learned.
 
     Raises:
-        TypeError, ValueError: a ``solve`` that there is none, a ``ridge`` that is no number >= 0, flags that are none.
+        TypeError, ValueError: a ``solve`` that there is none, a ``ridge`` that is no number >= 0, flags that are none,
+            a ``feedback`` that is none.
 
     >>> per_sample("covariance").solve
     'covariance'
     """
     one_of("solve", solve, ("least squares", "covariance"))
     real("ridge", ridge, NOT_NEGATIVE)
-    for name, value in (("relative", relative), ("causal", causal)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: {value!r}; wanted True or False")
-    return PerSample(solve, ridge, relative, causal)
+    flag("relative", relative)
+    flag("causal", causal)
+    if feedback is not None and not isinstance(feedback, Feedback):
+        raise TypeError(f"feedback: {feedback!r}; wanted learned_feedback(example), or None for none")
+    return PerSample(solve, ridge, relative, causal, feedback)
+
+
+def learned_feedback(example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased: bool = False) -> Feedback:
+    r"""A prediction of each layer's slopes that is learned from the slopes that the noise finds.
+
+    .. math:: \delta_k \approx c_k(y_k) \sum_m g_m A_{mk}
+
+    with g the loss's gradient in the sample's outputs (those at the same place, where layer and outputs have the same
+    places), y what the layer returned, A a matrix for each layer, and c constant over a few ranges of y. The noise then
+    explains what the prediction leaves, a control variate; and what few particles cannot tell of that stays with the
+    prediction. How much of a prediction is used goes by how right it has been with slopes that it had not seen. A step
+    needs far fewer particles so: see ``docs/natural_gradient.md`` for the numbers.
+
+    To learn a map back from node perturbation is the idea of Lansdell, Prakash and Kording (2020, arXiv:1906.00889); of
+    theirs the map is the gradient, here it is what noise corrects.
+
+    Args:
+        example: inputs x of a batch, arrays or ``jax.ShapeDtypeStruct``: only their shapes are used, to make room for
+            what is learned, and the number of samples does not matter.
+        decay: share in [0, 1) of what was learned that is kept from one step to the next.
+        bins: number of ranges of y, those of the same probability for normal numbers of its size; 1 for none.
+        unbiased: flag; True adds what the noise finds in full, so that estimates have no bias and more noise.
+
+    Raises:
+        TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1.
+
+    >>> learned_feedback(jax.ShapeDtypeStruct((1, 784), "float32"), 0.998).decay
+    0.998
+    """
+    traceable("example", example)
+    if not jax.tree.leaves(example):
+        raise ValueError("example: has no arrays; wanted inputs x of a batch")
+    real("decay", decay, SHARE)
+    whole("bins", bins)
+    flag("unbiased", unbiased)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), example)
+    return Feedback(shapes, decay, bins, unbiased)

@@ -12,10 +12,13 @@ from jax import lax
 
 from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.ensembles.priors import xavier
+from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
+from eki_jax.natural.estimates.feedback import Features, Learned, Prediction, predicted, updated
+from eki_jax.natural.estimates.feedback import sizes as feedback_sizes
 from eki_jax.natural.estimates.span import share_of_loss
 from eki_jax.solvers.reasons import Reason, first_reason
 
@@ -44,15 +47,36 @@ class Gradient(NamedTuple):
             raise ValueError("estimate: gradient() with other deviations; wanted per_sample(...)")
         others = {
             "antithetic": setup.cloud.antithetic or None,
-            "precision": setup.precision,
             "norm_constraint": setup.norm_constraint,
         }
         for name, value in others.items():
             if value is not None:
                 raise TypeError(f"{name}: {value!r} with per_sample(...), whose direction is a gradient; wanted none")
 
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Learned]:
+        """What is learned of the layers' slopes, by their numbers, before the first step."""
+        feedback = _per_sample(setup).feedback
+        assert feedback is not None
+        found: list[dict[str, tuple[int, int]]] = []
+
+        def traced(mean: Params, x: Any) -> None:
+            seen = Undisturbed.of(forward, mean, x)
+            outputs = [leaf.shape for leaf in jax.tree.leaves(seen.outputs)]
+            found.append({str(u): feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy})
+
+        jax.eval_shape(traced, mean, feedback.example)
+        return {number: Learned.nothing(*size, feedback.bins) for number, size in found[-1].items()}
+
     def direction(
-        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+        self,
+        setup: Setup,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        damping: Array,
+        batch: Batch,
+        memory: dict[str, Learned] | None = None,
     ) -> Direction:
         """The gradient, evaluating the model with noise in it."""
         del damping
@@ -63,8 +87,11 @@ class Gradient(NamedTuple):
         value, in_outputs = jax.value_and_grad(lambda z: jnp.asarray(setup.loss(z, targets)))(seen.outputs)
         in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
         keys = axes.particles.gathered(drawn[0])
-        slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma)
-        found = seen.pulled(slopes, in_outputs)
+        known = seen.predicted(setup, in_outputs, memory)
+        slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma, known)
+        if memory is not None:
+            memory = seen.learned(setup, memory, known, slopes)
+        found = seen.pulled({u: slope.used for u, slope in slopes.items()}, in_outputs)
         unused = {name: jnp.zeros_like(m) for name, m in seen.leaves.items()}
         found = axes.batch.sum(unused | found | whole)
         number = axes.particles.sum(jnp.sum(healthy, dtype=jnp.int32))
@@ -74,7 +101,8 @@ class Gradient(NamedTuple):
         reason = first_reason((Reason.FEW_PARTICLES, number < 2), (Reason.NOT_FINITE, ~jnp.isfinite(slope)))
         ascent = jax.tree.map(lambda d: jnp.where(reason == 0, d, 0), ascent)
         value = axes.batch.sum(share * value)
-        return Direction(ascent, value, slope, jnp.zeros(()), number, jnp.asarray(False), reason)
+        zero = jnp.zeros(())
+        return Direction(ascent, value, slope, zero, number, jnp.asarray(False), reason, memory=memory)
 
     def from_outputs(
         self, setup: Setup, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
@@ -142,9 +170,49 @@ class Undisturbed(NamedTuple):
                 )
         return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, frozenset(disturber.others))
 
+    @property
+    def noisy(self) -> list[int]:
+        """The numbers of the points where noise is added."""
+        return [number for number in self.points if number not in self.exact]
+
+    def predicted(self, setup: Setup, in_outputs: Any, memory: dict[str, Learned] | None) -> dict[int, Known]:
+        """The slopes that were learned, at the points of which something was; none without memory."""
+        if memory is None:
+            return {}
+        deviations, batch = _per_sample(setup), setup.axes.batch
+        assert deviations.feedback is not None
+        if set(memory) != set(map(str, self.noisy)):
+            met = ", ".join(map(str, self.noisy))
+            raise ValueError(
+                f"feedback: learned of layers {', '.join(memory)} and the batch meets {met}; "
+                "wanted an example with the batch's shapes, but for the number of samples"
+            )
+        unknowns = sum(math.prod(self.points[u].of_one) for u in self.noisy) / setup.cloud.particles
+        if deviations.causal:
+            unknowns /= jax.tree.leaves(in_outputs)[0].shape[1]
+        known: dict[int, Known] = {}
+        for u in self.noisy:
+            returned = jnp.moveaxis(self.points[u].value, self.points[u].axis, 0)
+            features = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
+            known[u] = Known(features, predicted(memory[str(u)], features, unknowns))
+        return known
+
+    def learned(
+        self, setup: Setup, memory: dict[str, Learned], known: dict[int, Known], slopes: dict[int, Slope]
+    ) -> dict[str, Learned]:
+        """The memory with a step's slopes."""
+        feedback = _per_sample(setup).feedback
+        assert feedback is not None
+        found: dict[str, Learned] = {}
+        for u, (features, prediction) in known.items():
+            rows = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(features.ranges.shape)
+            rows = rows.astype(jnp.float32)
+            found[str(u)] = updated(memory[str(u)], features, prediction, rows, feedback.decay, setup.axes.batch)
+        return found
+
     def slopes(
-        self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array
-    ) -> tuple[dict[int, Array], Array, dict[str, Array]]:
+        self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array, known: dict[int, Known]
+    ) -> tuple[dict[int, Slope], Array, dict[str, Array]]:
         """The loss's gradient at every point, the healthy ones of this device's particles, and that of whole leaves.
 
         Args:
@@ -153,18 +221,19 @@ class Undisturbed(NamedTuple):
             own: keys' data of this device's particles.
             keys: keys' data of all particles.
             sigma: scale of the noise.
+            known: predictions of the slopes.
         """
-        deviations, axes = setup.cloud.deviations, setup.axes
-        assert isinstance(deviations, PerSample)
+        deviations, axes = _per_sample(setup), setup.axes
         samples = jax.tree.leaves(self.outputs)[0].shape[0]
         indices = axes.batch.own_indices(samples)
         sizes = {number: jnp.sqrt(axes.batch.mean(point.size**2)) for number, point in self.points.items()}
         relative = lambda size: jnp.where(size > 0, size, 1) if deviations.relative else 1
         sizes = {number: sigma * relative(size) for number, size in sizes.items()}
         scales = dict(zip(self.leaves, jax.tree.leaves(xavier(self.mean).factor), strict=True))
-        noisy = [number for number in self.points if number not in self.exact]
+        noisy = self.noisy
         if deviations.causal:
             self._check_places(noisy)
+        expected = {u: part.prediction.slopes.reshape(part.features.shape) for u, part in known.items()}
 
         def unit(data: Array, number: int, index: Array) -> Array:
             point = self.points[number]
@@ -179,48 +248,69 @@ class Undisturbed(NamedTuple):
                 for name, k in zip(names, jax.random.split(key, max(1, len(names))), strict=False)
             }
 
-        def changes(data: Array, row: Any, index: Array, g: Any, z: Any) -> Array:
-            """How the loss changes, to first order in the outputs: a number, or one for every place and later."""
+        def changes(data: Array, row: Any, index: Array, g: Any, z: Any, expected: dict[int, Array]) -> Array:
+            """How the loss changes, to first order in the outputs: a number, or one for every place and later.
+
+            Less what is expected of the noise.
+            """
             drawn = weights(data)
             moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
-            noise = lambda number, shape, dtype: (
-                (sizes[number] * unit(data, number, index)).astype(dtype) if number not in self.exact else 0
-            )
+            added = {u: sizes[u] * unit(data, u, index) for u in noisy}
             disturber = Disturber(
-                lambda number, shape: self.points[number].axis if number in self.points else None, noise
+                lambda number, shape: self.points[number].axis if number in self.points else None,
+                lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
             )
             found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
             parts = jax.tree.map(lambda a, b, c: _by_place((a[0] - b) * c, causal=deviations.causal), found, z, g)
-            return sum(jax.tree.leaves(parts), jnp.zeros(()))
+            known_parts = [
+                _by_place(-slope * added[u].reshape(slope.shape).astype(slope.dtype), causal=deviations.causal)
+                for u, slope in expected.items()
+            ]
+            return sum(jax.tree.leaves(parts) + known_parts, jnp.zeros(()))
 
-        def one(args: Any) -> tuple[list[Array], Array, Array]:
-            row, index, g, z = args
-            r = jax.vmap(lambda data: changes(data, row, index, g, z))(own)
+        def one(args: Any) -> tuple[list[Array], Array, Array, Array]:
+            row, index, g, z, expected = args
+            r = map_particles(lambda data: changes(data, row, index, g, z, expected), own, setup.chunk_size or len(own))
             r = axes.particles.gathered(r)
             healthy = finite_particles(r)
             count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
             centred = lambda e: _masked(e - jnp.sum(_masked(e, healthy), axis=0) / count.astype(e.dtype), healthy)
             r = centred(jnp.where(jnp.isfinite(r), r, 0))
             noise = [centred(jax.vmap(partial(unit, number=u, index=index))(keys)) for u in noisy]
-            a = _solved(deviations, r, noise, count)
-            return [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)], healthy, r
+            a, share = _solved(deviations, r, noise, count, setup.precision)
+            slopes = [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)]
+            return slopes, share, healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
         numbers += sum(math.prod(self.points[u].of_one) for u in noisy)
         together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
-        found, healthy, r = lax.map(one, (self.x, indices, in_outputs, self.outputs), batch_size=together)
+        rows = (self.x, indices, in_outputs, self.outputs, expected)
+        found, share, healthy, r = lax.map(one, rows, batch_size=together)
         everyone = axes.batch.all(healthy.all(axis=0))
         # All devices have the same; it is their mean that the compiler knows to be.
-        at_points = dict(zip(noisy, axes.particles.mean(found), strict=True))
-        for u, slope in at_points.items():
-            axis = self.points[u].axis
-            at_points[u] = jnp.moveaxis(jnp.squeeze(slope, axis + 1), 0, axis)
+        found, share = axes.particles.mean((found, share))
+        at_points = {
+            u: self._slope(u, slope, share, known.get(u), deviations) for u, slope in zip(noisy, found, strict=True)
+        }
         number = jnp.maximum(jnp.sum(everyone) - 1, 1).astype(r.dtype)
         total = jnp.sum(r.reshape(*r.shape[:2], -1)[..., 0], axis=0) / number
         drawn = jax.vmap(weights)(keys) if self.whole else {}
         whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
         mine = everyone[axes.particles.own_indices(len(own))]
         return at_points, mine, axes.particles.mean(whole)
+
+    def _slope(self, number: int, found: Array, share: Array, known: Known | None, deviations: PerSample) -> Slope:
+        """One point's slopes from what the noise found, shape (B, *of_one), and from what was known."""
+        axis = self.points[number].axis
+        arranged = lambda rows: jnp.moveaxis(rows, 0, axis)
+        found = jnp.squeeze(found, axis + 1)
+        if known is None:
+            return Slope(arranged(found), arranged(found))
+        assert deviations.feedback is not None
+        prediction = known.prediction.slopes.reshape(known.features.shape).astype(found.dtype)
+        share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
+        used = found if deviations.feedback.unbiased else share * found
+        return Slope(arranged(prediction + found), arranged(prediction + used))
 
     def _check_places(self, noisy: list[int]) -> None:
         """Raise ValueError for layers that do not return something at every place of the outputs."""
@@ -243,6 +333,34 @@ class Undisturbed(NamedTuple):
                     part = pull(self.leaves[name], slope.reshape(point.shape).astype(point.dtype))
                     found[name] = found[name] + part if name in found else part
         return found
+
+
+class Slope(NamedTuple):
+    """The loss's gradient at a point, like what the layer returns.
+
+    Attributes:
+        unbiased: the estimate without bias.
+        used: the one that is followed: with feedback, that of the smaller error.
+    """
+
+    unbiased: Array
+    used: Array
+
+
+class Known(NamedTuple):
+    """What is known of a point's slopes before there is noise."""
+
+    features: Features
+    prediction: Prediction
+
+
+def _per_sample(setup: Setup) -> PerSample:
+    assert isinstance(setup.cloud.deviations, PerSample)
+    return setup.cloud.deviations
+
+
+def _samples_first(point: Point) -> tuple[int, ...]:
+    return (point.shape[point.axis], *point.shape[: point.axis], *point.shape[point.axis + 1 :])
 
 
 def _axis_of_samples(shape: tuple[int, ...], alone: tuple[int, ...], samples: int) -> int | None:
@@ -286,19 +404,27 @@ def _masked(rows: Array, healthy: Array) -> Array:
     return jnp.where(healthy.reshape(len(healthy), *[1] * (rows.ndim - 1)), rows, 0)
 
 
-def _solved(deviations: PerSample, r: Array, noise: list[Array], count: Array) -> Array:
-    """Weights a of the particles, shape (J,) or (J, T), with slopes ``sum_j a_j e_j``."""
-    if deviations.solve == "covariance" or not noise:
-        return r / jnp.maximum(count - 1, 1)  # both have lost their mean
+def _solved(deviations: PerSample, r: Array, noise: list[Array], count: Array, precision: Any) -> tuple[Array, Array]:
+    """Weights a of the particles, shape (J,) or (J, T), with unbiased slopes ``sum_j a_j e_j``, and a share.
+
+    That is the share of the slopes, () or (T,), that this many particles can tell: so much of the unbiased estimate has
+    the smallest error, where slopes are expected to be zero.
+    """
     at_places = [e.reshape(*r.shape, -1) if r.ndim > 1 else e.reshape(len(r), 1, -1) for e in noise]
-    matrices = sum((jnp.einsum("jtm,ltm->tjl", e, e) for e in at_places), jnp.zeros(()))
     numbers = sum(e.shape[-1] for e in at_places)
-    solve = jax.vmap(lambda matrix, r: _least_squares(matrix, r, numbers, deviations.ridge), (0, 1), 1)
-    return solve(matrices, r.reshape(len(r), -1)).reshape(r.shape)
+    if deviations.solve == "covariance" or not noise:
+        share = (count / (count + numbers)) * jnp.ones(r.shape[1:], r.dtype)
+        return r / jnp.maximum(count - 1, 1), share  # both have lost their mean
+    precision = lax.Precision.HIGHEST if precision is None else precision
+    products = [jnp.einsum("jtm,ltm->tjl", e, e, precision=precision) for e in at_places]
+    matrices = sum(products, jnp.zeros(()))
+    solve = jax.vmap(lambda matrix, r: _least_squares(matrix, r, numbers, deviations.ridge), (0, 1), (1, 0))
+    weights, share = solve(matrices, r.reshape(len(r), -1))
+    return weights.reshape(r.shape), share.reshape(r.shape[1:])
 
 
-def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> Array:
-    """The weights of the smallest slopes that explain r, without their bias.
+def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> tuple[Array, Array]:
+    """The weights of the smallest slopes that explain r, without their bias, and the share that they had.
 
     With fewer particles than numbers these are the part of the slopes in the span of the noise, which is the k-th part
     of them on average, k being the trace of the projection over the numbers. It is divided by that: layers whose slopes
@@ -308,8 +434,8 @@ def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> Array:
     added = jnp.where(mean > 0, jnp.maximum(ridge, 1e-6) * mean, 1)
     factor = jnp.linalg.cholesky(matrix + added * jnp.eye(len(r), dtype=matrix.dtype))
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(r), dtype=matrix.dtype))
-    projected = jnp.vdot(inverse, matrix)
-    return inverse @ r.astype(matrix.dtype) * (numbers / jnp.maximum(projected, 1e-6))
+    share = jnp.maximum(jnp.vdot(inverse, matrix), 1e-6) / numbers
+    return inverse @ r.astype(matrix.dtype) / share, share.astype(matrix.dtype)
 
 
 def _along(a: Array, e: Array) -> Array:

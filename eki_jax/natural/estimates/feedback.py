@@ -1,0 +1,183 @@
+"""A learned prediction of the slopes, of which the noise then explains only what it leaves.
+
+The loss's gradient delta in what a layer returns is predicted from the loss's gradient g in the sample's outputs and
+from what the layer returned, y:
+
+    delta_k  =  c_k(y_k)  sum_m g_m A_mk
+
+A is a linear map back from the outputs, one for each layer, and c a factor for each unit, constant over each of a few
+ranges of y: an estimate of a slope of the activation. Both are regressions on the slopes that earlier steps found, with
+sums that forget. Nothing of the model is differentiated; what is learned is what backpropagation would multiply by.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax._types import Array
+from eki_jax.kernel.axes import Axis
+
+# Features of a prediction: a square matrix of them is solved for each layer.
+LARGEST = 4096
+_RIDGE = 1e-3  # of the features' mean square, whatever the noise
+_TINY = 1e-30
+
+
+class Learned(NamedTuple):
+    """What was learned of one layer's slopes: sums over samples, which forget.
+
+    n is the number of the layer's units for each place, and C that of the outputs.
+
+    Attributes:
+        samples: number of samples in the sums.
+        outer: products of pairs of the outputs' gradients, shape (C, C).
+        cross: products of the outputs' gradients with the slopes over the factors, shape (C, n).
+        along: products of the slopes with ``g A``, for each range of what the unit returned, shape (n, bins).
+        squares: squares of ``g A``, for each range, shape (n, bins).
+        aligned: products of the slopes with their predictions, by what was known before.
+        predicted: squares of the predictions.
+        found: squares of the slopes.
+        missed: squares of what the predictions left of the slopes.
+    """
+
+    samples: Array
+    outer: Array
+    cross: Array
+    along: Array
+    squares: Array
+    aligned: Array
+    predicted: Array
+    found: Array
+    missed: Array
+
+    @classmethod
+    def nothing(cls, features: int, units: int, bins: int) -> Learned:
+        """Before the first step."""
+        zero = jnp.zeros(())
+        by_range = jnp.zeros((units, bins))
+        outer, cross = jnp.zeros((features, features)), jnp.zeros((features, units))
+        return cls(zero, outer, cross, by_range, by_range, zero, zero, zero, zero)
+
+
+class Features(NamedTuple):
+    """What one layer's slopes are predicted from.
+
+    Attributes:
+        g: gradients in the outputs, shape (B, C), B counting the samples, or their places.
+        ranges: number of the range in which each unit's y is, shape (B, n), int32.
+        shape: sizes (B, ...) of what the layer returns, samples first.
+    """
+
+    g: Array
+    ranges: Array
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, in_outputs: Any, returned: Array, bins: int, batch: Axis) -> Features:
+        """The features, of what a layer returned, samples first.
+
+        Where layer and outputs have the same places, the second axis of all, a place's slopes are predicted from the
+        gradient at that place, by a map that all places share.
+        """
+        outputs = jax.tree.leaves(in_outputs)
+        places = _places(returned.shape, [leaf.shape for leaf in outputs])
+        rows = returned.shape[0] * places
+        g = jnp.concatenate([leaf.reshape(rows, -1) for leaf in outputs], axis=1).astype(jnp.float32)
+        y = returned.reshape(rows, -1).astype(jnp.float32)
+        y = y / jnp.maximum(jnp.sqrt(batch.mean(jnp.mean(jnp.square(y)))), _TINY)
+        ranges = jnp.clip(bins * jax.scipy.stats.norm.cdf(y), 0, bins - 1).astype(jnp.int32)
+        return cls(g, ranges, returned.shape)
+
+
+def sizes(returned: tuple[int, ...], outputs: list[tuple[int, ...]]) -> tuple[int, int]:
+    """The numbers of features and of units of a layer, from shapes with the samples first.
+
+    Raises:
+        ValueError: too many features.
+
+    >>> sizes((8, 64, 128), [(8, 64, 65)]), sizes((8, 5, 5, 16), [(8, 10)])
+    ((65, 128), (10, 400))
+    """
+    places = _places(returned, outputs)
+    features = sum(math.prod(shape[1:]) for shape in outputs) // places
+    if features > LARGEST:
+        raise ValueError(
+            f"feedback: learned from {features} outputs of a sample; wanted at most {LARGEST}, or feedback=None"
+        )
+    return features, math.prod(returned[1:]) // places
+
+
+def _places(returned: tuple[int, ...], outputs: list[tuple[int, ...]]) -> int:
+    seconds = {shape[1:2] if len(shape) > 2 else () for shape in [returned, *outputs]}
+    return seconds.pop()[0] if len(seconds) == 1 and () not in seconds else 1
+
+
+class Prediction(NamedTuple):
+    """The slopes of one layer as they are predicted, and the parts of that.
+
+    Attributes:
+        slopes: predicted slopes, shape (B, n).
+        linear: product ``g A``, shape (B, n).
+        factors: values of c at each unit, shape (B, n).
+        whole: prediction before it is made smaller, as far as it was wrong in the past, shape (B, n).
+    """
+
+    slopes: Array
+    linear: Array
+    factors: Array
+    whole: Array
+
+
+def predicted(learned: Learned, features: Features, unknowns: float) -> Prediction:
+    """The slopes of one layer, by what was learned.
+
+    Args:
+        learned: sums of the steps before.
+        features: numbers from which the slopes are predicted.
+        unknowns: numbers that the noise of all layers has, over the number of particles: how much more noise than
+            signal the slopes have where nothing is predicted.
+    """
+    count = jnp.maximum(learned.samples, 1)
+    noise = learned.missed / count  # of one sample's slopes, all units together
+    signal = jnp.maximum(learned.aligned, learned.found / (1 + unknowns)) / count
+    # The regressions' penalties are those that Bayes' rule gives for slopes of this noise: predictions begin at zero.
+    penalty = _RIDGE / len(learned.outer) + noise / jnp.maximum(signal, _TINY) / count
+    penalty = penalty * jnp.trace(learned.outer) + _TINY
+    back = jnp.linalg.solve(learned.outer + penalty * jnp.eye(len(learned.outer)), learned.cross)
+    units = learned.along.shape[0]
+    penalty = noise / units + _TINY  # of a factor, whose prior is 1; of a unit's, whose prior is its layer's
+    shared = (jnp.sum(learned.along, axis=0) + penalty) / (jnp.sum(learned.squares, axis=0) + penalty)
+    own = (learned.along + penalty * shared) / (learned.squares + penalty)
+    linear = features.g @ back
+    factors = jnp.take_along_axis(own.T, features.ranges, axis=0)
+    # How right it has been, of slopes that it had not seen.
+    trust = jnp.clip(learned.aligned / (learned.predicted + _TINY), 0, 1)
+    whole = factors * linear
+    return Prediction(trust * whole, linear, factors, whole)
+
+
+def updated(
+    learned: Learned, features: Features, prediction: Prediction, slopes: Array, decay: Any, batch: Axis
+) -> Learned:
+    """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
+    root = jnp.sqrt(batch.mean(jnp.mean(jnp.square(prediction.factors), axis=0)))
+    scaled = slopes * prediction.factors / jnp.maximum(root, _TINY)
+    bins = learned.along.shape[1]
+    ranges = [features.ranges == i for i in range(bins)]
+    in_ranges = lambda values: jnp.stack([jnp.sum(jnp.where(at, values, 0), axis=0) for at in ranges], axis=1)
+    new = Learned(
+        samples=jnp.asarray(float(len(slopes))),
+        outer=features.g.T @ features.g,
+        cross=features.g.T @ scaled,
+        along=in_ranges(slopes * prediction.linear),
+        squares=in_ranges(jnp.square(prediction.linear)),
+        aligned=jnp.vdot(slopes, prediction.whole),
+        predicted=jnp.vdot(prediction.whole, prediction.whole),
+        found=jnp.vdot(slopes, slopes),
+        missed=jnp.sum(jnp.square(slopes - prediction.slopes)),
+    )
+    return jax.tree.map(lambda old, new: decay * old + new, learned, batch.sum(new))
