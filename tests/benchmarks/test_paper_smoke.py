@@ -248,7 +248,8 @@ def test_a_long_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(classification, "RUNS", tmp_path / "runs")
     cell = classification.Cell("digits-dnn", "eki-r", "digits", epochs=2, batch=300, particles=4)
-    path = classification._path(cell, tmp_path / "cells", 0)
+    endless = {name: value for name, value in cell.settings(0).items() if name != "epochs"}
+    folder = tmp_path / "runs" / classification._name(endless)
     problem = registry.get("digits-dnn")
     first = classification.fit(
         classification.methods.get("eki-r", problem, 4, 0.1),
@@ -257,12 +258,13 @@ def test_a_long_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         batch_size=300,
         epochs=1,
         key=jax.random.key(0),
-        directory=tmp_path / "runs" / path.stem,
-        settings=cell.settings(0),
+        directory=folder,
+        settings=endless,
         progress=False,
     )
     record = classification.run_cell(cell, tmp_path / "cells", None, 0)
     assert record["history"][0] == first.history[0]
     assert len(record["history"]) == 2
+    (path,) = (tmp_path / "cells").glob("*.json")
     assert json.loads(path.read_text())["history"] == record["history"]
-    assert not (tmp_path / "runs" / path.stem).exists()
+    assert not folder.exists()
