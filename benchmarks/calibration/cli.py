@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
     text = f"python -m benchmarks calibration {arguments.name} --preset {arguments.preset}"
     with claimed(out, ".calibration.lock"):
         if arguments.draw:
-            result = store.result(path, "wanted a run without --draw")
+            remedy = "wanted a run without --draw"
+            result = store.result(path, remedy)
+            store.made_of(path, result, experiment.table, remedy)
         else:
             cells = store.Cells(path, {"command": text, "preset": arguments.preset}, keep=arguments.keep)
             experiment.run(arguments.preset, cells, arguments.env_dir.resolve())

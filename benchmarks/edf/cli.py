@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     """Run one experiment, or print a result's table; 2 for what the user can mend."""
     options = _parser().parse_args(argv)
     if options.experiment == "table":
-        print(table(store.result(options.result, "wanted a file that one of the experiments wrote")))
+        remedy = "wanted a file that one of the experiments wrote"
+        print(store.made_of(options.result, store.result(options.result, remedy), table, remedy))
         return 0
     require("matplotlib")
     out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.json"

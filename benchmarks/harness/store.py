@@ -54,6 +54,19 @@ def result(path: Path, remedy: str) -> dict[str, Any]:
         raise Refused(f"{error}; {remedy}") from error
 
 
+def made_of(path: Path, found: dict[str, Any], make: Callable[[dict[str, Any]], Any], remedy: str) -> Any:
+    """What a function makes of a result, a table or the like.
+
+    Raises:
+        Refused: the result is of another kind, or parts of it are missing; the message ends with the remedy.
+    """
+    try:
+        return make(found)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Refused(f"{path}: no result of this command, or not all of it ({reason}); {remedy}") from error
+
+
 def earlier(path: Path, preset: str | None = None, **identity: Any) -> dict[str, Any] | None:
     """The result that a run is going to replace, or None.
 
@@ -192,7 +205,7 @@ class Cells:
         """
         wanted = {"settings": plain(settings)}
         before = self._before.get(name)
-        if before is not None and ("skipped" in before["found"] or differences(before, wanted)):
+        if before is not None and ("skipped" in before["found"] or differences(before, wanted) or _cut(before)):
             before = None
         if self._keep and before is not None:
             self.cells[name] = before
@@ -203,7 +216,8 @@ class Cells:
             found = plain(measure())
             return {"head": self.head, **wanted, "found": found, "seconds": time.perf_counter() - begun}
 
-        cell = self._runs.find(name, lambda cell: differences(cell, {"head": self.head, **wanted}))
+        trouble = lambda cell: differences(cell, {"head": self.head, **wanted}) or _cut(cell)
+        cell = self._runs.find(name, trouble)
         if cell is None:
             cell = measured()
             if "skipped" not in cell["found"]:
@@ -230,3 +244,17 @@ class Cells:
         save_result(self.path, self.payload())
         shutil.rmtree(self._runs.folder, ignore_errors=True)
         return read(self.path)
+
+
+def _cut(cell: dict[str, Any]) -> str:
+    """What a cell with a row for each seed lacks.
+
+    >>> _cut({"settings": {"seeds": 2}, "found": [{"seed": 0}]})
+    '1 rows, wanted 2'
+    """
+    seeds, found = cell["settings"].get("seeds"), cell["found"]
+    rows = found.get("rows") if isinstance(found, dict) else found
+    count = len(seeds) if isinstance(seeds, list) else seeds
+    if count is None or not isinstance(rows, list) or len(rows) == count:
+        return ""
+    return f"{len(rows)} rows, wanted {count}"

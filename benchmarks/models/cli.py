@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
         raise Refused(f"--model {arguments.model} --api {arguments.api}: no model of the zoo")
     with claimed(path.parent, f".{path.name}.lock"):
         if arguments.draw:
-            result = store.result(path, "wanted a run without --draw")
+            remedy = "wanted a run without --draw"
+            result = store.result(path, remedy)
+            store.made_of(path, result, table, remedy)
         else:
             result = run(chosen, arguments.preset, path, keep=arguments.keep)
         if path.resolve() == COMMITTED.resolve():

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import store
-from benchmarks.harness.command import Refused
 from eki_jax.training.files import write_text
 
 _HEAD = """# The paper's numbers beside ours
@@ -38,11 +37,7 @@ def results(folder: Path, but: str = "") -> list[dict[str, Any]]:
         if file.stem == but:
             continue
         one = store.result(file, f"remove it, or run `python -m benchmarks paper {file.stem}` again")
-        try:
-            _section(one)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            text = f"{file}: no result of this command ({type(error).__name__}: {error}); move it to another folder"
-            raise Refused(text) from error
+        store.made_of(file, one, _section, "move it to another folder")
         found.append(one)
     return found
 

@@ -12,7 +12,7 @@ from benchmarks.harness.command import Parser, Refused, command, folder, number,
 from benchmarks.harness.peers import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
-from benchmarks.performance.tables import write
+from benchmarks.performance.tables import section, write
 from benchmarks.reporting import RESULTS, print_result, save_result
 from eki_jax.training.files import claimed
 
@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
             if name in arguments.parts:
                 store.earlier(path, preset, part=name)
             elif path.exists():
-                store.result(path, f"run --parts {name}, or remove it")
+                remedy = f"run --parts {name}, or remove it"
+                store.made_of(path, store.result(path, remedy), lambda found, name=name: section(name, found), remedy)
         for name in arguments.parts:
             print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
             start = time.perf_counter()

@@ -15,19 +15,17 @@ Row = dict[str, Any]
 
 def write(folder: Path) -> Path:
     """Write performance.md beside the JSON files in ``folder``."""
-    sections = []
-    for name, (title, columns) in _TABLES.items():
-        path = folder / f"performance-{name}.json"
-        if path.exists():
-            sections.append(_section(title, columns, read(path)))
+    files = {name: folder / f"performance-{name}.json" for name in _TABLES}
+    sections = [section(name, read(path)) for name, path in files.items() if path.exists()]
     path = folder / "performance.md"
     text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"
     write_text(path, text + "\n\n".join(sections) + "\n")
     return path
 
 
-def _section(title: str, columns: dict[str, Callable[[Row], str]], result: dict[str, Any]) -> str:
-    where = result["environment"]
+def section(name: str, result: dict[str, Any]) -> str:
+    """The table of a part."""
+    (title, columns), where = _TABLES[name], result["environment"]
     rows = [[_cell(row, column) for column in columns.values()] for row in result["rows"]]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
     run = f"`--parts {result['part']} --preset {result['preset']}`"

@@ -153,19 +153,19 @@ def test_cells_of_other_settings_are_measured(tmp_path: Path) -> None:
     """A kept cell is used for the same settings alone, and what was skipped is tried again."""
     path, head = tmp_path / "x.json", {"preset": "smoke"}
     cells = Cells(path, head, say=lambda line: None)
-    assert cells.get("a", {"seeds": 2}, lambda: [1.0]) == [1.0]
+    assert cells.get("a", {"J": 2}, lambda: [1.0]) == [1.0]
     assert cells.get("b", {}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
     again = Cells(path, head, say=lambda line: None)  # the first was interrupted
-    assert again.get("a", {"seeds": 2}, lambda: [2.0]) == [1.0]
+    assert again.get("a", {"J": 2}, lambda: [2.0]) == [1.0]
     assert again.get("b", {}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
     again.finish()
     for keep, found in ((True, [1.0]), (False, [2.0])):
         kept = Cells(path, head, keep=keep, say=lambda line: None)
-        assert kept.get("a", {"seeds": 2}, lambda: [2.0]) == found
-        assert kept.get("a", {"seeds": 3}, lambda: [3.0]) == [3.0]
+        assert kept.get("a", {"J": 2}, lambda: [2.0]) == found
+        assert kept.get("a", {"J": 3}, lambda: [3.0]) == [3.0]
         assert kept.get("b", {}, lambda: {"rows": []}) == {"rows": []}
     other = Cells(path, {"preset": "cpu"}, keep=True, say=lambda line: None)
-    assert other.get("a", {"seeds": 2}, lambda: [4.0]) == [4.0]
+    assert other.get("a", {"J": 2}, lambda: [4.0]) == [4.0]
 
 
 def test_the_page_has_marks_for_all_tables() -> None:

@@ -265,6 +265,28 @@ def test_damaged_cells_of_a_calibration(tmp_path: Path, capsys: Any, monkeypatch
     assert "linear.json: damaged" in error
     assert "etki 10.json: damaged" in error
     assert not (tmp_path / "linear.unfinished").exists()
+    cut = json.loads((tmp_path / "linear.json").read_text())
+    cut["cells"]["etki 10"]["found"] = []
+    (tmp_path / "linear.json").write_text(json.dumps(cut))
+    assert main(["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path), "--keep"]) == 0
+    assert len(json.loads((tmp_path / "linear.json").read_text())["cells"]["etki 10"]["found"]) == 1
+
+
+def test_foreign_results_are_named(tmp_path: Path, capsys: Any) -> None:
+    """A table of a file of another kind is refused, as is one of half a result."""
+    path = tmp_path / "linear.json"
+    for text in ('{"a": 1}', '{"cells": {}, "environment": {}}', "[]", "{"):
+        path.write_text(text)
+        for line in (
+            f"edf table {path}",
+            f"calibration linear --draw --out {tmp_path}",
+            f"models --draw --json {path}",
+        ):
+            if line.startswith("models") and "cells" in text:
+                continue  # no model, and so an empty table
+            assert main(line.split()) == 2
+            assert f"{path}: " in said(capsys)
+        assert path.read_text() == text
 
 
 def test_damaged_settings_are_named(tmp_path: Path, capsys: Any) -> None:

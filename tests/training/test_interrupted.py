@@ -65,6 +65,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
+    wanted = train().state.ensemble
     for again in ({"resume": True}, {}):
         folder = tmp_path / str(len(again))
         with pytest.raises(KeyboardInterrupt):
@@ -75,7 +76,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
                 found = train(directory=folder, **again)
         else:
             found = train(directory=folder)
-        np.testing.assert_array_equal(found.state.ensemble, train().state.ensemble)
+        np.testing.assert_array_equal(found.state.ensemble, wanted)
 
 
 def test_refused_settings_leave_no_run(tmp_path: Path) -> None:
@@ -118,6 +119,16 @@ def test_the_older_checkpoint_is_taken(damage: str, tmp_path: Path) -> None:
     checkpoints.save(2, {"w": jnp.full(3, 5.0)}, notes=2)
     assert checkpoints.restore(like)[0]["w"].tolist() == [5.0] * 3
     checkpoints.close()
+
+
+def test_a_damaged_run_ends_as_a_whole_one(tmp_path: Path) -> None:
+    """The epoch that is lost is trained again, to the same bits."""
+    train(directory=tmp_path)
+    DAMAGES["arrays cut"](tmp_path / "checkpoints/3")
+    with pytest.warns(UserWarning, match="going on from checkpoint 2"):
+        found = train(directory=tmp_path, resume=True)
+    np.testing.assert_array_equal(found.state.ensemble, train().state.ensemble)
+    assert [row["epoch"] for row in found.history] == [1, 2, 3]
 
 
 def test_all_checkpoints_damaged(tmp_path: Path) -> None:
