@@ -45,6 +45,16 @@ def run(target: Callable[..., None], *args: Any, until: float | None = None) -> 
     return process.exitcode
 
 
+def together(*calls: tuple[Any, ...]) -> list[int | None]:
+    """The exit codes of some that begin in the same moment, each a target and its arguments."""
+    processes = [CONTEXT.Process(target=target, args=args) for target, *args in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
 def seconds(target: Callable[..., None], *args: Any) -> float:
     """How long it takes to its end."""
     begun = time.perf_counter()

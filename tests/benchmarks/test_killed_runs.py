@@ -114,3 +114,19 @@ def test_killed_runs_go_on(kind: str, kills: int, tmp_path: Path, monkeypatch: p
         assert killing.run(*command(folder)) == 0, (folder / "log.txt").read_text()
         assert outcome(folder) == wanted
         assert not list(folder.rglob("*.damaged*"))
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_one_is_refused(tmp_path: Path) -> None:
+    """On a new folder, and on one to resume: the other leaves nothing there."""
+    for index in range(5):
+        folder = tmp_path / str(index)
+        new = [(killing.command, folder, *TRAIN, "--seed", str(seed), "--out", "run") for seed in (1, 2)]
+        codes = killing.together(*new)
+        assert sorted(codes) == [0, 2], (folder / "log.txt").read_text()
+        seed = 1 + codes.index(0)
+        result = json.loads((folder / "run/result.json").read_text())
+        assert (result["seed"], json.loads((folder / "run/settings.json").read_text())["seed"]) == (seed, seed)
+        again = killing.command, folder, "train", "--resume", "run", "--epochs", "6", "--quiet"
+        assert sorted(killing.together(again, again)) == [0, 2]
+        assert "in use by process" in (folder / "log.txt").read_text()
