@@ -95,12 +95,23 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+# What the extra ``benchmarks`` does not bring.
+_EXTRAS = {"diffrax": "ode", "equinox": "equinox"}
+
+
 def _needs(error: ImportError) -> str:
-    """An import's error with what to install; those of the library say it themselves."""
+    """An import's error with what to install.
+
+    >>> _needs(ModuleNotFoundError("No module named 'optax'", name="optax"))
+    "optax is not installed: pip install 'eki_jax[benchmarks]'"
+    >>> _needs(ImportError("flax is not installed: pip install 'eki_jax[flax]'"))
+    "flax is not installed: pip install 'eki_jax[benchmarks]'"
+    """
     text = _one_line(error)
-    if "pip install" in text:
+    package = error.name or text.split(" is not installed")[0]
+    if package == text:  # it says all in words of its own
         return text
-    return f"{error.name or text} is not installed: pip install 'eki_jax[benchmarks]'"
+    return f"{package} is not installed: pip install 'eki_jax[{_EXTRAS.get(package.split('.')[0], 'benchmarks')}]'"
 
 
 class _Patient:
