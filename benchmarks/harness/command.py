@@ -61,6 +61,9 @@ def guarded(name: str, body: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             return _interrupted(name)
         except ImportError as error:
+            is_ours = (error.name or "").split(".")[0] in ("benchmarks", "eki_jax")
+            if is_ours or not (isinstance(error, ModuleNotFoundError) or "pip install" in str(error)):
+                raise  # a fault of this code, or packages that do not fit together
             say(f"{name}: {_needs(error)}")
         except (ValueError, OSError) as error:
             say(f"{name}: {_one_line(error)}")
