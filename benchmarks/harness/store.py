@@ -208,18 +208,17 @@ class Cells:
         if before is not None and ("skipped" in before["found"] or differences(before, wanted) or _cut(before)):
             before = None
         if self._keep and before is not None:
+            self._say(f"{name}: kept")
             self.cells[name] = before
             return before["found"]
 
-        def measured() -> dict[str, Any]:
+        here = {"head": self.head, **wanted}
+        cell = self._runs.find(name, lambda cell: differences(cell, here) or _cut(cell))
+        if cell is not None:
+            self._say(f"{name}: kept of a run that was interrupted")
+        else:
             begun = time.perf_counter()
-            found = plain(measure())
-            return {"head": self.head, **wanted, "found": found, "seconds": time.perf_counter() - begun}
-
-        trouble = lambda cell: differences(cell, {"head": self.head, **wanted}) or _cut(cell)
-        cell = self._runs.find(name, trouble)
-        if cell is None:
-            cell = measured()
+            cell = {**here, "found": plain(measure()), "seconds": time.perf_counter() - begun}
             if "skipped" not in cell["found"]:
                 save_result(self._runs.path(name), cell)
                 self._say(f"{name}: {cell['seconds']:.1f} s")
