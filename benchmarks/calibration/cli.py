@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.calibration import page
 from benchmarks.harness import store
-from benchmarks.harness.command import Parser, command, folder, require, there
+from benchmarks.harness.command import Parser, command, folder, require
 from benchmarks.harness.peers import default_folder
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             store.made_of(path, result, experiment.table, remedy)
         else:
             cells = store.Cells(path, {"command": text, "preset": arguments.preset}, keep=arguments.keep)
-            experiment.run(arguments.preset, cells, arguments.env_dir.resolve())
+            experiment.run(arguments.preset, cells, (arguments.peers or default_folder()).resolve())
             result = cells.finish()
         is_committed = out.resolve() == COMMITTED.resolve()
         written = page.write(arguments.name, result, experiment, out, is_committed=is_committed)
@@ -67,7 +67,5 @@ def _parser() -> Parser:
     parser.add_argument("--out", metavar="DIR", type=folder, help="folder (default: benchmarks/results/calibration)")
     parser.add_argument("--keep", action="store_true", help="keep the cells of a finished run with the same settings")
     parser.add_argument("--draw", action="store_true", help="run nothing: picture and table of the numbers there")
-    parser.add_argument(
-        "--env-dir", metavar="DIR", type=there, default=default_folder(), help="where other libraries are installed"
-    )
+    parser.add_peers()
     return parser

@@ -13,7 +13,7 @@ from benchmarks.forward_budget.jobs import perform
 from benchmarks.forward_budget.picture import draw
 from benchmarks.forward_budget.settings import GRIDS, NAMES, PRESETS, RIVALS, TITLES, TUNING_SEED, Preset, task
 from benchmarks.forward_budget.summary import claims, statistics, table
-from benchmarks.harness.command import Parser, Refused, command, folder, require, say, there
+from benchmarks.harness.command import Parser, Refused, command, folder, require, say
 from benchmarks.harness.peers import Unavailable, default_folder
 from benchmarks.harness.store import Runs, differences, earlier, read
 from benchmarks.problems import registry
@@ -40,7 +40,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--method", metavar="M", nargs="+", choices=tuple(NAMES), help=f"run only these of {', '.join(NAMES)}"
     )
-    parser.add_argument("--peers", metavar="DIR", type=there, help="folder of the environment that holds evosax")
+    parser.add_peers()
     parser.add_argument("--summary", action="store_true", help="run nothing: summarize the runs that are there")
     return parser
 

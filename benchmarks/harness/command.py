@@ -235,6 +235,11 @@ class Parser(argparse.ArgumentParser):
             "--data", metavar="DIR", type=folder, help="folder of the data files; else EKI_JAX_DATA, else download"
         )
 
+    def add_peers(self) -> None:
+        """Add ``--peers``, None where it is not given."""
+        words = "folder, which has to be there, where other libraries are installed (default: in the user's cache)"
+        self.add_argument("--peers", "--env-dir", metavar="DIR", type=there, help=words)
+
 
 def whole(least: int = 1, most: int | None = None) -> Callable[[str], int]:
     """A check of a whole number's text.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, folder, number, require, there, whole
+from benchmarks.harness.command import Parser, Refused, command, folder, number, require, whole
 from benchmarks.harness.peers import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     require("matplotlib")
     preset, out = _SIZES.get(arguments.preset, arguments.preset), arguments.out
     limit, linear = arguments.limit, arguments.linear_limit
-    options = Options(preset, arguments.env_dir.resolve(), arguments.repeats, limit)
+    options = Options(preset, (arguments.peers or default_folder()).resolve(), arguments.repeats, limit)
     options_of = {"linear": options if linear is None else options._replace(limit=linear)}
     written, troubles = {}, []
     with claimed(out, ".performance.lock"):
@@ -90,7 +90,7 @@ def _parser() -> Parser:
     parser.add_argument("--repeats", type=whole(), default=3, help="least number of timed calls (default: 3)")
     parser.add_argument("--limit", type=number(), default=120, help="seconds for one measurement (default: 120)")
     parser.add_argument("--linear-limit", type=number(), help="the same for the part linear (default: as --limit)")
-    parser.add_argument("--env-dir", type=there, default=default_folder(), help="where other libraries are installed")
+    parser.add_peers()
     words = "folder for performance-PART.json and the picture"
     parser.add_argument("--out", metavar="DIR", type=folder, default=RESULTS, help=words)
     return parser
