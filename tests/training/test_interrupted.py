@@ -121,6 +121,7 @@ def test_the_older_checkpoint_is_taken(damage: str, tmp_path: Path) -> None:
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_run_ends_as_a_whole_one(tmp_path: Path) -> None:
     """The epoch that is lost is trained again, to the same bits."""
     train(directory=tmp_path)
