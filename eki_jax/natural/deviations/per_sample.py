@@ -61,7 +61,7 @@ def per_sample(
 ) -> PerSample:
     r"""Noise drawn for every sample by itself and added to what each layer returns; no weight is disturbed.
 
-    Particle j's layer returns ``y + sigma s e_j`` for the sample's own ``e_j`` of independent standard normal numbers.
+    Particle j's layer returns ``y + sigma s e_j`` for the sample's own ``e_j`` of independent numbers 1 and -1.
     With g the loss's gradient in the sample's outputs z, the change ``r_j = g (z_j - z)`` is, to first order, a sum
     over all of these numbers, each times its slope delta, the loss's gradient in what the layer returns:
 

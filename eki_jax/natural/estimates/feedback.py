@@ -147,7 +147,7 @@ def predicted(learned: Learned, features: Features, unknowns: float) -> Predicti
     # The regressions' penalties are those that Bayes' rule gives for slopes of this noise: predictions begin at zero.
     penalty = _RIDGE / len(learned.outer) + noise / jnp.maximum(signal, _TINY) / count
     penalty = penalty * jnp.trace(learned.outer) + _TINY
-    back = jnp.linalg.solve(learned.outer + penalty * jnp.eye(len(learned.outer)), learned.cross)
+    back = jax.scipy.linalg.solve(learned.outer + penalty * jnp.eye(len(learned.outer)), learned.cross, assume_a="pos")
     units = learned.along.shape[0]
     penalty = noise / units + _TINY  # of a factor, whose prior is 1; of a unit's, whose prior is its layer's
     shared = (jnp.sum(learned.along, axis=0) + penalty) / (jnp.sum(learned.squares, axis=0) + penalty)
@@ -166,9 +166,8 @@ def updated(
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
     root = jnp.sqrt(batch.mean(jnp.mean(jnp.square(prediction.factors), axis=0)))
     scaled = slopes * prediction.factors / jnp.maximum(root, _TINY)
-    bins = learned.along.shape[1]
-    ranges = [features.ranges == i for i in range(bins)]
-    in_ranges = lambda values: jnp.stack([jnp.sum(jnp.where(at, values, 0), axis=0) for at in ranges], axis=1)
+    at = features.ranges[..., None] == jnp.arange(learned.along.shape[1])
+    in_ranges = lambda values: jnp.sum(jnp.where(at, values[..., None], 0), axis=0)
     new = Learned(
         samples=jnp.asarray(float(len(slopes))),
         outer=features.g.T @ features.g,

@@ -235,10 +235,10 @@ class Undisturbed(NamedTuple):
             self._check_places(noisy)
         expected = {u: part.prediction.slopes.reshape(part.features.shape) for u, part in known.items()}
 
-        def unit(data: Array, number: int, index: Array) -> Array:
+        def signs(data: Array, number: int, index: Array) -> Array:
             point = self.points[number]
             key = jax.random.fold_in(jax.random.fold_in(_key(data), number), index)
-            return jax.random.normal(key, point.of_one, point.dtype)
+            return random_signs(key, point.of_one, point.dtype)
 
         def weights(data: Array) -> dict[str, Array]:
             key = jax.random.fold_in(_key(data), _WHOLE)
@@ -248,14 +248,15 @@ class Undisturbed(NamedTuple):
                 for name, k in zip(names, jax.random.split(key, max(1, len(names))), strict=False)
             }
 
-        def changes(data: Array, row: Any, index: Array, g: Any, z: Any, expected: dict[int, Array]) -> Array:
+        def changes(particle: Any, row: Any, g: Any, z: Any, expected: dict[int, Array]) -> Array:
             """How the loss changes, to first order in the outputs: a number, or one for every place and later.
 
             Less what is expected of the noise.
             """
+            data, noise = particle
             drawn = weights(data)
             moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
-            added = {u: sizes[u] * unit(data, u, index) for u in noisy}
+            added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, noise, strict=True)}
             disturber = Disturber(
                 lambda number, shape: self.points[number].axis if number in self.points else None,
                 lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
@@ -270,13 +271,17 @@ class Undisturbed(NamedTuple):
 
         def one(args: Any) -> tuple[list[Array], Array, Array, Array]:
             row, index, g, z, expected = args
-            r = map_particles(lambda data: changes(data, row, index, g, z, expected), own, setup.chunk_size or len(own))
+            noise = [jax.vmap(partial(signs, number=u, index=index))(keys) for u in noisy]
+            particles = (own, [axes.particles.own_part(e) for e in noise])
+            r = map_particles(
+                lambda particle: changes(particle, row, g, z, expected), particles, setup.chunk_size or len(own)
+            )
             r = axes.particles.gathered(r)
             healthy = finite_particles(r)
             count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
             centred = lambda e: _masked(e - jnp.sum(_masked(e, healthy), axis=0) / count.astype(e.dtype), healthy)
             r = centred(jnp.where(jnp.isfinite(r), r, 0))
-            noise = [centred(jax.vmap(partial(unit, number=u, index=index))(keys)) for u in noisy]
+            noise = [centred(e) for e in noise]
             a, share = _solved(deviations, r, noise, count, setup.precision)
             slopes = [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)]
             return slopes, share, healthy, r
@@ -398,6 +403,18 @@ def _by_place(change: Array, *, causal: bool) -> Array:
         return jnp.sum(change)
     at_place = jnp.sum(change.reshape(len(change), -1), axis=1)
     return jnp.cumsum(at_place[::-1])[::-1]
+
+
+def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Independent numbers 1 and -1: every bit that is drawn is one.
+
+    >>> random_signs(jax.random.key(0), (2, 3), jnp.float32).shape
+    (2, 3)
+    """
+    number = math.prod(shape)
+    words = jax.random.bits(key, (-(-number // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & jnp.uint32(1)
+    return jnp.where(bits.reshape(-1)[:number].reshape(shape) == 1, 1, -1).astype(dtype)
 
 
 def _masked(rows: Array, healthy: Array) -> Array:
