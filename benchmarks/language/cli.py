@@ -15,7 +15,7 @@ from benchmarks.harness.command import Parser, command, file, folder, number, re
 from benchmarks.language.text import Text, load
 from benchmarks.language.training import METHODS, Model, Progress, bits, model, train
 from benchmarks.reporting import print_result, save_result
-from eki_jax.training.files import write_text
+from eki_jax.training.files import claimed, write_text
 
 # Of every method, where nothing else is said, chosen on the end of the training text of tiny Shakespeare.
 RATES = {"natural-eki-per-sample": 0.3, "node-noise": 0.3, "msgd": 0.3}
@@ -64,6 +64,14 @@ def main(argv: list[str]) -> int:
     settings["learning_rate"] = RATES[arguments.method] if rate is None else rate
     settings |= {"text": text.name, "characters": len(text.train) + len(text.test)}
     out = arguments.out or Path("runs") / f"language-{arguments.method}-{arguments.passes}-{arguments.seed}"
+    with claimed(out):
+        row = run(arguments, text, settings, out)
+    print_result(row)
+    return 0
+
+
+def run(arguments: argparse.Namespace, text: Text, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Train, and write what came of it; returns that without the history."""
     for progress in train(text, settings, out):
         row = progress.history[-1]
         if not arguments.quiet:
@@ -74,8 +82,7 @@ def main(argv: list[str]) -> int:
     write_text(out / "written.txt", written)
     draw(progress, settings, out / "nats.png")
     say(f"{written}\n\n{_said(row['test_nats'])}\npicture: {out / 'nats.png'}\nnumbers: {out / 'result.json'}")
-    print_result(result)
-    return 0
+    return result
 
 
 def write(found: Model, params: Any, text: Text, settings: dict[str, Any], number: int) -> str:

@@ -73,6 +73,10 @@ REFUSED = [
     ("performance --out {empty}", "--out: ''"),
     ("scaling --output {empty}", "--out/--output: ''"),
     ("models --json {empty}", "--out/--json: ''"),
+    ("language --passes 1", "--passes: 1"),
+    ("language --out {empty}", "--out: ''"),
+    ("language --text {file}", "file.txt: 4 characters; wanted more than"),
+    ("language --out {file}", "file.txt is a file; wanted a folder"),
     ("train --out {file}", "file.txt is a file; wanted a folder"),
     ("paper voting --out {file}", "file.txt is a file; wanted a folder"),
     ("forward-budget --out {file}", "file.txt is a file; wanted a folder"),
@@ -122,6 +126,7 @@ LOCKED = [
     ("models --preset smoke --out x.json", ".x.json.lock"),
     ("performance --preset quick --out .", ".performance.lock"),
     ("scaling --predict-only --out .", ".scaling.lock"),
+    ("language --out . --quiet --steps 1", ".lock"),
     ("train --out . --quiet --particles 4 --batch 700 --epochs 1", ".lock"),
 ]
 

@@ -1,0 +1,69 @@
+"""The language command: it learns, says what it learned, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.harness.command import Refused
+from benchmarks.language import training
+from benchmarks.language.text import load, windows
+
+pytestmark = pytest.mark.benchmarks
+SIZES = {"layers": 1, "width": 16, "heads": 2, "context": 8, "batch": 64, "passes": 4, "steps": 4, "write": 12}
+SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))] + ["--quiet"]
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "text.txt"
+    path.write_text("the cat sat on the mat. " * 40, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "method", ["natural-eki-per-sample", *(pytest.param(n, marks=pytest.mark.slow) for n in ("node-noise", "msgd"))]
+)
+def test_a_run_goes_on_to_the_same_numbers(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Stopped after half of its steps, and begun again by the same command; it writes what it learned to write."""
+    monkeypatch.setattr(training, "EVERY", 2)
+    line = ["language", "--text", str(text_file(tmp_path)), "--method", method, *SMALL]
+    assert main([*line, "--out", str(tmp_path / "whole")]) == 0
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])
+    save, stopped = training.Checkpoints.save, tmp_path / "stopped"
+
+    def stop(self: Any, *args: Any) -> None:
+        save(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Checkpoints, "save", stop)
+        assert main([*line, "--out", str(stopped)]) == 130
+    assert main([*line, "--out", str(stopped)]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["test_nats"] == whole["test_nats"]
+    assert (again["step"], len((stopped / "written.txt").read_text())) == (4, 12)
+    result = json.loads((stopped / "result.json").read_text())
+    assert [row["step"] for row in result["history"]] == [0, 2, 4]
+    factor = {"msgd": 3}.get(method, 5)
+    assert result["forward_passes"] == 4 * 64 * factor
+    assert (stopped / "nats.png").stat().st_size > 5000
+
+
+def test_a_text_is_numbers(tmp_path: Path) -> None:
+    """The last tenth is held out; windows do not reach beyond it."""
+    text = load(text_file(tmp_path), 8)
+    assert text.decoded(text.train[:7]) == "the cat"
+    assert (len(text.train), len(text.test)) == (864, 96)
+    x, y = windows(text.test, 8, 1000)
+    np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+    assert len(load(None, 64).characters) > 80
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(Refused, match="no UTF-8"):
+        load(tmp_path / "bad.txt", 8)
