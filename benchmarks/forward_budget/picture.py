@@ -10,7 +10,9 @@ import numpy as np
 from benchmarks.forward_budget.settings import NAMES, TITLES
 from benchmarks.harness.figures import save
 
-_COLORS = dict(zip(NAMES, ("tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True))
+_COLORS = dict(
+    zip(NAMES, ("tab:purple", "tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True)
+)
 
 
 def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:

@@ -47,7 +47,7 @@ def claims(results: dict[str, dict[str, Any]], start: int = FROM) -> list[dict[s
     """
     found = []
     for problem, by_method in results.items():
-        for ours in ("natural-eki-lowrank", "natural-eki"):
+        for ours in ("natural-eki-per-sample", "natural-eki-lowrank", "natural-eki"):
             for rival in RIVALS:
                 a, b = (by_method.get(name, {}) for name in (ours, rival))
                 for budget in (key for key in a if key in b and int(key) >= start):

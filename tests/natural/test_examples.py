@@ -118,10 +118,24 @@ def test_the_pages_table_is_that_of_the_runs() -> None:
 
 @pytest.mark.slow
 def test_the_cosines_are_those_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines and losses of twelve particles."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     importlib.import_module("per_sample_cosines").main(["12"])
-    page = (ROOT / "docs" / "natural_gradient.md").read_text().splitlines()
-    for line in capsys.readouterr().out.splitlines()[1:]:
-        words = line.split()
-        (printed,) = [row.split() for row in page if row.split()[2:] == words[2:]]
-        assert [float(word) for word in words[:2]] == pytest.approx([float(word) for word in printed[:2]], abs=0.01)
+    page = (ROOT / "docs" / "per_sample.md").read_text().splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
+    assert len(lines) == 7
+    for line in lines:
+        numbers = [word for word in line.split() if "." in word]
+        (printed,) = [
+            row.split() for row in page if row.split()[len(numbers) :] == line.split()[len(numbers) :] and "." in row
+        ]
+        assert [float(word) for word in numbers] == pytest.approx([float(n) for n in printed[: len(numbers)]], abs=0.01)
+
+
+def test_the_table_per_sample_is_that_of_the_runs() -> None:
+    """Rows of the page stand as they are in the comparison's table."""
+    page = (ROOT / "docs" / "per_sample.md").read_text().splitlines()
+    table = (ROOT / "benchmarks" / "results" / "forward_budget_cpu.md").read_text().split("\n### ")[0].splitlines()
+    rows = [line for line in page if line.startswith("| ")]
+    assert len(rows) == 7
+    assert set(rows) <= set(table)
