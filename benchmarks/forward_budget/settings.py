@@ -67,7 +67,7 @@ TUNING_SEED = 100
 # estimate spends one pass more than it has particles), so that no method is measured before its budget is spent. Small
 # batches suit the evolution strategies: OpenES on DNN 2 is at 0.86 after 5 M passes with 100 samples a step, 0.71
 # with 1000.
-# Those per sample are the best of particles 4 and 8 and rates 0.03 and 0.05 on MNIST's DNN 2, after 1 M passes, on 5,000
+# Those per sample are the best of particles 4 and 8 and rates 0.03 and 0.05 on MNIST DNN 2, after 1 M passes, on 5,000
 # training images that were held out (then 9, so that a step is 1,000 passes).
 SETTINGS: dict[str, dict[str, Any]] = {
     "natural-eki-per-sample": {"particles": 9, "batch": 100, "sigma": 0.05, "learning_rate": 0.03, "momentum": 0.9},
