@@ -28,7 +28,9 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The logits."""
         x = nn.Embed(self.characters, self.width)(tokens)
-        x = x + nn.Embed(self.context, self.width)(jnp.arange(tokens.shape[1]))
+        # For every sample by itself, so that noise of a sample's own reaches the places' vectors too.
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = x + nn.Embed(self.context, self.width)(places)
         mask = nn.make_causal_mask(tokens)
         for _ in range(self.layers):
             x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x), mask=mask)

@@ -78,7 +78,8 @@ def _nats(logits: jax.Array, following: jax.Array) -> jax.Array:
 def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Method:
     """Noise of every character's own, slopes by least squares, and a learned prediction of them."""
     example = jnp.zeros((1, settings["context"]), jnp.int32)
-    feedback = natural.learned_feedback(example, settings["decay"])
+    # Thousands of numbers a character and few particles: what these cannot tell must not be left out.
+    feedback = natural.learned_feedback(example, settings["decay"], unbiased=True)
     return _of_solver(found, settings, optimizer, natural.per_sample(causal=True, feedback=feedback))
 
 

@@ -151,7 +151,7 @@ def predicted(learned: Learned, features: Features, unknowns: float) -> Predicti
     units = learned.along.shape[0]
     penalty = noise / units + _TINY  # of a factor, whose prior is 1; of a unit's, whose prior is its layer's
     shared = (jnp.sum(learned.along, axis=0) + penalty) / (jnp.sum(learned.squares, axis=0) + penalty)
-    own = (learned.along + penalty * shared) / (learned.squares + penalty)
+    own = (learned.along + penalty * shared[None]) / (learned.squares + penalty)
     linear = features.g @ back
     factors = jnp.take_along_axis(own.T, features.ranges, axis=0)
     # How right it has been, of slopes that it had not seen.
@@ -164,9 +164,9 @@ def updated(
     learned: Learned, features: Features, prediction: Prediction, slopes: Array, decay: Any, batch: Axis
 ) -> Learned:
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
-    root = jnp.sqrt(batch.mean(jnp.mean(jnp.square(prediction.factors), axis=0)))
+    root = jnp.sqrt(batch.mean(jnp.mean(jnp.square(prediction.factors), axis=0, keepdims=True)))
     scaled = slopes * prediction.factors / jnp.maximum(root, _TINY)
-    at = features.ranges[..., None] == jnp.arange(learned.along.shape[1])
+    at = features.ranges[..., None] == jnp.arange(learned.along.shape[1])[None, None]
     in_ranges = lambda values: jnp.sum(jnp.where(at, values[..., None], 0), axis=0)
     new = Learned(
         samples=jnp.asarray(float(len(slopes))),
