@@ -279,7 +279,8 @@ class Undisturbed(NamedTuple):
             r = axes.particles.gathered(r)
             healthy = finite_particles(r)
             count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
-            centred = lambda e: _masked(e - jnp.sum(_masked(e, healthy), axis=0) / count.astype(e.dtype), healthy)
+            mean_of = lambda e: jnp.sum(_masked(e, healthy), axis=0, keepdims=True) / count.astype(e.dtype)
+            centred = lambda e: _masked(e - mean_of(e), healthy)
             r = centred(jnp.where(jnp.isfinite(r), r, 0))
             noise = [centred(e) for e in noise]
             a, share = _solved(deviations, r, noise, count, setup.precision)
@@ -413,7 +414,7 @@ def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """
     number = math.prod(shape)
     words = jax.random.bits(key, (-(-number // 32),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & jnp.uint32(1)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & jnp.uint32(1)
     return jnp.where(bits.reshape(-1)[:number].reshape(shape) == 1, 1, -1).astype(dtype)
 
 
