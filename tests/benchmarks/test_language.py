@@ -26,7 +26,7 @@ def text_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "method", ["natural-eki-per-sample", *(pytest.param(n, marks=pytest.mark.slow) for n in ("node-noise", "msgd"))]
+    "method", ["msgd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("natural-eki-per-sample", "node-noise"))]
 )
 def test_a_run_goes_on_to_the_same_numbers(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
