@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("equinox is not installed: pip install 'eki_jax[equinox]'") from error
 
-from eki_jax._checks import arrays, function, traceable
+from eki_jax._checks import arrays, flag, function, traceable
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import Gaussian
 from eki_jax.solvers.stateful import model_with, unpacked
@@ -120,9 +120,8 @@ def equinox_forward(
     if not callable(getattr(module, method, None)):
         raise TypeError(f"module: {kind}, which has no method {method!r}; wanted a module such as eqx.nn.MLP(...)")
     function("filter", filter, "a function of a leaf such as equinox.is_inexact_array", arguments=1)
-    for name, flag in (("per_sample", per_sample), ("keyed", keyed)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}: {flag!r}; wanted True or False")
+    flag("per_sample", per_sample)
+    flag("keyed", keyed)
     if state is not None and not isinstance(state, eqx.nn.State):
         raise TypeError(f"state: a {type(state).__name__}; wanted the state that equinox.nn.make_with_state returns")
     params, static = eqx.partition(module, filter)
@@ -221,8 +220,7 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
     >>> round(prior.factor.weight**2, 4), round(prior.factor.bias**2, 4)
     (0.0833, 0.0833)
     """
-    if not isinstance(window, bool):
-        raise TypeError(f"window: {window!r}; wanted True or False")
+    flag("window", window)
     leaves = jax.tree_util.tree_leaves_with_path(arrays("template", template, floating=True, some=True))
     means, factors = [], []
     for path, leaf in leaves:

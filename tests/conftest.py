@@ -1,9 +1,9 @@
 """What all tests share. Eight virtual CPU devices, so that sharding is tested on any machine.
 
 Most of a test's time is XLA's compiler, and most of its memory the compiled programs. So a module's tests share a
-process, whose programs are given back when they have grown; and where the slow tests are left out, so are LLVM's
-optimizations, which change neither a program's operations nor its buffers, XLA's newer and slower emitter of loops, and
-the parts into which it splits a program for other cores, which our two have no time for.
+process (the battery's, those of a solver), whose programs are given back when they have grown; and where the slow tests
+are left out, so are LLVM's optimizations, which change neither a program's operations nor its buffers, XLA's newer and
+slower emitter of loops, and the parts into which it splits a program for other cores, which our two have no time for.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share programs share a process: those of a file, and in the battery those of a solver."""
     from xdist.scheduler import LoadFileScheduling
 
-    return LoadFileScheduling(config, log)
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, test = nodeid.partition("::")
+            solver = test.partition("[")[2].partition("-")[0]
+            return f"{path}::{solver}" if path == "tests/solvers/test_battery.py" else path
+
+    return Scheduling(config, log)
 
 
 def resident_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import figures
-from benchmarks.harness.command import Parser, command, file, folder, number, require, say, whole
+from benchmarks.harness.command import Parser, Refused, command, file, folder, number, require, say, whole
 from benchmarks.language.text import Text, load
 from benchmarks.language.training import METHODS, Model, Progress, bits, model, train
 from benchmarks.reporting import print_result, save_result
 from eki_jax.training.files import claimed, write_text
 
-# Of every method, where nothing else is said, chosen on the end of the training text of tiny Shakespeare.
-RATES = {"natural-eki-per-sample": 0.3, "node-noise": 0.3, "msgd": 0.3}
+# Arguments that do not change what is trained, and the text, which is known by its name.
+_ELSEWHERE = ("text", "write", "out", "quiet")
 
 
 def parser() -> Parser:
@@ -41,7 +42,8 @@ def parser() -> Parser:
     add("--heads", metavar="H", type=whole(), default=4, help="heads of attention (default: 4)")
     positive = number("a number > 0", lambda value: value > 0)
     share = number("a number in [0, 1)", lambda value: 0 <= value < 1)
-    add("--learning-rate", metavar="R", type=positive, help="first rate, which falls to 0 (default: 0.3)")
+    words = "first rate, which falls to 0 (default: 0.3, which is tuned for no method)"
+    add("--learning-rate", metavar="R", type=positive, default=0.3, help=words)
     add("--momentum", metavar="F", type=share, default=0.9, help="momentum (default: 0.9)")
     add("--sigma", metavar="S", type=positive, default=0.05, help="scale of the noise (default: 0.05)")
     add("--decay", metavar="D", type=share, default=0.98, help="of what is learned of slopes (default: 0.98)")
@@ -58,10 +60,11 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     require("flax", "orbax.checkpoint", "matplotlib")
     text = load(arguments.text, arguments.context)
-    kept = ("method", "passes", "steps", "batch", "context", "layers", "width", "heads", "momentum", "sigma", "decay")
-    settings = {name: getattr(arguments, name) for name in (*kept, "seed")}
-    rate = arguments.learning_rate
-    settings["learning_rate"] = RATES[arguments.method] if rate is None else rate
+    for divisor, whole_number in (("context", "batch"), ("heads", "width")):
+        n, d = getattr(arguments, whole_number), getattr(arguments, divisor)
+        if n % d:
+            raise Refused(f"--{whole_number}: {n} with --{divisor} {d}; wanted a multiple of that")
+    settings = {name: value for name, value in vars(arguments).items() if name not in _ELSEWHERE}
     settings |= {"text": text.name, "characters": len(text.train) + len(text.test)}
     out = arguments.out or Path("runs") / f"language-{arguments.method}-{arguments.passes}-{arguments.seed}"
     with claimed(out):
@@ -116,6 +119,6 @@ def _said(nats: float) -> str:
 
 
 def _line(arguments: argparse.Namespace, out: Path) -> str:
-    given = {name: value for name, value in vars(arguments).items() if value not in (None, False)} | {"out": out}
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
-    return f"python -m benchmarks language {flags}"
+    given = {name: value for name, value in vars(arguments).items() if name != "quiet" and value is not None}
+    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in (given | {"out": out}).items()]
+    return f"python -m benchmarks language {' '.join(words)}"

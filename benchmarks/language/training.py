@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.harness.command import Refused
 from benchmarks.language.decoder import Decoder
 from benchmarks.language.text import Text, windows
 from eki_jax import natural
@@ -26,7 +27,13 @@ EVERY = 50
 
 
 class Model(NamedTuple):
-    """What is trained."""
+    """What is trained.
+
+    Attributes:
+        forward: function of parameters and characters (B, T), logits (B, T, V).
+        start: function of a key, the first parameters.
+        loss: nats a character of logits and of what follows, (B, T).
+    """
 
     forward: Callable[[Any, Any], Any]
     start: Callable[[jax.Array], Any]
@@ -138,6 +145,9 @@ def train(text: Text, settings: dict[str, Any], out: Path) -> Iterator[Progress]
 
     Yields:
         The parameters and the history.
+
+    Raises:
+        Refused: the loss is not finite any more.
     """
     found = model(text, settings)
     steps = settings["steps"]
@@ -146,8 +156,8 @@ def train(text: Text, settings: dict[str, Any], out: Path) -> Iterator[Progress]
         optax.sgd(optax.cosine_decay_schedule(settings["learning_rate"], steps), settings["momentum"]),
     )
     method = METHODS[settings["method"]](found, settings, optimizer)
-    context, size = settings["context"], max(1, settings["batch"] // settings["context"])
-    key = jax.random.key(settings["seed"])
+    context, size = settings["context"], settings["batch"] // settings["context"]
+    key, start_key, own_key = jax.random.split(jax.random.key(settings["seed"]), 3)
     numbers = jnp.asarray(text.train)
     test = tuple(map(jnp.asarray, windows(text.test, context, TEST_WINDOWS)))
 
@@ -163,7 +173,7 @@ def train(text: Text, settings: dict[str, Any], out: Path) -> Iterator[Progress]
         some = jax.tree.map(lambda leaf: leaf.reshape(-1, min(16, len(leaf)), context), _whole(test))
         return jnp.mean(jax.lax.map(lambda rows: found.loss(found.forward(params, rows[0]), rows[1]), some))
 
-    state = method.init(found.start(jax.random.fold_in(key, steps)), jax.random.fold_in(key, steps + 1))
+    state = method.init(found.start(start_key), own_key)
     checkpoints = Checkpoints(out / "checkpoints", settings)
     history: list[dict[str, Any]] = []
     with contextlib.closing(checkpoints):
@@ -176,6 +186,12 @@ def train(text: Text, settings: dict[str, Any], out: Path) -> Iterator[Progress]
         while (step := history[-1]["step"]) < steps:
             begun = time.perf_counter()
             state, losses = jax.block_until_ready(several(state, step + jnp.arange(min(EVERY, steps - step))))
+            if not bool(jnp.isfinite(losses[-1])):
+                rate = settings["learning_rate"]
+                raise Refused(
+                    f"--learning-rate: {rate}; the loss at step {step + len(losses)} is not finite, or the step was "
+                    "refused; wanted a smaller one, in another folder"
+                )
             row = {"step": step + len(losses), "seconds": history[-1]["seconds"] + time.perf_counter() - begun}
             row["forward_passes"] = row["step"] * size * context * method.passes
             row |= {"train_nats": float(jnp.mean(losses)), "test_nats": float(measured(method.estimate(state)))}

@@ -82,7 +82,7 @@ class Setup(NamedTuple):
 
 
 class Estimate(Protocol):
-    """A way to estimate the direction from the particles: :func:`span` or :func:`localized`."""
+    """A way to estimate the direction from the particles: :func:`span`, :func:`localized` or :func:`gradient`."""
 
     @property
     def extra_passes(self) -> int:
@@ -95,10 +95,21 @@ class Estimate(Protocol):
     def check(self, setup: Setup) -> None:
         """Raise where it does not fit the settings."""
 
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> Any:
+        """What it keeps from step to step, before the first; None where it keeps nothing."""
+
     def direction(
-        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+        self,
+        setup: Setup,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        damping: Array,
+        batch: Batch,
+        memory: Any = None,
     ) -> Direction:
-        """The direction, evaluating the model."""
+        """The direction, evaluating the model, and in it what is to be kept."""
 
     def from_outputs(
         self, setup: Setup, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any

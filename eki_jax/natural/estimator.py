@@ -18,7 +18,7 @@ from eki_jax.kernel.precision import check_precision
 from eki_jax.natural.deviations import Deviations, PerSample, low_rank
 from eki_jax.natural.direction import Direction, Estimate, Setup
 from eki_jax.natural.draws import Cloud
-from eki_jax.natural.estimates import Gradient, gradient, span
+from eki_jax.natural.estimates import gradient, span
 from eki_jax.natural.estimates import localized as localized_estimate
 
 
@@ -65,26 +65,14 @@ class Estimator(NamedTuple):
     estimate: Estimate
 
     def memory(self, forward: ForwardFn | None, mean: Params) -> Any:
-        """What the estimate keeps from step to step, before the first; None for nothing."""
-        deviations = self.setup.cloud.deviations
-        learns = isinstance(deviations, PerSample) and deviations.feedback is not None
-        if forward is None or not learns or not isinstance(self.estimate, Gradient):
-            return None
-        return self.estimate.memory(self.setup, forward, mean)
+        """What the estimate keeps from step to step, before the first; None for nothing, as without a model."""
+        return None if forward is None else self.estimate.memory(self.setup, forward, mean)
 
     def from_model(
-        self,
-        forward: ForwardFn,
-        mean: Params,
-        drawn: Any,
-        sigma: Array,
-        damping: Array,
-        batch: Batch,
-        memory: Any = None,
+        self, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch, memory: Any
     ) -> Direction:
         """The direction, evaluating the model."""
-        known = {} if memory is None else {"memory": memory}
-        return self.estimate.direction(self.setup, forward, mean, drawn, sigma, damping, batch, **known)
+        return self.estimate.direction(self.setup, forward, mean, drawn, sigma, damping, batch, memory)
 
     def from_outputs(
         self, mean: Params, drawn: Any, sigma: Array, damping: Array, outputs: Any, targets: Any
@@ -151,7 +139,7 @@ def value_and_natural_direction(
     def f(params: Params, batch: Batch, key: Array, count: Any = 0) -> tuple[Array, Params]:
         scale, lam = (jnp.asarray(of_count(count), jnp.float32) for of_count in (sigma_of, damping_of))
         drawn = estimator.setup.cloud.draw(key, params)
-        found = estimator.from_model(forward, params, drawn, scale, lam, batch)
+        found = estimator.from_model(forward, params, drawn, scale, lam, batch, None)
         return found.loss, found.ascent
 
     once = compiled_once(f)

@@ -327,9 +327,7 @@ def natural_gradient(
             damping=lam,
             fallback=found.fallback,
         )
-        new = state._replace(position=position, average=average, inner=inner)
-        if found.memory is not None:
-            new = new._replace(memory=found.memory)
+        new = state._replace(position=position, average=average, inner=inner, memory=found.memory)
         if state.transform is not None and found.matrix is not None:
             shrinking, _ = inverse_root(found.matrix / lam.astype(found.matrix.dtype))
             new = new._replace(transform=shrinking.astype(state.transform.dtype) @ state.transform)

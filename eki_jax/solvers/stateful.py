@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eki_jax._checks import a_solver, arrays, function, pair
+from eki_jax._checks import a_solver, arrays, flag, function, pair
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Params
 from eki_jax.kernel.evaluate import IndexedForward
 from eki_jax.kernel.keys import particle_key
@@ -136,8 +136,7 @@ def stateful(
     own = None if key is None else of_model(particle_key("key", key))
     if state is not None:
         arrays("state", state)
-    if not isinstance(common, bool):
-        raise TypeError(f"common: {common!r}; wanted True or False")
+    flag("common", common)
     if forward is not None:
         words = [name for name, value in (("key", key), ("state", state)) if value is not None]
         returned = "outputs" if state is None else "(outputs, state)"

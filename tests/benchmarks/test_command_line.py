@@ -74,6 +74,8 @@ REFUSED = [
     ("scaling --output {empty}", "--out/--output: ''"),
     ("models --json {empty}", "--out/--json: ''"),
     ("language --passes 1", "--passes: 1"),
+    ("language --batch 500", "--batch: 500 with --context 64; wanted a multiple"),
+    ("language --heads 3", "--width: 128 with --heads 3; wanted a multiple"),
     ("language --out {empty}", "--out: ''"),
     ("language --text {file}", "file.txt: 4 characters; wanted more than"),
     ("language --out {file}", "file.txt is a file; wanted a folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def test_a_run_goes_on_to_the_same_numbers(
     factor = {"msgd": 3}.get(method, 5)
     assert result["forward_passes"] == 4 * 64 * factor
     assert (stopped / "nats.png").stat().st_size > 5000
+
+
+def test_the_command_is_the_runs(tmp_path: Path, capsys: Any) -> None:
+    """What a result calls its command begins the same run again, which is there already."""
+    out = tmp_path / "a run"
+    line = ["language", "--text", str(text_file(tmp_path)), "--method", "msgd", *SMALL, "--out", str(out)]
+    assert main(line) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(shlex.split(first["command"].removeprefix("python -m benchmarks "))) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == first
+
+
+def test_a_loss_that_is_lost_ends_the_run(tmp_path: Path, capsys: Any) -> None:
+    """By name of the rate, and with no result."""
+    line = ["language", "--text", str(text_file(tmp_path)), "--method", "msgd", *SMALL, "--out", str(tmp_path / "run")]
+    assert main([*line, "--learning-rate", "1e38"]) == 2
+    assert "--learning-rate: 1e+38" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_text_is_numbers(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_few_particles_come_near_the_gradient() -> None:
     wanted = gradient(state.position)
     near = np.mean([cosine(found, wanted) for found in directions(state, 16)])
     far = np.mean([cosine(found, wanted) for found in directions(state._replace(memory=None), 16, feedback=None)])
-    print(near, far)
     assert near > 0.75
     assert near > far + 0.2
 

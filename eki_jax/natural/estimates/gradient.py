@@ -53,10 +53,11 @@ class Gradient(NamedTuple):
             if value is not None:
                 raise TypeError(f"{name}: {value!r} with per_sample(...), whose direction is a gradient; wanted none")
 
-    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Learned]:
-        """What is learned of the layers' slopes, by their numbers, before the first step."""
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Learned] | None:
+        """What is learned of the layers' slopes, by their numbers, before the first step; None without feedback."""
         feedback = _per_sample(setup).feedback
-        assert feedback is not None
+        if feedback is None:
+            return None
         found: list[dict[str, tuple[int, int]]] = []
 
         def traced(mean: Params, x: Any) -> None:

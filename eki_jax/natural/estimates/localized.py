@@ -303,10 +303,22 @@ class Localized(NamedTuple):
         if not isinstance(setup.cloud.deviations, LowRankDeviations):
             raise ValueError("localized: True with deviations of full rank; wanted low_rank(...)")
 
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> None:
+        """None: every step stands alone."""
+
     def direction(
-        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+        self,
+        setup: Setup,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        damping: Array,
+        batch: Batch,
+        memory: Any = None,
     ) -> Direction:
         """The direction, evaluating the model and looking into it."""
+        del memory
         x, targets = batch
         deviations, axes = low_rank_of(setup.cloud.deviations), setup.axes
         seen = setup.cloud.see(forward, mean, x)

@@ -230,10 +230,22 @@ class Span(NamedTuple):
         if isinstance(setup.cloud.deviations, PerSample):
             raise ValueError("estimate: span() with per_sample(...) deviations; wanted gradient(), their default")
 
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> None:
+        """None: every step stands alone."""
+
     def direction(
-        self, setup: Setup, forward: ForwardFn, mean: Params, drawn: Any, sigma: Array, damping: Array, batch: Batch
+        self,
+        setup: Setup,
+        forward: ForwardFn,
+        mean: Params,
+        drawn: Any,
+        sigma: Array,
+        damping: Array,
+        batch: Batch,
+        memory: Any = None,
     ) -> Direction:
         """The direction, evaluating the model."""
+        del memory
         x, targets = batch
         outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size)
         return self.from_outputs(setup, mean, drawn, sigma, damping, outputs, targets)
