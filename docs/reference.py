@@ -15,7 +15,7 @@ import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_origin, is_typeddict
+from typing import Any, NamedTuple, get_origin, is_typeddict
 
 import eki_jax
 
@@ -89,12 +89,18 @@ def signature(path: str, thing: Any) -> str:
     return f"{path}({', '.join(words)})"
 
 
-def sentence(name: str, thing: Any) -> str:
-    """The first sentence of a docstring, or of the ``#:`` comment above the definition of data."""
-    text = (inspect.getdoc(thing) or "") if is_code(thing) else ""
-    for path in () if is_code(thing) else sorted(Path(eki_jax.__path__[0]).rglob("*.py")):
+def comment(name: str) -> str:
+    """The ``#:`` comment above the definition of data."""
+    text = ""
+    for path in sorted(Path(eki_jax.__path__[0]).rglob("*.py")):
         if found := re.search(rf"((?:^#: .*\n)+){name}\b.* = ", path.read_text(), re.MULTILINE):
             text = re.sub("^#: ", "", found[1], flags=re.MULTILINE)
+    return " ".join(text.split())
+
+
+def sentence(name: str, thing: Any) -> str:
+    """The first sentence of a docstring, or of the comment above the definition of data."""
+    text = (inspect.getdoc(thing) or "") if is_code(thing) else comment(name)
     return markdown(re.split(r"(?<=\.)\s+(?=[A-Z(`])", text.split("\n\n")[0], maxsplit=1)[0])
 
 
@@ -110,8 +116,21 @@ def about(where: str, module: ModuleType) -> str:
     return f"{text}. {EXTRAS.get(where, '')}".strip()
 
 
-def page() -> str:
-    """The text of the reference: each thing once, under its shortest path, in the module that has it under one."""
+class Entry(NamedTuple):
+    """A public thing: its shortest path within the package, the thing, and the other paths to it."""
+
+    path: str
+    thing: Any
+    also: list[str]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+
+def entries() -> dict[str, list[Entry]]:
+    """Each thing once, under its shortest path, by the module that has it under one; a module may have none."""
     surface, ways, things = modules(), {}, {}
     for place, (where, module) in enumerate(surface.items()):
         for name in exports(module):
@@ -119,11 +138,20 @@ def page() -> str:
             is_alias = getattr(thing, "__name__", name) != name
             things[id(thing)] = thing
             ways.setdefault(id(thing), []).append((is_alias, path.count("."), place, where, path))
-    rows: dict[str, list[int]] = {where: [] for where in surface}
+    rows: dict[str, list[tuple[str, Any, list[tuple[str, str]]]]] = {where: [] for where in surface}
     for key, found in ways.items():
-        found.sort()
-        rows[next((where for *_, where, _ in found if where), "")].append(key)
-    text, others = HEAD, ""
+        (*_, path), *others = sorted(found)
+        home = next((where for *_, where, _ in sorted(found) if where), "")
+        rows[home].append((path, things[key], [(where, way) for *_, where, way in others]))
+    return {
+        home: [Entry(path, thing, [way for where, way in also if rows[where]]) for path, thing, also in found]
+        for home, found in rows.items()
+    }
+
+
+def page() -> str:
+    """The text of the index: a table a module, and one for the modules whose names are all at home elsewhere."""
+    surface, rows, text, others = modules(), entries(), HEAD, ""
     for where, module in surface.items():
         if not rows[where]:
             names = ", ".join(f"`{name}`" for name in exports(module))
@@ -131,10 +159,9 @@ def page() -> str:
             continue
         text += f"\n## {f'`{where}`' if where else 'The method'}\n\n{about(where, module)}"
         text += TABLE.format("name", "what it is", "also as")
-        for key in rows[where]:
-            path, *also = [path for *_, home, path in ways[key] if rows[home]]
-            what = sentence(path.rpartition(".")[2], things[key])
-            text += f"| `{signature(path, things[key])}` | {what} | {', '.join(f'`{way}`' for way in also)} |\n"
+        for path, thing, also in rows[where]:
+            what = sentence(path.rpartition(".")[2], thing)
+            text += f"| `{signature(path, thing)}` | {what} | {', '.join(f'`{way}`' for way in also)} |\n"
     return f"{text}\n## Other ways to the same names{TABLE.format('module', 'what it holds', 'its names')}{others}"
 
 
