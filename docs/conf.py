@@ -33,7 +33,7 @@ nitpicky = True
 #: What docstrings mention that has no page: private helpers, and a type of a library that is not linked to.
 nitpick_ignore = [("py:func", "axes_of_left"), ("py:class", "matplotlib.figure.Figure")]
 #: The repository's address, stated once, for links to files that have no page here.
-repository = PYPROJECT.get("tool", {}).get("eki_jax", {}).get("repository", "")
+repository = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 4

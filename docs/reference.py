@@ -29,7 +29,7 @@ EXTRAS = {
     "equinox": "Needs the extra `equinox`.",
     "flax": "Needs the extra `flax`.",
     "flows": "An ODE solver for the fields comes with the extra `ode`.",
-    "semi_supervised": "Needs SciPy, in the extra `benchmarks`.",
+    "semi_supervised": "Needs SciPy, in the extra `graph`.",
     "training": "`Checkpoints` needs the extra `checkpoint`; pictures and progress bars come with `benchmarks`.",
 }
 HEAD = """# Reference

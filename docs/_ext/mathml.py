@@ -7,6 +7,7 @@ ziamath has it, reduced to the characters of formulas.
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def mathml(node: nodes.Element, display: str) -> str:
     if "\\\\" in text and "\\begin" not in text:
         text = rf"\begin{{aligned}}{text}\end{{aligned}}"
     try:
-        return convert(text, display=display)
+        made = convert(text, display=display)
+        if unknown := re.findall(r"\\[A-Za-z]+", made):
+            raise ValueError(f"unknown {', '.join(unknown)}")
+        return made
     except Exception as error:  # whatever its parser raises is a formula that nobody could read
         logger.warning("no MathML for %r: %s", text, error, location=node)
         return f"<code>{text}</code>"
