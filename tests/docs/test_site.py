@@ -50,9 +50,14 @@ REFERENCE = PAGES.reference
 # What the pages are made of
 
 
-def test_a_page_for_every_module() -> None:
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    """The pages that are made, by their paths below ``docs/``."""
+    return PAGES.made_pages("")
+
+
+def test_a_page_for_every_module(made: dict[str, str]) -> None:
     """Each has each of its names: documented, or with a link to where it is."""
-    made = PAGES.made_pages("")
     for where, thing in REFERENCE.modules().items():
         text = made[f"reference/{where or 'eki_jax'}.rst"]
         for name in REFERENCE.exports(thing):
@@ -60,9 +65,8 @@ def test_a_page_for_every_module() -> None:
             assert re.search(pattern, text, re.MULTILINE), f"{where}.{name}"
 
 
-def test_a_thing_is_documented_once() -> None:
+def test_a_thing_is_documented_once(made: dict[str, str]) -> None:
     """All other paths to it are links."""
-    made = PAGES.made_pages("")
     found = [
         path
         for text in made.values()
@@ -71,9 +75,9 @@ def test_a_thing_is_documented_once() -> None:
     assert len(found) == len(set(found)) > 150
 
 
-def test_every_example_is_in_the_gallery() -> None:
+def test_every_example_is_in_the_gallery(made: dict[str, str]) -> None:
     """With a page of its own, or on the page of the one that uses it; and the gallery lists each page."""
-    made, listed = PAGES.made_pages(""), (DOCS / "gallery.md").read_text()
+    listed = (DOCS / "gallery.md").read_text()
     shown = "".join(text for name, text in made.items() if name.startswith("gallery/"))
     for path in (ROOT / "examples").glob("*.py"):
         assert f"../../examples/{path.name}\n" in shown
