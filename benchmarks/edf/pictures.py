@@ -62,6 +62,9 @@ def _stochastic(result: dict[str, Any], plt: Any) -> Any:
             title=f"{problem}, {result['sizes'][problem]['train']} images", yscale="log", ylabel="training loss"
         )
         column[1].set(xlabel="epoch", ylabel="test error, %")
+        for axis in column:
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.3)
         column[0].legend(fontsize=8)
     return figure
 

@@ -35,5 +35,6 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
         axes[0, column].set(title=TITLES[problem], xlabel="sample-forward passes, millions")
         axes[1, column].set(xlabel="seconds", xscale="log")
         axes[1, column].xaxis.set_minor_formatter("")  # its labels would run into each other
-    axes[0, 0].legend(fontsize=8, loc="lower right")
+    title = "line: mean of the seeds\nband: least to largest"
+    axes[0, 0].legend(fontsize=8, title=title, title_fontsize=8, loc="lower right")
     save(figure, path, dpi=90)

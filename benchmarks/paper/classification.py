@@ -24,6 +24,7 @@ from eki_jax.training import fit
 
 NAMES = {"eki": "EKI", "meki": "MEKI", "eki-r": "EKI(R)", "meki-r": "MEKI(R)", "sgd": "SGD", "msgd": "momentum SGD"}
 
+_MARKS = {"EKI": "o-", "MEKI": "s-", "EKI(R)": "^--", "MEKI(R)": "D--"}  # of the picture, where lines coincide
 RUNS = Path("runs/paper")  # what unfinished runs leave
 
 
@@ -182,7 +183,7 @@ def run_table(
     brief = lambda record: {key: record[key] for key in ("settings", "history")}
     details = {"runs": {name: [brief(record) for record in records] for name, records in runs.items()}}
     summary = finish(experiment, title, preset, seed, out, result, details)
-    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())))
+    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())), title)
     return summary
 
 
@@ -244,21 +245,38 @@ def _median(values: list[float | None]) -> float | None:
     return None if None in values else float(np.median(values))
 
 
-def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[str]) -> None:
-    """Test accuracy of the mean particle per epoch, one panel a network: mean of the seeds, and their range."""
+def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[str], title: str = "") -> None:
+    """Test accuracy of the mean particle per epoch, one panel a network: mean of the seeds, and their range.
+
+    Epochs are on a logarithmic axis where some runs are much shorter than others; networks that did not run are named.
+    """
     shown = [label for label in labels if any(name.startswith(f"{label},") for name in runs)]
     if not shown:
         return
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, constrained_layout=True)
+    lengths = [len(record["history"]) for records in runs.values() for record in records]
+    is_mixed, ticks = max(lengths) >= 5 * min(lengths), [1, 2, 3, 5, 10, 20, 30, 50, 100, 200]
+    width = max(4.2 * len(shown), 6.0)
+    figure, axes = plt.subplots(1, len(shown), figsize=(width, 4), squeeze=False, layout="constrained")
+    missing = [label for label in labels if label not in shown]
+    notes = [title] * bool(title) + [f"not run: {', '.join(missing)}"] * bool(missing)
+    figure.suptitle("\n".join(notes), fontsize=10)
     for axis, label in zip(axes[0], shown, strict=True):
         for name, records in runs.items():
             if name.startswith(f"{label},"):
                 seeds = np.array([[line["test_accuracy_mean"] for line in record["history"]] for record in records])
                 epochs = np.arange(1, seeds.shape[1] + 1)
-                (line,) = axis.plot(epochs, seeds.mean(0), ".-", label=name.removeprefix(f"{label}, "))
+                method = name.removeprefix(f"{label}, ")
+                (line,) = axis.plot(epochs, seeds.mean(0), _MARKS.get(method, ".-"), label=method, markersize=5)
                 axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
         axis.set(title=label, xlabel="epoch", ylabel="test accuracy")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        if is_mixed:
+            axis.set(xscale="log", xlim=(0.92, 1.08 * max(lengths)))
+            axis.set_xticks([tick for tick in ticks if tick <= max(lengths)], minor=False)
+            axis.xaxis.set_major_formatter("{x:.0f}")
+            axis.xaxis.set_minor_formatter("")
+        else:
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     save(figure, path)
 

@@ -58,7 +58,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     summary = finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds})
     if bounds:
-        _draw(out / "noise-ratio.png", bounds)
+        draw(out / "noise-ratio.png", bounds)
     return summary
 
 
@@ -70,13 +70,17 @@ def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Ar
     return norm(eki_jax.mean_particle(ensemble)) / jnp.stack([noise.max(), noise.min()])
 
 
-def _draw(path: Path, bounds: dict[str, np.ndarray]) -> None:
-    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
-    for label, values in bounds.items():
+def draw(path: Path, bounds: dict[str, Any]) -> None:
+    """A band a network, between the largest and the smallest noise of a particle."""
+    figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for (label, found), style in zip(bounds.items(), ("-", "--", ":", "-.") * len(bounds), strict=False):
+        values = np.array(found)
         epochs = np.arange(1, len(values) + 1)
-        axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.4, label=label)
-        axis.plot(epochs, values.mean(1), linewidth=1)
-    axis.set(xlabel="epoch", ylabel="norm of the mean over norm of the noise")
+        axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.35, linewidth=0)
+        axis.plot(epochs, values.mean(1), style, label=label)
+    axis.set(xlabel="epoch", ylabel="norm of the mean / norm of the noise")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend()
+    axis.grid(alpha=0.3)
+    title = "band: the particle with the largest noise\nto the one with the smallest; line: their middle"
+    axis.legend(title=title, fontsize=8, title_fontsize=8, loc="upper left")
     save(figure, path)

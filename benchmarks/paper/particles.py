@@ -63,17 +63,23 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     }
     summary = finish("particles", TITLE, preset, seed, out, result, {"curves": curves})
     if seen:
-        _draw(out / "particles.png", seen)
+        draw(out / "particles.png", curves)
     return summary
 
 
-def _draw(path: Path, seen: dict[str, list[Any]]) -> None:
-    figure, axes = plt.subplots(1, len(seen), figsize=(4.6 * len(seen), 3.6), squeeze=False, constrained_layout=True)
-    for axis, (label, epochs) in zip(axes[0], seen.items(), strict=True):
-        numbers = np.arange(1, len(epochs) + 1)
-        axis.plot(numbers, [a.particles for a in epochs], color="tab:blue", alpha=0.05, linewidth=0.5)
-        axis.plot([], [], color="tab:blue", label="particles")
-        axis.plot(numbers, [a.mean for a in epochs], color="k", label="mean particle")
-        axis.set(title=label, xlabel="epoch", ylabel="test accuracy", xticks=numbers)
-        axis.legend()
+def draw(path: Path, curves: dict[str, dict[str, Any]]) -> None:
+    """All particles as bands of shares of them, and the mean particle."""
+    bands = {"all particles": (0, 100, 0.2), "all but the extreme twentieths": (5, 95, 0.3), "half": (25, 75, 0.5)}
+    figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 3.8), squeeze=False, layout="constrained")
+    for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):
+        particles = np.array(curve["particles"])
+        epochs = np.arange(1, len(particles) + 1)
+        for name, (low, high, alpha) in bands.items():
+            least, most = np.percentile(particles, [low, high], axis=1)
+            axis.fill_between(epochs, least, most, color="tab:blue", alpha=alpha, linewidth=0, label=name)
+        axis.plot(epochs, np.median(particles, axis=1), ".-", color="tab:blue", linewidth=1, label="median particle")
+        axis.plot(epochs, curve["mean"], ".-", color="k", label="mean particle")
+        axis.set(title=f"{label}, J = {particles.shape[1]}", xlabel="epoch", ylabel="test accuracy", xticks=epochs)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8, loc="lower right")
     save(figure, path)

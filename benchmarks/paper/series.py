@@ -35,6 +35,7 @@ from eki_jax.flax import TanhRNN, linen_forward
 from eki_jax.online import learn_stream, online, predict_stream
 
 UNITS, PARTICLES, RATE, NOISE = 32, 12, 1e-3, 0.5
+SHOWN = 150  # samples of the test part in the picture
 OGD_PASSES = PARTICLES // 3  # for every pass of EKI
 
 
@@ -202,9 +203,12 @@ def _draw(path: Path, title: str, series: Series, methods: dict[str, Learned], p
     scale = series.maximum - series.minimum
     for axis, (name, learned), color in zip(axes[1:], methods.items(), ("tab:orange", "tab:blue"), strict=True):
         middle = np.argsort(learned.curve[:, -1])[len(learned.curve) // 2]
-        axis.plot(series.minimum + scale * series.test_y[:, 0], color="0.6", linewidth=1, label="series")
-        axis.plot(series.minimum + scale * learned.fit[middle], color=color, linewidth=1, label=f"{name}, median seed")
-        axis.set(title=f"{name} on the test part", xlabel="sample")
+        shown = slice(SHOWN)  # of all samples, one line would hide the other
+        axis.plot(series.minimum + scale * learned.fit[middle][shown], color=color, linewidth=2.5, alpha=0.7)
+        axis.plot(series.minimum + scale * series.test_y[shown, 0], color="0.15", linewidth=0.8)
+        axis.plot([], [], color="0.15", linewidth=0.8, label="series")
+        axis.plot([], [], color=color, linewidth=2.5, alpha=0.7, label=f"{name}, median seed")
+        axis.set(title=f"{name} on the test part, first {len(series.test_y[shown])} samples", xlabel="sample")
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

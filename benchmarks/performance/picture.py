@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from benchmarks.harness.store import read
 from benchmarks.performance.tables import times_ours
 
 
-def draw(folder: Path) -> Path | None:
-    """Draw what the JSON files in ``folder`` hold as performance.png beside them; None where there is nothing."""
+def draw(folder: Path, out: Path | None = None) -> Path | None:
+    """Draw what the JSON files in ``folder`` hold as performance.png, beside them or in ``out``; None of nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,10 +21,10 @@ def draw(folder: Path) -> Path | None:
     panels = [(name, plot) for name, plot in _PANELS.items() if _rows(folder, name)]
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 6), squeeze=False, layout="constrained")
     for axis, (name, plot) in zip(axes[0], panels, strict=True):
         plot(axis, _rows(folder, name))
-    return save(figure, folder / "performance.png", dpi=80)
+    return save(figure, (out or folder) / "performance.png", dpi=80)
 
 
 def _rows(folder: Path, part: str) -> list[dict[str, Any]]:
@@ -58,11 +59,14 @@ def _linear(axis: Any, rows: list[dict[str, Any]]) -> None:
     for name in libraries:
         found = [row for row in rows if row["what"] == name and row.get("times_ours")]
         at = [cases.index((row["P"], row["M"], row["J"])) for row in found]
-        axis.plot(at, [row["times_ours"] for row in found], markers[name], label=name)
-    axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(cases)), [f"{p:.0e}, {m:.0e}, {j}" for p, m, j in cases], rotation=60, ha="right")
-    axis.set(yscale="log", ylabel="seconds / seconds of eki_jax's Kalman step", title="Inverse problems: P, M, J")
-    axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.08))
+        axis.plot([row["times_ours"] for row in found], at, markers[name], label=name)
+    axis.axvline(1, color="black", linewidth=0.8)
+    power = lambda number: f"$10^{{{round(math.log10(number))}}}$"
+    axis.set_yticks(range(len(cases)), [f"P = {power(p)}, M = {power(m)}, J = {j}" for p, m, j in cases])
+    axis.invert_yaxis()
+    axis.grid(axis="y", alpha=0.3)
+    axis.set(xscale="log", xlabel="seconds / seconds of eki_jax's Kalman step", title="One step of an inverse problem")
+    axis.legend(fontsize=8, loc="lower right")
 
 
 _PANELS = {"steps": _steps, "frameworks": _frameworks, "linear": _linear}

@@ -1,0 +1,103 @@
+"""The pictures of the results, drawn again from their files: each can be read."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure
+
+from benchmarks import pictures
+
+ROOT = Path(__file__).parents[2]
+NAMES = list(pictures.PICTURES)
+
+
+def test_the_pictures_are_there() -> None:
+    """Where the pages look for them."""
+    for name, (folder, _) in pictures.PICTURES.items():
+        assert (folder / f"{name}.png").is_file()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that a test saves."""
+    found: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        found.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return found
+
+
+def boxes(texts: list[Any]) -> list[Any]:
+    """Where the texts that say something are, in pixels."""
+    return [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+
+
+@pytest.mark.slow
+@pytest.mark.benchmarks
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_can_be_read(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
+    """Labels of an axis do not run into each other, and nothing is cut off at the edge."""
+    assert pictures.redraw(name, tmp_path).stat().st_size > 5_000
+    (figure,) = drawn
+    width, height = figure.bbox.width, figure.bbox.height
+    for axes in figure.axes:
+        texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
+        for axis, along in ((axes.xaxis, "x"), (axes.yaxis, "y")):
+            low, high = sorted(axis.get_view_interval())
+            labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            rows = sorted((box.x0, box.x1) if along == "x" else (box.y0, box.y1) for box in boxes(labels))
+            assert all(end <= start for (_, end), (start, _) in pairwise(rows)), f"{name}: {axes.get_title()}"
+            texts += labels
+        for box in boxes(texts):
+            assert box.x0 >= -2
+            assert box.y0 >= -2
+            assert box.x1 <= width + 2
+            assert box.y1 <= height + 2
+
+
+@pytest.mark.slow
+@pytest.mark.benchmarks
+@pytest.mark.parametrize("name", ["dense", "large-ensemble", "rnn"])
+def test_short_runs_have_room(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
+    """Runs of few epochs beside those of many take a tenth of the width at least."""
+    pictures.redraw(name, tmp_path)
+    for axes in drawn[0].axes:
+        left, right = axes.bbox.x0, axes.bbox.x1
+        for line in axes.lines:
+            at = axes.transData.transform([(x, 0.5) for x in line.get_xdata()])[:, 0]
+            assert at[-1] - at[0] >= 0.1 * (right - left)
+
+
+@pytest.mark.slow
+@pytest.mark.benchmarks
+def test_what_did_not_run_is_said(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A picture of other data than its name has says so."""
+    pictures.redraw("cnn-svhn", tmp_path)
+    result = json.loads((ROOT / "benchmarks/results/paper/cnn-svhn.json").read_text())
+    without = {name for row in result["rows"] if row["ours"] is None and (name := row["name"].partition(",")[0])}
+    missing = without - {name.partition(",")[0] for name in result["runs"]}
+    said = drawn[0].get_suptitle()
+    assert missing
+    assert all(name in said.partition("not run: ")[2] for name in missing)
+
+
+@pytest.mark.slow
+@pytest.mark.benchmarks
+@pytest.mark.parametrize("name", ["noise-ratio", "forward_budget_cpu", "particles"])
+def test_bands_are_explained(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
+    """By a legend that says what they are of."""
+    pictures.redraw(name, tmp_path)
+    legend = drawn[0].axes[0].get_legend()
+    words = " ".join([legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())])
+    assert "band" in words or "particles" in words
