@@ -135,7 +135,7 @@ def background(where: str) -> str:
     for path in sorted(package.parent.glob("*.py")):
         said = ast.get_docstring(ast.parse(path.read_text())) or ""
         if not path.name.startswith("_") and said.count("\n\n") >= 1:
-            text += f".. automodule:: {prefix}.{path.stem}\n   :no-members:\n\n"
+            text += f"{title(f'{prefix}.{path.stem}', '^')}.. automodule:: {prefix}.{path.stem}\n   :no-members:\n\n"
     return f"{title('How it works inside', '-')}{text}" if text else ""
 
 

@@ -82,13 +82,14 @@ def test_every_example_is_in_the_gallery(made: dict[str, str]) -> None:
     for path in (ROOT / "examples").glob("*.py"):
         assert f"../../examples/{path.name}\n" in shown
     for path in PAGES.examples():
-        assert f"(../examples/{path.name})" in listed
+        assert f"(../examples/{path.name})" in listed, "give it a row in docs/gallery.md"
 
 
 def test_pages_are_in_the_navigation() -> None:
     """Every page that is written by hand is in a table of contents of the home page."""
     listed = set(re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(), re.MULTILINE))
-    assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= listed
+    missing = {path.stem for path in DOCS.glob("*.md")} - {"index"} - listed
+    assert not missing, "name these in a table of contents of docs/index.md"
     assert {page for source, page in PAGES.OUTSIDE.items() if (ROOT / source).exists()} <= listed
 
 
@@ -127,6 +128,14 @@ def test_other_libraries_names(tmp_path: Path) -> None:
     assert list(external.inventory(content, "https://a/")) == [("jax.jit", "https://a/api/jit.html#jax.jit")]
     assert external.in_full("jnp.einsum") == "jax.numpy.einsum"
     assert "jax.jit" in external.mentioned()
+    (tmp_path / "objects.inv").write_bytes(content)
+    kept = tmp_path / "external.json"
+    kept.write_text('{"jax.vmap": "https://b/vmap.html"}')
+    external.main(["--site", f"{tmp_path.as_uri()}/", "--site", f"{tmp_path.as_uri()}/none/", "--out", str(kept)])
+    assert json.loads(kept.read_text()) == {
+        "jax.jit": f"{tmp_path.as_uri()}/api/jit.html#jax.jit",
+        "jax.vmap": "https://b/vmap.html",
+    }
 
 
 @pytest.mark.slow
