@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "edf": ("benchmarks.edf.cli", "exponentially decaying flows against first-order methods"),
     "calibration": ("benchmarks.calibration.cli", "calibrate simulators with every method, and beside other libraries"),
     "models": ("benchmarks.models.cli", "models that people bring: which are trained, and how well low rank does"),
+    "policy": ("benchmarks.policy.cli", "policies without derivatives, beside evolution strategies and PPO"),
     "language": ("benchmarks.language.cli", "a transformer learns a text, without derivatives or with them"),
     "forward-budget": ("benchmarks.forward_budget", "test accuracy for a given number of forward passes"),
 }

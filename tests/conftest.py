@@ -4,6 +4,8 @@ Most of a test's time is XLA's compiler, and most of its memory the compiled pro
 process (the battery's, those of a solver), whose programs are given back when they have grown; and where the slow tests
 are left out, so are LLVM's optimizations, which change neither a program's operations nor its buffers, XLA's newer and
 slower emitter of loops, and the parts into which it splits a program for other cores, which our two have no time for.
+There, a program that took long is compiled once: it lies in a folder that all processes of the run share, and that goes
+with it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import ctypes
 import gc
 import importlib.metadata
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +31,28 @@ import pytest
 matplotlib.use("Agg")
 LONG = frozenset((Path(__file__).parent / "long.txt").read_text().splitlines())
 MOST_BYTES = 2**30  # of a process before its programs are given back
+PROGRAMS = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in config.option.markexpr:
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # which other processes have from the one that began the run
+            config.stash[PROGRAMS] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eki-jax-tests-")
+            os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+            os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+            jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["XLA_FLAGS"] = f"--xla_cpu_parallel_codegen_split_count=1 {os.environ['XLA_FLAGS']}"
         if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
             os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if PROGRAMS in config.stash:
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
+        shutil.rmtree(config.stash[PROGRAMS], ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 #: From the ground up, as the table in docs/design.md has them: each imports only from itself and from those before it.
 LAYERS = (
     *("_types", "_checks", "kernel", "losses", "ensembles", "solvers", "flows", "natural", "training", "sharding"),
-    *("calibrate", "online", "semi_supervised", "optax", "flax", "equinox", "edf"),
+    *("calibrate", "policy", "online", "semi_supervised", "optax", "flax", "equinox", "edf"),
 )
 #: Modules of old names, which re-export what moved; nothing inside the package imports them but its front.
 THIN = ("checkpoints", "compact", "failures", "kalman", "metrics", "momentum", "prediction", "priors", "step_sizes")

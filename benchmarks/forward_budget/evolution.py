@@ -21,8 +21,8 @@ from benchmarks.problems.data import Dataset
 from benchmarks.problems.registry import Problem
 
 
-def strategy(name: str, problem: Problem, task: dict[str, Any]) -> tuple[Any, Any]:
-    """The algorithm of evosax and its parameters, at a step size.
+def strategy(name: str, template: Any, task: dict[str, Any]) -> tuple[Any, Any]:
+    """The algorithm of evosax and its parameters, at a step size, for parameters of the template's shapes.
 
     OpenES moves by Adam and ranks the fitness, as in arXiv:1703.03864; PGPE moves by ClipUp, whose largest velocity is
     twice its step size as its authors advise (arXiv:2008.02387), and adapts a standard deviation for every parameter.
@@ -30,7 +30,7 @@ def strategy(name: str, problem: Problem, task: dict[str, Any]) -> tuple[Any, An
     import evosax.algorithms  # which this module's importers need not have
     from evosax.core.optimizer import clipup
 
-    solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.template)
+    solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), template)
     size, rate, sigma = task["particles"], task["learning_rate"], task["sigma"]
     if name == "open-es":
         algorithm = evosax.algorithms.Open_ES(
@@ -43,7 +43,7 @@ def strategy(name: str, problem: Problem, task: dict[str, Any]) -> tuple[Any, An
 
 def run(task: dict[str, Any], problem: Problem) -> dict[str, Any]:
     """The accuracy curve of a task: method, particles, batch, learning_rate, sigma, seed, budget, every."""
-    algorithm, parameters = strategy(task["method"], problem, task)
+    algorithm, parameters = strategy(task["method"], problem.template, task)
 
     def init(key: jax.Array) -> Any:
         mean, rest = jax.random.split(key)

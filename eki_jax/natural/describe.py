@@ -8,6 +8,7 @@ import jax
 
 from eki_jax._checks import arrays, function, offers, traceable
 from eki_jax._types import ForwardFn, Params
+from eki_jax.kernel.interpreter import leaf_name
 from eki_jax.natural.deviations import Deviations, LowRankDeviations, PerSample, low_rank
 from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
 from eki_jax.natural.draws import Cloud
@@ -80,7 +81,7 @@ def describe(
         reason = "is disturbed in all its entries; localized steps want deviations of low rank"
         named = jax.tree_util.tree_leaves_with_path(params)
         return Description(
-            tuple(LeafTreatment(jax.tree_util.keystr(path), m.shape, "formed", "-", None, reason) for path, m in named)
+            tuple(LeafTreatment(leaf_name(path), m.shape, "formed", "-", None, reason) for path, m in named)
         )
     found: list[tuple[LeafTreatment, ...]] = []
 

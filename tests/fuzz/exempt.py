@@ -45,19 +45,20 @@ EXEMPT = [
         "takes no arguments",
         takes_nothing,
         """paper_step_size su_boyd_candes keep_failed raise_failed kalman.sampling_error_correction natural.gradient
+        policy.categorical policy.normal
         flax.cnn1 flax.cnn2 flax.cnn3 flax.cnn_mnist flax.dnn1 flax.dnn2 flax.dnn3 flax.dnn4 flax.small_cnn""",
     ),
     Reason(
         "is a protocol, which nobody makes",
         is_protocol,
         """losses.CurvedLoss losses.SeparableLoss losses.ShortcutLoss losses.SupportedLoss natural.Deviations
-        online.Cell""",
+        online.Cell policy.Distribution""",
     ),
     Reason(
         "names keywords, which the functions that take them check",
         is_typeddict,
         """Settings SharedSettings natural.EstimatorSettings natural.NaturalSettings kalman.KalmanSettings
-        kalman.UnscentedSettings""",
+        kalman.UnscentedSettings policy.LearnerSettings""",
     ),
     Reason("is raised or warned of", is_exception, "StepRefused natural.LocalityWarning calibrate.MemberFailed"),
     Reason("is an enumeration", is_enumeration, "Reason"),
@@ -74,6 +75,8 @@ EXEMPT = [
         natural.deviations.PerSample natural.estimates.Gradient natural.deviations.LowRankDeviations
         natural.estimates.Localized natural.estimates.Span online.OnlineLearner online.OnlineState
         optax.AddPriorNoiseState optax.ScaleByNesterovState semi_supervised.GraphBasis sharding.Cost sharding.Link
+        policy.Environment policy.Episodes policy.FisherFactor policy.Learner policy.LearnerInfo policy.LearnerState
+        policy.Part policy.Running policy.Step policy.Trajectory policy.Visited
         sharding.Machine training.Accuracy training.Method training.Result""",
     ),
 ]

@@ -17,10 +17,11 @@ from fuzz.calls import CORE, Call, J, Refused
 from fuzz.changes import GOOD, KINDS, REFUSED, RIGHT, Change, put
 from fuzz.extras import EXTRAS
 from fuzz.kalman_calls import KALMAN
+from fuzz.policy_calls import POLICIES
 
 import eki_jax
 
-CALLS = CORE | EXTRAS | KALMAN | CALIBRATE
+CALLS = CORE | EXTRAS | KALMAN | CALIBRATE | POLICIES
 ROLES = {**changes.ROLES, **kalman_calls.ROLES, **calibrate_calls.ROLES}
 assert len(ROLES) == len(changes.ROLES) + len(kalman_calls.ROLES) + len(calibrate_calls.ROLES)  # a name means one list
 #: Roles of numbers, which are never NaN or infinite; of these with "or none" too.

@@ -87,6 +87,20 @@ def test_what_is_linear_is_exact() -> None:
     np.testing.assert_allclose(flat(found), flat(exact(linear, one, (x, jnp.arange(5) % 4))), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("model", ["linear", "tanh"])
+def test_parameters_may_be_one_array(model: str) -> None:
+    """An array that is no leaf of anything is trained as it is in a dictionary, and described by name."""
+    x, labels = jax.random.normal(jax.random.key(0), (5, 3)), jnp.arange(5) % 4
+    after = jnp.tanh if model == "tanh" else lambda z: z
+    w = jax.random.normal(jax.random.key(1), (3, 4))
+    alone = estimate(lambda p, x: after(x @ p), 8)(w, (x, labels), jax.random.key(2))[1]
+    named = estimate(lambda p, x: after(x @ p["w"]), 8)({"w": w}, (x, labels), jax.random.key(2))[1]["w"]
+    assert float(jnp.abs(alone).max()) > 0
+    np.testing.assert_array_equal(alone, named)
+    (leaf,) = natural.describe(lambda p, x: after(x @ p), w, x, natural.per_sample()).leaves
+    assert (leaf.name, leaf.deviation) == ("params", "per sample")
+
+
 class Transformer(nn.Module):
     """A stock decoder block with tied embeddings."""
 

@@ -13,6 +13,7 @@ from eki_jax.kernel.interpreter.disturbing import Disturber as Disturber
 from eki_jax.kernel.interpreter.disturbing import Point as Point
 from eki_jax.kernel.interpreter.values import Perturbed as Perturbed
 from eki_jax.kernel.interpreter.values import Tagged as Tagged
+from eki_jax.kernel.interpreter.values import leaf_name as leaf_name
 from eki_jax.kernel.interpreter.watching import Addition as Addition
 from eki_jax.kernel.interpreter.watching import Use as Use
 from eki_jax.kernel.interpreter.watching import Watcher as Watcher

@@ -12,6 +12,19 @@ import jax.numpy as jnp
 from eki_jax._types import Array
 
 
+def leaf_name(path: Any) -> str:
+    """The name of a leaf in errors and notes: its place in the tree, and a word where it is all of the tree.
+
+    An empty name would be that of no leaf at all.
+
+    >>> [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"w": 1.0})]
+    ["['w']"]
+    >>> leaf_name(())
+    'params'
+    """
+    return jax.tree_util.keystr(path) or "params"
+
+
 @partial(
     jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["left_axes", "names", "whole"]
 )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from eki_jax._checks import arrays, function, whole
 from eki_jax._types import Array, Params
 from eki_jax.ensembles.priors import normal
+from eki_jax.kernel.interpreter import leaf_name
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
 from eki_jax.natural.deviations.matrix import LowRankMatrix, axes_of_left, is_matrix, largest_rank
@@ -46,7 +47,7 @@ class LowRankDeviations(NamedTuple):
                 return (m + sigma.astype(e.dtype) * e).astype(m.dtype)
             wide = wide_dtype(e[0].dtype)
             left, right = (sigma.astype(wide) * e[0].astype(wide)).astype(m.dtype), e[1].astype(m.dtype)
-            matrix = LowRankMatrix(m, left, right, name=jax.tree_util.keystr(path))
+            matrix = LowRankMatrix(m, left, right, name=leaf_name(path))
             return matrix.dense() if self.formed else matrix
 
         return self._map(leaf, mean, factors)
@@ -92,11 +93,12 @@ class LowRankDeviations(NamedTuple):
 
     def _leaf(self, path_and_mean: Any, scale: Any, key: Array) -> Any:
         path, m = path_and_mean
-        name = jax.tree_util.keystr(path)
+        name = leaf_name(path)
         if not self.has_factors(name, m.shape):
             return jnp.asarray(scale, m.dtype) * normal(key, m.shape, m.dtype)
         if jnp.ndim(scale):
-            raise ValueError(f"scale{name}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")
+            where = f"scale{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")
         if self.rank > largest_rank(m.shape):
             raise ValueError(
                 f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape)}; "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from eki_jax._checks import array, arrays, function, traceable
 from eki_jax._types import Array, Params
-from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, on_devices
+from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, leaf_name, on_devices
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name"])
@@ -138,7 +138,7 @@ def low_rank_call(forward: Callable[..., Any], params: Params, *inputs: Any, wat
             return leaf._perturbed(name)
         return leaf if watcher is None else Tagged(leaf, leaf=name, vectors=frozenset([name]))
 
-    values = [value(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+    values = [value(leaf_name(path), leaf) for path, leaf in leaves]
     return interpreted(forward, means, values, inputs, watcher)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from eki_jax._types import Params
-from eki_jax.kernel.interpreter import Use, Watcher
+from eki_jax.kernel.interpreter import Use, Watcher, leaf_name
 from eki_jax.natural.deviations.low_rank import LowRankDeviations
 
 # What a layer may give to one sample: more would take the memory of the batch's outputs as often as there are numbers,
@@ -80,7 +80,7 @@ class Watched(NamedTuple):
 
 def treatments(deviations: LowRankDeviations, mean: Params, watched: Watched) -> tuple[LeafTreatment, ...]:
     """What is done with each leaf of the parameters, in their order."""
-    leaves = [(jax.tree_util.keystr(path), m.shape) for path, m in jax.tree_util.tree_leaves_with_path(mean)]
+    leaves = [(leaf_name(path), m.shape) for path, m in jax.tree_util.tree_leaves_with_path(mean)]
     matrices = {name: _matrix(name, shape, watched) for name, shape in leaves if deviations.has_factors(name, shape)}
     if deviations.formed:
         because = "is added up for the model (formed=True)"

@@ -14,7 +14,7 @@ from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.ensembles.priors import xavier
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
-from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted
+from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted, leaf_name
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
 from eki_jax.natural.estimates.feedback import Features, Learned, Prediction, predicted, updated
@@ -147,7 +147,7 @@ class Undisturbed(NamedTuple):
     @classmethod
     def of(cls, forward: ForwardFn, mean: Params, x: Any) -> Undisturbed:
         """The pass; raises ValueError for inputs or outputs without the samples as their first axis."""
-        leaves = {jax.tree_util.keystr(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
+        leaves = {leaf_name(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
         first = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
         if len(first) != 1 or () in first:
             shapes = jax.tree.map(jnp.shape, x)

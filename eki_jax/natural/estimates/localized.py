@@ -31,6 +31,7 @@ import numpy as np
 from eki_jax._checks import whole
 from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
+from eki_jax.kernel.interpreter import leaf_name
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.natural.deviations import LowRankDeviations
 from eki_jax.natural.direction import Direction, Setup, refusal
@@ -199,7 +200,7 @@ def estimated_jacobian(
 def _named(mean: Params, *trees: Any) -> tuple[list[Any], ...]:
     """The leaves' names, the leaves, and what the other trees have in their places."""
     structure: Any = jax.tree.structure(mean)
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(mean)]
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(mean)]
     return names, *(structure.flatten_up_to(tree) for tree in (mean, *trees))
 
 

@@ -1,0 +1,87 @@
+"""The policy and the critic that all methods have: layers of tanh, the same start."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eki_jax import policy
+
+
+class Network(NamedTuple):
+    """Policy and critic for one environment.
+
+    Attributes:
+        environment: the environment.
+        distribution: what the policy's outputs say about the actions.
+        init: function of a key that returns the policy's parameters.
+        forward: function ``forward(params, observations) -> outputs`` of the policy.
+        init_critic: function of a key that returns the critic's parameters.
+        value: function ``value(params, observations) -> values``.
+    """
+
+    environment: policy.Environment
+    distribution: policy.Distribution
+    init: Callable[[jax.Array], Any]
+    forward: Callable[[Any, Any], Any]
+    init_critic: Callable[[jax.Array], Any]
+    value: Callable[[Any, Any], Any]
+
+
+def build(name: str, widths: tuple[int, ...], activation: Callable[[Any], Any] = jnp.tanh) -> Network:
+    """The network of an environment of gymnax.
+
+    Args:
+        name: name of the environment.
+        widths: hidden units.
+        activation: function between the layers.
+    """
+    environment = policy.from_gymnax(name)
+    inputs = math.prod(environment.observation_shape)
+    layers = lambda params, x: _layers(params, x, activation)
+    if environment.choices is not None:
+        sizes = (inputs, *widths, environment.choices)
+        return Network(
+            environment,
+            policy.categorical(),
+            lambda key: _start(key, sizes, 0.01),
+            layers,
+            lambda key: _start(key, (inputs, *widths, 1), 1.0),
+            lambda params, x: layers(params, x)[:, 0],
+        )
+    sizes = (inputs, *widths, math.prod(environment.action_shape))
+
+    def forward(params: Any, x: Any) -> Any:
+        mean = layers(params["mean"], x)
+        return mean, jnp.broadcast_to(params["log_scale"], mean.shape)
+
+    return Network(
+        environment,
+        policy.normal(),
+        lambda key: {"mean": _start(key, sizes, 0.01), "log_scale": jnp.zeros(sizes[-1])},
+        forward,
+        lambda key: _start(key, (inputs, *widths, 1), 1.0),
+        lambda params, x: layers(params, x)[:, 0],
+    )
+
+
+def _start(key: jax.Array, sizes: tuple[int, ...], last: float) -> list[Any]:
+    """Matrices of variance one over their inputs, the last one smaller, and no biases."""
+    params = []
+    for index, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+        scale = (last if index == len(sizes) - 2 else 1.0) / math.sqrt(rows)
+        w = scale * jax.random.normal(jax.random.fold_in(key, index), (rows, columns))
+        params.append({"w": w, "b": jnp.zeros(columns)})
+    return params
+
+
+def _layers(params: list[Any], x: Any, activation: Callable[[Any], Any]) -> Any:
+    x = x.reshape(len(x), -1)
+    for layer in params[:-1]:
+        x = activation(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]

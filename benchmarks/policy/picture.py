@@ -1,0 +1,53 @@
+"""Returns against environment steps and against episodes, a column an environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.figures import save
+from benchmarks.policy.settings import NAMES, TASKS
+from benchmarks.policy.summary import runs_of
+
+_COLORS = dict(
+    zip(NAMES, ("tab:red", "tab:purple", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True)
+)
+_COLUMNS = 3
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Median over the seeds as a line, quartiles as a band; nothing is drawn of nothing."""
+    import matplotlib.pyplot as plt
+
+    by = runs_of(found)
+    if not by:
+        return
+    columns = min(_COLUMNS, len(by))
+    rows = -(-len(by) // columns)
+    size = (4.4 * columns, 5.6 * rows)
+    figure, axes = plt.subplots(2 * rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.ravel():
+        axis.set_visible(False)
+    for index, (environment, row) in enumerate(by.items()):
+        top, column = 2 * (index // columns), index % columns
+        for offset, key in enumerate(("steps", "episodes")):
+            axis = axes[top + offset, column]
+            axis.set_visible(True)
+            for method, cell in row.items():
+                _line(axis, cell["found"]["rows"], key, method)
+            axis.set(xlabel="environment steps, thousands" if key == "steps" else "episodes", ylabel="return")
+            if key == "episodes":
+                axis.set_xscale("log")
+        axes[top, column].set_title(TASKS[environment].title)
+    axes[0, 0].legend(fontsize=7, title="median and quartiles of the seeds", title_fontsize=7)
+    save(figure, path, dpi=90)
+
+
+def _line(axis: Any, rows: list[dict[str, Any]], key: str, method: str) -> None:
+    low, middle, high = np.quantile([row["returns"] for row in rows], [0.25, 0.5, 0.75], axis=0)
+    x = np.median([row[key] for row in rows], axis=0) / (1e3 if key == "steps" else 1)
+    begin = 1 if key == "episodes" else 0  # no zero on a logarithmic axis
+    axis.plot(x[begin:], middle[begin:], color=_COLORS[method], label=NAMES[method])
+    axis.fill_between(x[begin:], low[begin:], high[begin:], color=_COLORS[method], alpha=0.2, linewidth=0)

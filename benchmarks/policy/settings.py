@@ -1,0 +1,110 @@
+"""What is compared: environments, budgets, and every method's settings, in three sizes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+NAMES = {
+    "natural": "natural policy gradient",
+    "per-sample": "clipped policy gradient, per sample",
+    "natural-episodes": "natural, episodes as a black box",
+    "eki": "EKI, episodes as a black box",
+    "open-es": "OpenES",
+    "pgpe": "PGPE",
+    "ppo": "PPO (differentiates the policy)",
+}
+RIVALS = ("open-es", "pgpe")
+
+
+class Task(NamedTuple):
+    """An environment as it is compared.
+
+    Attributes:
+        title: its name in a table.
+        goal: sum of rewards of an episode that methods of whole episodes aim at: the most there is.
+        span: how much the returns of policies differ, about.
+        budget: environment steps of preset cpu.
+        discount: factor of a reward one step later, for methods that see rewards step by step.
+        widths: hidden units of policy and critic, tanh.
+    """
+
+    title: str
+    goal: float
+    span: float
+    budget: int
+    discount: float = 0.99
+    widths: tuple[int, ...] = (64, 64)
+
+
+TASKS = {
+    "CartPole-v1": Task("CartPole", 500.0, 500.0, 200_000),
+    "Acrobot-v1": Task("Acrobot", 0.0, 500.0, 400_000),
+    "Pendulum-v1": Task("Pendulum", 0.0, 1500.0, 400_000, discount=0.95),
+    "MountainCarContinuous-v0": Task("MountainCar, continuous", 100.0, 100.0, 400_000),
+    "Breakout-MinAtar": Task("MinAtar Breakout", 50.0, 50.0, 1_000_000),
+    "Asterix-MinAtar": Task("MinAtar Asterix", 50.0, 50.0, 1_000_000),
+}
+
+
+class Preset(NamedTuple):
+    """A size of the comparison.
+
+    Attributes:
+        share: factor of every environment's budget.
+        environments: names of the environments.
+        seeds: seeds of the runs; tuning has a seed of its own.
+        points: number of measurements in a run.
+        episodes: number of episodes of a measurement.
+    """
+
+    share: float
+    environments: tuple[str, ...] = tuple(TASKS)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    points: int = 20
+    episodes: int = 64
+
+
+PRESETS = {
+    "smoke": Preset(0.05, ("CartPole-v1",), (0, 1), 2, 8),
+    "cpu": Preset(1.0),
+    "full": Preset(10.0),
+}
+# The seed of tuning runs, which no reported run has, and what they may spend of the budget.
+TUNING_SEED, TUNING_SHARE = 100, 0.5
+
+# The setting of each method that is chosen from a grid, by the mean of the last three measurements of a tuning run.
+GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "natural": ("divergence", (0.01, 0.03)),
+    "per-sample": ("learning_rate", (3e-4, 1e-3, 3e-3)),
+    "natural-episodes": ("sigma", (0.1, 0.3)),
+    "eki": ("sigma", (0.3, 1.0)),
+    "open-es": ("learning_rate", (0.01, 0.03, 0.1)),
+    "pgpe": ("learning_rate", (0.03, 0.1, 0.3)),
+    "ppo": ("learning_rate", (3e-4, 1e-3, 3e-3)),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "natural": {"particles": 200, "copies": 16, "steps": 128},
+    "per-sample": {"particles": 8, "copies": 16, "steps": 128},
+    "natural-episodes": {"particles": 64, "episodes": 2, "parts": 10},
+    "eki": {"particles": 64, "episodes": 2, "parts": 10},
+    "open-es": {"particles": 64, "episodes": 2, "sigma": 0.1},
+    "pgpe": {"particles": 64, "episodes": 2, "sigma": 0.1},
+    "ppo": {"copies": 16, "steps": 128},
+}
+
+
+def task(preset: Preset, environment: str, method: str, value: float, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """What one process runs: an environment, a method with its setting from the grid, and seeds one after another."""
+    budget = TASKS[environment].budget * preset.share
+    if seeds == (TUNING_SEED,):
+        budget *= TUNING_SHARE
+    return {
+        "environment": environment,
+        "method": method,
+        **SETTINGS[method],
+        GRIDS[method][0]: value,
+        "seeds": list(seeds),
+        "budget": int(budget),
+        "points": preset.points,
+        "test_episodes": preset.episodes,
+    }

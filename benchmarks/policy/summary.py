@@ -1,0 +1,74 @@
+"""What the runs say: median and quartiles over seeds at shares of the budget, and the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.tables import markdown
+from benchmarks.policy.settings import GRIDS, NAMES, TASKS, TUNING_SEED
+
+#: Shares of the budget of environment steps that the table shows.
+SHARES = (0.1, 0.25, 0.5, 1.0)
+
+
+def runs_of(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By environment and method the cell of the reported runs, in the order of the settings."""
+    by: dict[str, dict[str, dict[str, Any]]] = {}
+    for environment in TASKS:
+        for method in NAMES:
+            cell = found["cells"].get(f"{environment}, {method}")
+            if cell is not None and "skipped" not in cell["found"]:
+                by.setdefault(environment, {})[method] = cell
+    return by
+
+
+def at_share(cell: dict[str, Any], share: float) -> np.ndarray:
+    """Returns of the seeds at the last measurement that a share of the budget pays for."""
+    points = cell["settings"]["points"]
+    return np.array([row["returns"][int(share * points)] for row in cell["found"]["rows"]])
+
+
+def middle(values: np.ndarray) -> tuple[float, float, float]:
+    """Median and quartiles.
+
+    >>> middle(np.arange(5.0))
+    (2.0, 1.0, 3.0)
+    """
+    return tuple(float(q) for q in np.quantile(values, [0.5, 0.25, 0.75]))  # type: ignore[return-value]
+
+
+def at_end(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The median return at the end of the budget, by environment and method."""
+    by = runs_of(found)
+    return {env: {method: middle(at_share(cell, 1.0))[0] for method, cell in row.items()} for env, row in by.items()}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Median and quartiles as Markdown, a table an environment."""
+    lines = []
+    for environment, row in runs_of(found).items():
+        budget = max(cell["settings"]["budget"] for cell in row.values())
+        header = ["method", *(f"{share * budget:,.0f} steps" for share in SHARES), "episodes", "seconds", "chosen"]
+        body = []
+        for method, cell in row.items():
+            numbers = ["{:.1f} ({:.1f} to {:.1f})".format(*middle(at_share(cell, share))) for share in SHARES]
+            last = [np.median([one[key][-1] for one in cell["found"]["rows"]]) for key in ("episodes", "seconds")]
+            setting = GRIDS[method][0]
+            chosen = f"{setting.replace('_', ' ')} {cell['settings'][setting]:g}"
+            body.append([NAMES[method], *numbers, f"{last[0]:,.0f}", f"{last[1]:.0f}", chosen])
+        lines += [f"### {TASKS[environment].title}", "", markdown(header, body), ""]
+    return "\n".join([*lines, _footer(found)])
+
+
+def _footer(found: dict[str, Any]) -> str:
+    settings = next(iter(found["cells"].values()))["settings"] if found["cells"] else {"test_episodes": 0}
+    grids = "; ".join(f"{NAMES[method]}: {name.replace('_', ' ')} {values}" for method, (name, values) in GRIDS.items())
+    where = found["environment"]
+    return (
+        f"Return of the greedy policy in {settings['test_episodes']} episodes, which are the same at all points and "
+        "not counted, after that many environment steps: median over the seeds (and quartiles); episodes and seconds "
+        f"to the end. Settings were chosen with seed {TUNING_SEED}, on half of the budget, from grids ({grids}). "
+        f"`{found['command']}`, {where['device']}, {where['processors']} processors, jax {where['versions']['jax']}."
+    )
