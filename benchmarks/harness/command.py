@@ -99,7 +99,7 @@ def _one_line(error: BaseException) -> str:
 
 
 # What the extra ``benchmarks`` does not bring.
-_EXTRAS = {"diffrax": "ode", "equinox": "equinox"}
+_EXTRAS = {"diffrax": "ode", "equinox": "equinox", "gymnax": "rl"}
 
 
 def _needs(error: ImportError) -> str:

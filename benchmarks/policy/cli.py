@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.harness.command import Parser, Refused, command, folder, require, say
 from benchmarks.harness.peers import default_folder
-from benchmarks.harness.store import Cells, result
+from benchmarks.harness.store import Cells, made_of, result
 from benchmarks.policy.jobs import perform
 from benchmarks.policy.picture import draw
 from benchmarks.policy.settings import GRIDS, NAMES, PRESETS, TASKS, TUNING_SEED, Preset, task
@@ -42,15 +42,17 @@ def main(argv: list[str]) -> int:
     """Run the command line; 2 for what the user can mend."""
     arguments = parser().parse_args(argv)
     require("matplotlib", "gymnax", "optax")
+    have = PRESETS[arguments.preset].environments
+    if arguments.env and not set(arguments.env) & set(have):
+        raise Refused(f"--env: {', '.join(arguments.env)}; preset {arguments.preset} has {', '.join(have)}")
     path = arguments.out / f"policy_{arguments.preset}.json"
     with claimed(arguments.out, f".policy_{arguments.preset}.lock"):
-        if arguments.summary:
-            found = result(path, f"run python -m benchmarks policy --preset {arguments.preset}")
-        else:
-            found = run(arguments, path)
+        remedy = f"run python -m benchmarks policy --preset {arguments.preset}"
+        found = result(path, remedy) if arguments.summary else run(arguments, path)
+        text = made_of(path, found, table, remedy)
         draw(found, path.with_suffix(".png"))
-        write_text(path.with_suffix(".md"), table(found) + "\n")
-    print(table(found))
+        write_text(path.with_suffix(".md"), text + "\n")
+    print(text)
     files = [path.with_suffix(ending).name for ending in (".json", ".png", ".md")]
     print_result({"preset": arguments.preset, "returns": at_end(found), "files": files})
     return 0
@@ -61,9 +63,6 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     preset = PRESETS[arguments.preset]
     asked = [name for name in preset.environments if not arguments.env or name in arguments.env]
     wanted = [name for name in NAMES if not arguments.method or name in arguments.method]
-    if not asked:
-        have = ", ".join(preset.environments)
-        raise Refused(f"--env: {', '.join(arguments.env)}; preset {arguments.preset} has {have}")
     command = f"python -m benchmarks policy --preset {arguments.preset}"
     head = {"experiment": "policy", "preset": arguments.preset, "command": command}
     cells = Cells(path, head, keep=True)

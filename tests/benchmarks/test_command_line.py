@@ -74,6 +74,12 @@ REFUSED = [
     ("scaling --output {empty}", "--out/--output: ''"),
     ("models --json {empty}", "--out/--json: ''"),
     ("language --passes 1", "--passes: 1"),
+    ("policy --env Cart", "--env: invalid choice: 'Cart'"),
+    (
+        "policy --preset smoke --env Pendulum-v1 --out new",
+        "--env: Pendulum-v1; preset smoke has CartPole-v1",
+    ),
+    ("policy --out {file}", "file.txt is a file; wanted a folder"),
     ("language --batch 500", "--batch: 500 with --context 64; wanted a multiple"),
     ("language --heads 3", "--width: 128 with --heads 3; wanted a multiple"),
     ("language --out {empty}", "--out: ''"),
@@ -129,6 +135,7 @@ LOCKED = [
     ("performance --preset quick --out .", ".performance.lock"),
     ("scaling --predict-only --out .", ".scaling.lock"),
     ("language --out . --quiet --steps 1", ".lock"),
+    ("policy --preset smoke --out .", ".policy_smoke.lock"),
     ("train --out . --quiet --particles 4 --batch 700 --epochs 1", ".lock"),
 ]
 
@@ -406,7 +413,7 @@ def test_a_reader_that_goes_and_a_plain_locale(tmp_path: Path) -> None:
 
 MISSING = """
 import sys
-for name in ("optax", "flax", "equinox", "rich", "matplotlib", "sklearn", "scipy", "orbax.checkpoint"):
+for name in ("optax", "flax", "equinox", "rich", "matplotlib", "sklearn", "scipy", "gymnax", "orbax.checkpoint"):
     sys.modules[name] = None
 from benchmarks.__main__ import COMMANDS, main
 for name in ("optax", "flax", "edf", "equinox", "semi_supervised"):

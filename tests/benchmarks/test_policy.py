@@ -1,0 +1,131 @@
+"""The policy command: it runs, keeps what is finished, chooses by the tuning seed, and says what it found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.harness.peers import Unavailable
+from benchmarks.policy import cli, curve, jobs, methods, networks, settings, summary
+
+pytestmark = pytest.mark.benchmarks
+SMOKE = settings.PRESETS["smoke"]
+
+
+def curves(returns: list[float], seeds: int = 2) -> dict[str, Any]:
+    """What a task's process finds: a point more a seed."""
+    rows = []
+    for seed in range(seeds):
+        found = [value + seed for value in returns]
+        count = len(found)
+        rows.append(
+            {
+                "seed": seed,
+                "episodes": list(range(count)),
+                "steps": [10 * i for i in range(count)],
+                "seconds": [0.1] * count,
+                "returns": found,
+                "quartiles": [[0.0, 1.0]] * count,
+            }
+        )
+    return {"rows": rows}
+
+
+def pretend(task: dict[str, Any], peers: Path) -> dict[str, Any]:
+    """Runs that are better at larger settings, but for PGPE, which cannot be had."""
+    if task["method"] == "pgpe":
+        return {"skipped": "no network"}
+    value = task[settings.GRIDS[task["method"]][0]]
+    return curves([0.0, value, 10 * value], len(task["seeds"]))
+
+
+def run(folder: Path, *words: str) -> int:
+    return main(["policy", "--preset", "smoke", "--out", str(folder), *words])
+
+
+def test_the_best_of_the_grid_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The setting is chosen by a seed of its own; table, picture and last line are made of the reported seeds."""
+    monkeypatch.setattr(cli, "perform", pretend)
+    assert run(tmp_path) == 0
+    out = capsys.readouterr()
+    last = json.loads(out.out.splitlines()[-1])
+    assert last["returns"]["CartPole-v1"]["ppo"] == pytest.approx(10 * 3e-3 + 0.5)  # the median of two seeds
+    assert "pgpe" not in last["returns"]["CartPole-v1"]
+    assert "CartPole-v1, pgpe: not run (no network)" in out.err
+    text = (tmp_path / "policy_smoke.md").read_text()
+    assert "| PPO (differentiates the policy) |" in text
+    assert "learning rate 0.003" in text
+    cells = json.loads((tmp_path / "policy_smoke.json").read_text())["cells"]
+    assert cells["CartPole-v1, ppo"]["settings"]["seeds"] == [0, 1]
+    assert cells["CartPole-v1, ppo, learning_rate 0.001"]["settings"]["seeds"] == [settings.TUNING_SEED]
+    assert (tmp_path / "policy_smoke.png").stat().st_size > 10_000
+
+
+def test_what_is_finished_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the methods is merged into the result; the same command performs nothing again."""
+    asked: list[str] = []
+
+    def counted(task: dict[str, Any], peers: Path) -> dict[str, Any]:
+        asked.append(task["method"])
+        return pretend(task, peers)
+
+    monkeypatch.setattr(cli, "perform", counted)
+    assert run(tmp_path, "--method", "ppo") == 0
+    assert run(tmp_path, "--method", "eki") == 0
+    assert asked == ["ppo"] * 4 + ["eki"] * 3
+    assert run(tmp_path, "--method", "eki", "ppo") == 0
+    assert len(asked) == 7
+    cells = json.loads((tmp_path / "policy_smoke.json").read_text())["cells"]
+    assert {"CartPole-v1, ppo", "CartPole-v1, eki"} <= set(cells)
+    assert run(tmp_path, "--summary") == 0
+
+
+def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What evosax's environment cannot do is a cell without numbers."""
+
+    def unavailable(*arguments: Any) -> Any:
+        raise Unavailable("cannot be installed: no network")
+
+    monkeypatch.setattr(jobs, "python_of", unavailable)
+    task = settings.task(SMOKE, "CartPole-v1", "open-es", 0.1, (0,))
+    assert jobs.perform(task, Path()) == {"skipped": "cannot be installed: no network"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["natural-episodes", *(pytest.param(n, marks=pytest.mark.slow) for n in ("natural", "per-sample", "eki", "ppo"))],
+)
+def test_a_method_learns(name: str) -> None:
+    """After ten thousand steps the pole stands longer than at the start, and what was used is counted."""
+    task = settings.task(SMOKE, "CartPole-v1", name, settings.GRIDS[name][1][-1], (0,))
+    network = networks.build("CartPole-v1", (16,))
+    (row,) = curve.follow(network, methods.build(network, task | {"particles": 32}), task)
+    assert row["returns"][-1] > row["returns"][0] + 20
+    assert row["steps"][0] == row["episodes"][0] == 0
+    for point, steps in enumerate(row["steps"][1:], 1):
+        assert steps >= task["budget"] * point / task["points"]
+    assert row["episodes"][-1] > row["episodes"][1] > 0
+
+
+def test_used_is_what_was_played() -> None:
+    """Whole episodes count until their ends: steps are the sum of their lengths."""
+    task = settings.task(SMOKE, "CartPole-v1", "natural-episodes", 0.1, (0,)) | {"particles": 4}
+    network = networks.build("CartPole-v1", (4,))
+    found = methods.build(network, task)
+    state = found.init(jax.random.key(0))
+    _, used = jax.jit(found.step)(state, jax.random.key(1))
+    assert float(used.episodes) == 4 * task["episodes"]
+    assert 8 * 4 * task["episodes"] <= float(used.steps) <= 500 * 4 * task["episodes"]
+
+
+def test_medians_and_quartiles_are_of_seeds() -> None:
+    """The table's numbers at a share of the budget."""
+    cell = {"settings": {"points": 2}, "found": curves([0.0, 4.0, 8.0], 5)}
+    np.testing.assert_array_equal(summary.at_share(cell, 0.5), [4, 5, 6, 7, 8])
+    assert summary.middle(summary.at_share(cell, 1.0)) == (10.0, 9.0, 11.0)
