@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "online-sunspots": "benchmarks.paper.online_sunspots",
     "linear": "benchmarks.paper.linear",
     "fashion-mnist": "benchmarks.paper.fashion_mnist",
+    "ensemble": "benchmarks.paper.ensemble",
 }
 COMMITTED = RESULTS / "paper"
 

@@ -1,0 +1,240 @@
+"""The whole ensemble: what averages of particles are worth, how well they know what they do not know, and attacks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import eki_jax
+from benchmarks import methods
+from benchmarks.harness.figures import save
+from benchmarks.paper import predictors
+from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.predictors import Predictor
+from benchmarks.problems import registry
+from benchmarks.problems.files import MissingFile
+from benchmarks.problems.registry import Problem
+from eki_jax.training import epoch
+
+TITLE = "EKI's whole ensemble on DNN 2: accuracy, calibration, adversarial examples, beside a deep ensemble by SGD"
+
+
+class Settings(NamedTuple):
+    """A size of the experiment.
+
+    Attributes:
+        particles: J of the ensembles.
+        batch: samples a step.
+        epochs: passes over the training images.
+        images: number of training images, or None for all but those held out.
+        held_out: number of training images that choose particles and weights.
+        members: number of networks of the deep ensemble.
+        attacked: number of test images that are attacked, turned and spoiled.
+        tests: number of test images, or None for all.
+    """
+
+    particles: int
+    batch: int
+    epochs: int
+    images: int | None
+    held_out: int = 5000
+    members: int = 5
+    attacked: int = 1000
+    tests: int | None = None
+
+
+PRESETS = {
+    "smoke": Settings(8, 50, 2, 200, 100, 2, 50, 100),
+    "cpu": Settings(500, 600, 10, 20_000),
+    "full": Settings(2000, 600, 30, None),
+}
+PROBLEMS = {"mnist-dnn2": "MNIST", "fashion-dnn2": "Fashion-MNIST"}
+ENSEMBLES = {"eki": "EKI", "eki-r": "EKI(R)"}
+BETAS = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of weights by held-out loss
+STRENGTHS = (0.05, 0.1, 0.2)  # of attacks, in units of the range of a pixel
+PGD_STEPS = 10
+NOISES, DEGREES = (0.2, 0.4), (15.0, 30.0)
+SHOWN = ("SGD", "deep ensemble", "EKI(R), mean particle", "EKI(R), average", "EKI, average")  # in the picture
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
+    """Writes ``ensemble.json`` and ``ensemble.png``."""
+    check_preset(preset)
+    settings, started = PRESETS[preset], time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    found: dict[str, dict[str, Any]] = {}
+    for name, label in PROBLEMS.items():
+        try:
+            problem = registry.get(name, data)
+        except MissingFile as error:
+            rows.append(skipped(label, "test accuracy", None, error.reason))
+            continue
+        found[label] = measure(problem, settings, seed)
+        rows += _rows(label, found[label], settings)
+    brief = {
+        label: {name: {k: v for k, v in numbers.items() if k != "reliability"} for name, numbers in by.items()}
+        for label, by in found.items()
+    }
+    result: dict[str, Any] = {"ensemble": brief, "rows": rows, "seconds": time.perf_counter() - started}
+    if not found:
+        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
+    curves = {label: {n: m["reliability"] for n, m in by.items()} for label, by in found.items()}
+    summary = finish("ensemble", TITLE, preset, seed, out, result, {"reliability": curves, "settings": settings})
+    if found:
+        draw(out / "ensemble.png", found)
+    return summary
+
+
+def measure(problem: Problem, settings: Settings, seed: int) -> dict[str, dict[str, Any]]:
+    """By predictor its numbers: accuracy, loss, calibration; accuracy under attacks, noise and rotation."""
+    x, labels = problem.train
+    cut = len(x) - settings.held_out
+    held_out = x[cut:], labels[cut:]
+    count = cut if settings.images is None else min(settings.images, cut)
+    train = x[:count], labels[:count]
+    test = tuple(array[: settings.tests] for array in problem.test)
+    few = tuple(array[: settings.attacked] for array in test)
+    made = all_predictors(problem, settings, train, held_out, seed)
+    limits = float(x.min()), float(x.max())
+    spoiled = _spoiled(few[0], limits, seed)
+    transferred = _attacks(problem, made["SGD"], few, limits)
+    numbers = {}
+    for name, predictor in made.items():
+        p = predictors.predicted(problem.forward, predictor, test[0])
+        reliability = predictors.reliability(p, test[1])
+        hit = lambda x, predictor=predictor: predictors.accuracy(
+            predictors.predicted(problem.forward, predictor, x), few[1]
+        )
+        own = _attacks(problem, predictor, few, limits)
+        numbers[name] = {
+            "accuracy": predictors.accuracy(p, test[1]),
+            "nats": predictors.surprise(p, test[1]),
+            "calibration_error": reliability["error"],
+            "particles": float(1 / np.sum(np.square(predictor.weights))),
+            "clean": hit(few[0]),
+            "attacked": {key: hit(x) for key, x in own.items()},
+            "transferred": {key: hit(x) for key, x in transferred.items()},
+            "spoiled": {key: hit(x) for key, x in spoiled.items()},
+            "reliability": reliability,
+        }
+    return numbers
+
+
+def all_predictors(problem: Problem, settings: Settings, train: Any, held_out: Any, seed: int) -> dict[str, Predictor]:
+    """Every way to predict: one network by SGD and several, and what can be made of each ensemble."""
+    key = jax.random.key(seed)
+    passes = settings.particles * settings.epochs
+    epochs = max(1, passes // (3 * settings.members))
+    sgd = methods.get("sgd", problem, 1, 0.1)
+    networks = [
+        sgd.estimate(_trained(sgd, train, settings, epochs, jax.random.fold_in(key, index)))
+        for index in range(settings.members)
+    ]
+    made = {"SGD": predictors.alone(networks[0])}
+    made["deep ensemble"] = predictors.average(jax.tree.map(lambda *leaves: np.stack(leaves), *networks))
+    for name, label in ENSEMBLES.items():
+        method = methods.get(name, problem, settings.particles)
+        particles = _trained(method, train, settings, settings.epochs, jax.random.fold_in(key, 100)).position
+        losses = predictors.losses(problem.forward, particles, *held_out)
+        evidence = predictors.losses(problem.forward, particles, *train)
+        best = predictors.weighted(particles, (np.arange(len(losses)) == np.argmin(losses)).astype(float))
+        beta = predictors.best_beta(problem.forward, particles, losses, held_out, BETAS)
+        made |= {
+            f"{label}, mean particle": predictors.alone(eki_jax.mean_particle(particles)),
+            f"{label}, best particle": best,
+            f"{label}, average": predictors.average(particles),
+            f"{label}, weights by evidence": predictors.weighted(
+                particles, predictors.by_loss(evidence, float(len(train[0])))
+            ),
+            f"{label}, weights by held-out loss": predictors.weighted(particles, predictors.by_loss(losses, beta)),
+        }
+    return made
+
+
+def _trained(method: Any, train: Any, settings: Settings, epochs: int, key: jax.Array) -> Any:
+    """The state after the epochs; a method that redraws does so between them, not after the last."""
+    x, labels = jax.device_put(train)
+    one = jax.jit(epoch(method, settings.batch), donate_argnums=0)
+    state = jax.jit(method.init)(jax.random.fold_in(key, 0))
+    for index in range(epochs):
+        training, redrawing = jax.random.split(jax.random.fold_in(key, index + 1))
+        if index and method.redraw is not None:
+            state = method.redraw(state, redrawing, settings.particles)
+        state, _ = one(state, training, x, labels)
+    return state
+
+
+def _attacks(problem: Problem, predictor: Predictor, few: Any, limits: tuple[float, float]) -> dict[str, np.ndarray]:
+    unit = limits[1] - limits[0]
+    found = {}
+    for kind, steps in (("FGSM", 1), ("PGD", PGD_STEPS)):
+        for strength in STRENGTHS:
+            moved = predictors.attacked(problem.forward, predictor, *few, strength * unit, limits, steps)
+            found[f"{kind} {strength:g}"] = moved
+    return found
+
+
+def _spoiled(x: np.ndarray, limits: tuple[float, float], seed: int) -> dict[str, np.ndarray]:
+    rng, unit = np.random.default_rng(seed), limits[1] - limits[0]
+    noisy = {
+        f"noise {size:g}": np.clip(x + size * unit * rng.normal(size=x.shape), *limits).astype(x.dtype)
+        for size in NOISES
+    }
+    return noisy | {f"turned {angle:g}°": predictors.turned(x, angle, limits[0]) for angle in DEGREES}
+
+
+def _rows(label: str, found: dict[str, dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    passes = settings.particles * settings.epochs
+    rows = []
+    for name, numbers in found.items():
+        ours = f"J = {settings.particles}, {settings.epochs} epochs, {numbers['particles']:.1f} particles count"
+        theirs = f"{settings.members if 'deep' in name else 1} networks, {passes // (3 * settings.members)} epochs each"
+        note = ours if name.startswith("EKI") else theirs
+        shown = [
+            ("test accuracy", numbers["accuracy"]),
+            ("negative log-likelihood", numbers["nats"]),
+            ("expected calibration error", numbers["calibration_error"]),
+            ("accuracy, FGSM 0.1 on itself", numbers["attacked"]["FGSM 0.1"]),
+            ("accuracy, PGD 0.1 on itself", numbers["attacked"]["PGD 0.1"]),
+            ("accuracy, PGD 0.1 on SGD", numbers["transferred"]["PGD 0.1"]),
+        ]
+        rows += [row(f"{label}, {name}", quantity, None, value, note) for quantity, value in shown]
+    return rows
+
+
+def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Reliability, and accuracy against the attack's strength, a row a problem."""
+    figure, axes = plt.subplots(len(found), 3, figsize=(13, 3.9 * len(found)), squeeze=False, layout="constrained")
+    for (label, by), (left, middle, right) in zip(found.items(), axes, strict=True):
+        left.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as sure as right")
+        for index, name in enumerate(name for name in SHOWN if name in by):
+            numbers, color = by[name], f"C{index}"
+            left.plot(
+                numbers["reliability"]["confidence"], numbers["reliability"]["accuracy"], ".-", color=color, label=name
+            )
+            for axis, key in ((middle, "attacked"), (right, "transferred")):
+                for kind, style in (("FGSM", "--"), ("PGD", "-")):
+                    values = [numbers["clean"], *(numbers[key][f"{kind} {s:g}"] for s in STRENGTHS)]
+                    axis.plot(
+                        [0, *STRENGTHS],
+                        values,
+                        style,
+                        marker=".",
+                        color=color,
+                        label=f"{name}" if kind == "PGD" else None,
+                    )
+        left.set(xlabel="confidence", ylabel="share that is right", title=f"{label}: reliability")
+        middle.set(title="attacks on each predictor", ylabel="accuracy")
+        right.set(title="attacks on SGD, shown to all", ylabel="accuracy")
+        for axis in (middle, right):
+            axis.set(xlabel="largest change of a pixel, as a share of its range", ylim=(0, 1))
+        for axis in (left, middle, right):
+            axis.grid(alpha=0.3)
+        left.legend(fontsize=8)
+        middle.legend(title="dashed: FGSM, full: PGD", fontsize=8, title_fontsize=8)
+    save(figure, path)
