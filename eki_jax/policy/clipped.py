@@ -41,7 +41,7 @@ def clipped_policy_gradient(
         environment: the environment, :func:`from_gymnax` or one of your own.
         forward: function ``forward(params, observations (B, ...)) -> outputs`` of the policy, whose layers act on each
             observation alone.
-        distribution: what the outputs say about the actions, :func:`categorical` or :func:`normal`.
+        distribution: distribution of the actions, given the outputs, :func:`categorical` or :func:`normal`.
         value: function ``value(params, observations) -> values (B,)`` of the critic.
         optimizer: transformation of the gradient, such as ``optax.adam(1e-3)``: anything with ``init(params)`` and
             ``update(gradient, state, params)``. Policy and critic have a state each.

@@ -31,7 +31,7 @@ def episodes(
     Args:
         environment: the environment.
         forward: function ``forward(params, observations) -> outputs`` of the policy.
-        distribution: what the outputs say about the actions.
+        distribution: distribution of the actions, given the outputs.
         parts: number of parts of an episode, and of outputs.
         most_steps: number of steps to look at; by default those that the environment allows.
         greedy: flag; True takes the likeliest actions, False draws them.

@@ -139,7 +139,7 @@ def learner(
 
     Args:
         environment: the environment.
-        distribution: what the actor's outputs say about the actions.
+        distribution: distribution of the actions, given the actor's outputs.
         actor: model and solver of the policy, with :func:`policy_loss` of the same distribution.
         critic: model and solver of the values, with :func:`eki_jax.squared_error`, or None.
         copies: number of copies of the environment.

@@ -20,7 +20,7 @@ class Visited(NamedTuple):
 
     Attributes:
         actions: actions that were taken, a leading axis of B states.
-        advantages: how much better than usual each action was, shape (B,), in units of reward (or standardized).
+        advantages: gain of each action over what is usual there, shape (B,), in units of reward (or standardized).
         log_probs: logarithm of the actions' probability when they were taken, shape (B,).
         outputs: outputs of the policy that took them; None where no limit asks for them.
     """
@@ -100,7 +100,7 @@ def policy_loss(
     the trust region's size in nats.
 
     Args:
-        distribution: what the outputs say about the actions, :func:`categorical`, :func:`normal` or one of your own.
+        distribution: distribution of the actions, given the outputs, :func:`categorical`, :func:`normal` or one of your own.
         clip: largest change of a probability's ratio that is rewarded, in (0, 1), as in PPO; None for no limit.
         entropy: factor c >= 0 of the entropy, in units of the advantages for a nat.
         divergence: largest mean Kullback-Leibler divergence, in nats, of the policy that acted from the outputs: beyond

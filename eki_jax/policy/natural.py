@@ -45,7 +45,7 @@ def natural_policy_gradient(
     Args:
         environment: the environment, :func:`from_gymnax` or one of your own.
         forward: function ``forward(params, observations (B, ...)) -> outputs`` of the policy.
-        distribution: what the outputs say about the actions, :func:`categorical` or :func:`normal`.
+        distribution: distribution of the actions, given the outputs, :func:`categorical` or :func:`normal`.
         value: function ``value(params, observations) -> values (B,)`` of the critic; None for returns to go.
         particles: number J >= 2 of particles of either ensemble.
         sigma: scale of the deviations, > 0, or a schedule of the step count.

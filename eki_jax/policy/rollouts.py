@@ -105,7 +105,7 @@ def collect(
     Args:
         environment: the environment.
         forward: function ``forward(params, observations (N, ...)) -> outputs`` of the policy.
-        distribution: what the outputs say about the actions.
+        distribution: distribution of the actions, given the outputs.
         params: parameters of the policy, those of one particle.
         running: copies of the environment, from :func:`start` or from the steps before.
         key: JAX random key.
@@ -227,7 +227,7 @@ def evaluate(
     Args:
         environment: the environment.
         forward: function ``forward(params, observations) -> outputs`` of the policy.
-        distribution: what the outputs say about the actions.
+        distribution: distribution of the actions, given the outputs.
         params: parameters of the policy, those of one particle.
         key: JAX random key.
         episodes: number of episodes.
