@@ -100,7 +100,7 @@ def policy_loss(
     the trust region's size in nats.
 
     Args:
-        distribution: distribution of the actions, given the outputs, :func:`categorical`, :func:`normal` or one of your own.
+        distribution: distribution of the actions, given the outputs: :func:`categorical`, :func:`normal` or your own.
         clip: largest change of a probability's ratio that is rewarded, in (0, 1), as in PPO; None for no limit.
         entropy: factor c >= 0 of the entropy, in units of the advantages for a nat.
         divergence: largest mean Kullback-Leibler divergence, in nats, of the policy that acted from the outputs: beyond
