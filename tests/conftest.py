@@ -32,17 +32,17 @@ matplotlib.use("Agg")
 LONG = frozenset((Path(__file__).parent / "long.txt").read_text().splitlines())
 MOST_BYTES = 2**30  # of a process before its programs are given back
 PROGRAMS = pytest.StashKey[str]()
+LONG_COMPILATIONS = {"jax_persistent_cache_min_compile_time_secs": 0.05, "jax_persistent_cache_min_entry_size_bytes": 0}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if "not slow" in config.option.markexpr:
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # which other processes have from the one that began the run
             config.stash[PROGRAMS] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eki-jax-tests-")
-            os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-            os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
-            jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-            jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+        for name, value in LONG_COMPILATIONS.items():
+            jax.config.update(name, value)
+            os.environ.setdefault(name.upper(), str(value))
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["XLA_FLAGS"] = f"--xla_cpu_parallel_codegen_split_count=1 {os.environ['XLA_FLAGS']}"
         if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
