@@ -199,7 +199,8 @@ def test_outputs_may_be_a_dictionary(x64: None) -> None:
     x = jax.random.normal(jax.random.key(0), (5, 4))
     params = {"v": jnp.ones((3, 2)), "w": jax.random.normal(jax.random.key(1), (4, 3))}
     both = lambda p, x: jnp.concatenate([(h := jnp.tanh(x @ p["w"])), h @ p["v"]], axis=1)
-    apart = lambda p, x: {"hidden": both(p, x)[:, :3], "out": both(p, x)[:, 3:].reshape(5, 2, 1)}
+    cut = lambda z: {"hidden": z[:, :3], "out": z[:, 3:].reshape(5, 2, 1)}
+    apart = lambda p, x: cut(both(p, x))
     squares = lambda z, y: sum(
         jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(z), jax.tree.leaves(y), strict=True)
     )
@@ -208,9 +209,10 @@ def test_outputs_may_be_a_dictionary(x64: None) -> None:
     two = natural.value_and_natural_direction(apart, squares, **options)
     y, key = jax.random.normal(jax.random.key(2), (5, 5)), jax.random.key(3)
     wanted = one(params, (x, y), key)
-    found = two(params, (x, {"hidden": y[:, :3], "out": y[:, 3:].reshape(5, 2, 1)}), key)
+    found = two(params, (x, cut(y)), key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), found, wanted)
-    with pytest.raises(ValueError, match="samples as the first axis of all"):
+    refused = pytest.raises(ValueError, match="samples as the first axis of all")
+    with pytest.warns(natural.LocalityWarning), refused:
         natural.value_and_natural_direction(lambda p, x: (both(p, x), x.sum() * p["v"]), squares, **options)(
             params, (x, (y, y[:3, :2])), key
         )
@@ -277,24 +279,27 @@ def test_what_is_explained_is_no_noise(x64: None) -> None:
 
 
 class Mixed(nn.Module):
-    """A convolution, a dense layer that is used twice, and one that is used once."""
+    """A convolution, a matrix of absolute values, a dense layer that is used twice, and one that is used once."""
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         x = nn.tanh(nn.Conv(2, (2,))(x)).reshape(len(x), -1)
-        twice = nn.Dense(x.shape[1])
+        x = nn.tanh(x @ jnp.abs(self.param("mix", nn.initializers.normal(0.3), (x.shape[1], 6), x.dtype)))
+        twice = nn.Dense(6)
         return nn.Dense(3)(nn.tanh(twice(nn.tanh(twice(x)))))
 
 
 @pytest.mark.slow
 def test_other_leaves_keep_the_plain_estimate(x64: None) -> None:
+    """What is used otherwise than to multiply has a covariance; what multiplies twice is local at both places."""
     x = jax.random.normal(jax.random.key(4), (5, 6, 2), jnp.float64)
     forward, template = low_rank_forward(Mixed(), x)
     params = jax.tree.map(lambda m: m.astype(jnp.float64), eki_jax.xavier(template).sample(jax.random.key(1)))
     jacobian, _, _ = estimate(forward, params, x, 60)
     kinds = kinds_of(jacobian, params)
     assert isinstance(kinds["['Conv_0']['kernel']"], Columns)  # 6 pixels reach more than the kernel's 3 x 2 numbers
-    assert isinstance(kinds["['Dense_0']['kernel']"], Spanned)
+    assert isinstance(kinds["['mix']"], Spanned)
+    assert isinstance(kinds["['Dense_0']['kernel']"], Local)
     assert isinstance(kinds["['Dense_1']['kernel']"], Local)
     many, _, _ = estimate(forward, params, x, 6000)
     truth = exact(forward, params, x)
