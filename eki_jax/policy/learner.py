@@ -153,6 +153,16 @@ def learner(
     Raises:
         TypeError, ValueError: arguments of another kind, or out of range; batches that do not divide an iteration's
             states.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from eki_jax import natural, policy
+    >>> forward, distribution = lambda params, x: x @ params, policy.categorical()
+    >>> solver = natural.natural_gradient(forward, policy.policy_loss(distribution), 20, norm_constraint=0.02)
+    >>> cart_pole = policy.from_gymnax("CartPole-v1")
+    >>> agent = learner(cart_pole, distribution, policy.Part(forward, solver), copies=8, steps=64)
+    >>> state, info = jax.jit(agent.step)(agent.init(jnp.zeros((4, 2)), None, jax.random.key(0)))
+    >>> bool(info.moved), agent.steps
+    (True, 512)
     """
     check_environment(environment), a_distribution(distribution)
     total = whole("copies", copies) * whole("steps", steps)
@@ -198,7 +208,8 @@ def learner(
         others = actor.forward(actor.solver.estimate(new), seen)
         new_critic, critic_moved, critic_reason, scales = None, jnp.ones(1, bool), jnp.zeros((), jnp.int32), state.scale
         if critic is not None:
-            scales = 0.9 * scales + 0.1 * jnp.stack([jnp.mean(returns**2), jnp.ones(())])
+            larger = 0.9 * scales + 0.1 * jnp.stack([jnp.mean(returns**2), jnp.ones(())])
+            scales = jnp.where(jnp.isfinite(larger[0]), larger, scales)  # the steps are refused then, and say so
             batch = seen, (returns / _root(scales)).ravel()
             new_critic, critic_moved, critic_reason = _epochs(critic, state.critic, critic_shuffling, batch)
         ended = jnp.sum(path.ended, dtype=jnp.int32)

@@ -122,6 +122,7 @@ def test_refused_steps_are_counted() -> None:
     assert eki_jax.Reason(int(info.reason)) == eki_jax.Reason.TARGETS
     assert eki_jax.Reason(int(info.critic_reason)) != 0
     np.testing.assert_array_equal(after.actor.position, ZERO)
+    np.testing.assert_array_equal(after.scale, state.scale)  # another critic would go on from there
 
 
 def test_a_whole_episode_is_played_once() -> None:
