@@ -185,8 +185,8 @@ def play(
     >>> from eki_jax.policy import from_gymnax
     >>> push = lambda observations, key: jnp.ones(len(observations), int)
     >>> episodes, _ = play(from_gymnax("CartPole-v1"), push, jax.random.split(jax.random.key(0), 2))
-    >>> episodes.lengths  # always to the right: it falls soon
-    Array([9, 9], dtype=int32)
+    >>> bool(episodes.lengths.max() < 12)  # always to the right: it falls soon
+    True
     """
     check_environment(environment)
     function("choose", choose, "a function of observations and a key", arguments=2)
