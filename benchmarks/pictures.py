@@ -67,6 +67,13 @@ def _forward_budget(name: str, results: Path, out: Path) -> Path:
     return out / f"{name}.png"
 
 
+def _policy(name: str, results: Path, out: Path) -> Path:
+    from benchmarks.policy.picture import draw
+
+    draw(read(results / f"{name}.json"), out / f"{name}.png")
+    return out / f"{name}.png"
+
+
 def _scaling(name: str, results: Path, out: Path) -> Path:
     from benchmarks.scaling import measured, pictures
 
@@ -83,6 +90,7 @@ PICTURES: dict[str, tuple[Path, Callable[[str, Path, Path], Path]]] = {
     **dict.fromkeys(EDF, (RESULTS, _edf)),
     "performance": (RESULTS, _performance),
     "forward_budget_cpu": (RESULTS, _forward_budget),
+    "policy_cpu": (RESULTS, _policy),
     "scaling_measured": (IMAGES, _scaling),
 }
 

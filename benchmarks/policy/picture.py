@@ -40,8 +40,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
             axis.set(xlabel="environment steps, thousands" if key == "steps" else "episodes", ylabel="return")
             if key == "episodes":
                 axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter("")  # its labels would run into each other
         axes[top, column].set_title(TASKS[environment].title)
-    axes[0, 0].legend(fontsize=7, title="median and quartiles of the seeds", title_fontsize=7)
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    title = "line: median of the seeds; band: their quartiles"
+    figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize=8, title=title, title_fontsize=8)
     save(figure, path, dpi=90)
 
 
