@@ -88,4 +88,6 @@ def returns_to_go(rewards: Array, ended: Array, discount: Any = 0.99) -> Array:
     Array([1.5, 1. , 1. ], dtype=float32)
     """
     zero = jnp.zeros_like(array("rewards", rewards))
+    if jnp.shape(array("ended", ended)) != zero.shape:
+        raise ValueError(f"rewards: shape {zero.shape} and ended of {jnp.shape(ended)}; wanted one shape, (T, ...)")
     return generalized_advantages(rewards, zero, zero, jnp.zeros_like(ended), ended, discount, 1.0)[0]

@@ -88,7 +88,7 @@ def from_gymnax(name: str, **parameters: Any) -> Environment:
         raise ImportError("gymnax is not installed: pip install 'eki_jax[rl]'") from error
     known = gymnax.registered_envs
     if name not in known:
-        raise ValueError(f"name: {name!r}, which gymnax does not know; it has {', '.join(sorted(known))}")
+        raise ValueError(f"name: {name!r}, which gymnax does not know; wanted one of {', '.join(sorted(known))}")
     environment, defaults = gymnax.make(name)
     for parameter in parameters:
         if not hasattr(defaults, parameter):

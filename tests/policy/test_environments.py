@@ -51,7 +51,7 @@ def test_an_episode_is_cut_by_its_limit() -> None:
 
 def test_names_and_parameters_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown names and parameters are errors that say what there is; a missing package names the extra."""
-    with pytest.raises(ValueError, match="name: 'Cart', which gymnax does not know; it has Acrobot-v1"):
+    with pytest.raises(ValueError, match="name: 'Cart', which gymnax does not know; wanted one of Acrobot-v1"):
         policy.from_gymnax("Cart")
     with pytest.raises(ValueError, match=r"gravitas: no parameter of CartPole-v1, which has .*gravity"):
         policy.from_gymnax("CartPole-v1", gravitas=1.0)

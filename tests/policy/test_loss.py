@@ -83,14 +83,14 @@ def test_a_step_is_the_natural_policy_gradient(name: str) -> None:
 def test_the_trust_region_holds() -> None:
     """The divergence of the policies before and after a step is half of the constraint, to second order."""
     forward, distribution, params, visited = case("categorical")
-    for limit in (1e-4, 1e-3):
-        solver = natural.natural_gradient(
-            forward, policy.policy_loss(distribution), 400, 0.05, 1e-8, natural.full_rank(), norm_constraint=2 * limit
-        )
-        state, info = solver.step(solver.init(params, jax.random.key(5)), (X, visited))
-        assert bool(info.moved)
-        moved = distribution.divergence(forward(params, X), forward(state.position, X))
-        np.testing.assert_allclose(jnp.mean(moved), limit, rtol=0.15)
+    limit = 1e-3
+    solver = natural.natural_gradient(
+        forward, policy.policy_loss(distribution), 400, 0.05, 1e-8, natural.full_rank(), norm_constraint=2 * limit
+    )
+    state, info = solver.step(solver.init(params, jax.random.key(5)), (X, visited))
+    assert bool(info.moved)
+    moved = distribution.divergence(forward(params, X), forward(state.position, X))
+    np.testing.assert_allclose(jnp.mean(moved), limit, rtol=0.15)
 
 
 @pytest.mark.parametrize("name", ["categorical", "normal"])
