@@ -91,7 +91,7 @@ def test_list_names_every_experiment(capsys):
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()] == list(cli.EXPERIMENTS)
-    assert len(cli.EXPERIMENTS) == 12
+    assert len(cli.EXPERIMENTS) == 13
 
 
 def test_unknown_experiment_is_refused(capsys):
