@@ -93,6 +93,27 @@ def test_the_trust_region_holds() -> None:
     np.testing.assert_allclose(jnp.mean(moved), limit, rtol=0.15)
 
 
+def test_a_step_beyond_the_divergence_is_shortened() -> None:
+    """Where the second-order model allows too much, as for a scale that shrinks, the loss itself sets the limit."""
+    forward = lambda params, x: (jnp.zeros((len(x), 1)), jnp.broadcast_to(params["log_scale"], (len(x), 1)))
+    params, distribution = {"log_scale": jnp.zeros(1)}, policy.normal()
+    outputs, actions = forward(params, X), jnp.zeros((STATES, 1))
+    visited = policy.Visited(actions, jnp.full(STATES, 10.0), distribution.log_prob(outputs, actions), outputs)
+    moved = {}
+    for limit in (None, 1.5):
+        loss = policy.policy_loss(distribution, divergence=limit)
+        solver = natural.natural_gradient(forward, loss, 20, 0.05, 1e-8, natural.full_rank(), norm_constraint=2.0)
+        state, info = solver.step(solver.init(params, jax.random.key(5)), (X, visited))
+        assert bool(info.moved)
+        moved[limit] = float(jnp.mean(distribution.divergence(outputs, forward(state.position, X)))), float(info.share)
+    assert moved[None][0] > 2
+    assert moved[None][1] == 1
+    assert 0 < moved[1.5][0] <= 1.5
+    assert moved[1.5][1] < 1
+    with pytest.raises(ValueError, match=r"targets.outputs: None; wanted the outputs of the policy that acted"):
+        policy.policy_loss(distribution, divergence=1.5)(outputs, visited._replace(outputs=None))
+
+
 @pytest.mark.parametrize("name", ["categorical", "normal"])
 def test_curvature_is_fishers(name: str) -> None:
     """The gradient is minus advantages times scores, and the matrix is Fisher's, whatever the advantages' signs."""
