@@ -6,13 +6,13 @@ from typing import Any, Unpack
 
 import jax.numpy as jnp
 
-from eki_jax._checks import offers, whole
+from eki_jax._checks import offers
 from eki_jax._types import ForwardFn, Schedule
 from eki_jax.losses.logits import mean_over_samples
 from eki_jax.natural import learned_feedback, natural_gradient, per_sample
 from eki_jax.policy.distributions import Distribution
 from eki_jax.policy.environments import Environment, check_environment
-from eki_jax.policy.learner import Learner, LearnerSettings, Part, divisor, learner
+from eki_jax.policy.learner import Learner, LearnerSettings, Part, learner
 from eki_jax.policy.loss import policy_loss
 
 
@@ -75,9 +75,7 @@ def clipped_policy_gradient(
     True
     """
     offers("optimizer", optimizer, ("init", "update"), "an optimizer, such as optax.adam(1e-3)")
-    total = whole("copies", settings.get("copies", 16)) * whole("steps", settings.get("steps", 128))
-    rows = total // divisor("batches", batches, total)
-    example = jnp.zeros((rows, *check_environment(environment).observation_shape))
+    example = jnp.zeros((1, *check_environment(environment).observation_shape))
 
     def part(model: ForwardFn, loss: Any) -> Part:
         noise = per_sample(feedback=learned_feedback(example))

@@ -241,14 +241,8 @@ def _check_part(name: str, part: Part, total: int) -> None:
     wanted = "a solver, such as eki_jax.natural.natural_gradient(forward, loss)"
     offers(f"{name}.solver", part.solver, ("init", "step", "estimate"), wanted)
     whole(f"{name}.epochs", part.epochs)
-    divisor(f"{name}.batches", part.batches, total)
-
-
-def divisor(name: str, batches: Any, total: int) -> int:
-    """``batches``, if an iteration's states can be cut into so many."""
-    if total % whole(name, batches):
-        raise ValueError(f"{name}: {batches}; wanted a divisor of the {total} states of an iteration")
-    return batches
+    if total % whole(f"{name}.batches", part.batches):
+        raise ValueError(f"{name}.batches: {part.batches}; wanted a divisor of the {total} states of an iteration")
 
 
 def _epochs(part: Part, state: Any, key: Array, batch: Any) -> tuple[Any, Array, Array]:

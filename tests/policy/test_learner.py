@@ -71,6 +71,22 @@ def test_the_trust_region_bounds_the_policy() -> None:
         assert float(info.divergence.max()) > 0.1 * divergence
 
 
+def test_a_learner_limits_what_it_measures() -> None:
+    """A scale that shrinks moves further than the second-order model says; the learner's own limit holds."""
+
+    def answer(key: Any, state: Any, action: Any) -> policy.Step:
+        return policy.Step(state, jnp.zeros(1), -jnp.sum(action**2), jnp.array(True), jnp.array(False), jnp.zeros(1))
+
+    once = policy.Environment("once", lambda key: (jnp.zeros(()), jnp.zeros(1)), answer, (1,), None, (1,), 1)
+    forward = lambda params, x: (jnp.zeros((len(x), 1)), jnp.broadcast_to(params["log_scale"], (len(x), 1)))
+    settings = {"particles": 20, "deviations": natural.full_rank(), "damping": 1e-8, "copies": 64, "steps": 16}
+    agent = policy.natural_policy_gradient(once, forward, policy.normal(), divergence=0.42, **settings)
+    state, info = jax.jit(agent.step)(agent.init({"log_scale": jnp.zeros(1)}, None, jax.random.key(0)))
+    assert bool(info.moved)
+    assert 0 < float(info.divergence) <= 1.5 * 0.42
+    assert float(state.actor.position["log_scale"][0]) < 0
+
+
 def test_what_is_collected_fits_together() -> None:
     """Rows follow each other: the next observation is the one acted on, unless an episode ended in between."""
     running = policy.start(LINE, jax.random.key(0), 5)
