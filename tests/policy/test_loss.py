@@ -93,7 +93,7 @@ def test_the_trust_region_holds() -> None:
     np.testing.assert_allclose(jnp.mean(moved), limit, rtol=0.15)
 
 
-def test_a_step_beyond_the_divergence_is_shortened() -> None:
+def test_a_divergent_step_is_shortened() -> None:
     """Where the second-order model allows too much, as for a scale that shrinks, the loss itself sets the limit."""
     forward = lambda params, x: (jnp.zeros((len(x), 1)), jnp.broadcast_to(params["log_scale"], (len(x), 1)))
     params, distribution = {"log_scale": jnp.zeros(1)}, policy.normal()
