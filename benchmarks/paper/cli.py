@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "linear": "benchmarks.paper.linear",
     "fashion-mnist": "benchmarks.paper.fashion_mnist",
     "ensemble": "benchmarks.paper.ensemble",
+    "long-memory": "benchmarks.paper.long_memory",
 }
 COMMITTED = RESULTS / "paper"
 

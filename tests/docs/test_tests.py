@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +27,13 @@ def is_private(path: str) -> bool:
     return package == "eki_jax" and any(part.startswith("_") and not part.endswith("__") for part in components)
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def test_names_are_short() -> None:
-    functions = [
-        node for path in TESTS for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
-    ]
+    functions = [node for path in TESTS for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef)]
     names = [node.name for node in functions if node.name.startswith("test_")]
     assert len(names) > 500
     assert [name for name in names if len(name) > LONGEST] == []
@@ -37,7 +41,7 @@ def test_names_are_short() -> None:
 
 def test_private_modules_are_not_imported() -> None:
     """The kernel's own tests excepted."""
-    found = {path: [n for n in imported(ast.parse(path.read_text())) if is_private(n)] for path in OUTSIDE}
+    found = {path: [n for n in imported(parsed(path)) if is_private(n)] for path in OUTSIDE}
     assert {path: names for path, names in found.items() if names} == {}
 
 

@@ -1,0 +1,218 @@
+"""The slides' sequences of length 100, 200 and 300: what is learned of how many different examples.
+
+The slides do not name the problem. Taken here is the adding problem, and beside it the copying problem. What is found:
+
+* a run has a number of different examples, drawn once, or new ones at every step;
+* its error is that of 1,000 examples that it has not seen, the same ones for all;
+* one setting of each method is chosen from a grid, for every network and length, by a seed and by examples of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.harness.figures import save
+from benchmarks.harness.store import Cells
+from benchmarks.paper.common import check_preset, finish, row
+from benchmarks.paper.memory.learners import METHODS, compiled, follow
+from benchmarks.paper.memory.networks import KINDS, build
+from benchmarks.paper.memory.tasks import TASKS
+
+TITLE = "Long memory: the adding problem at T = 100, 200, 300 (figure of the slides)"
+ENOUGH = 0.01  # error of a problem that is solved
+TUNING_SEED, TESTS, TUNING_TESTS = 1000, 2000, 2001
+LENGTHS = (100, 200, 300)
+FEW = (25, 50, 100, 200)  # numbers of different examples
+
+
+class Cell(NamedTuple):
+    """A method on a network and a problem.
+
+    Attributes:
+        task: problem, of :data:`TASKS`.
+        length: its length T.
+        kind: network, of :data:`KINDS`.
+        method: method, of :data:`METHODS`.
+        examples: number of different examples; None for new ones at every step.
+        passes: budget of forward passes of an example.
+        points: number of measurements.
+        seeds: number of seeds.
+    """
+
+    task: str
+    length: int
+    kind: str
+    method: str
+    examples: int | None
+    passes: float
+    points: int = 20
+    seeds: int = 5
+
+    @property
+    def name(self) -> str:
+        """What it is, as the table has it."""
+        of = "new examples" if self.examples is None else f"{self.examples} examples"
+        return f"{self.task}, T = {self.length}, {KINDS[self.kind].label}, {METHODS[self.method].label}, {of}"
+
+
+def cells(preset: str) -> list[Cell]:
+    """The cells of a preset; in ``cpu`` the networks that have no gates are at the shortest length alone."""
+    if preset == "smoke":
+        small = {"passes": 40_000, "points": 2, "seeds": 2}
+        pairs = [("lstm", "natural", 20), ("tanh", "eki-r", 10), ("lstm", "adam", None)]
+        return [Cell("adding", 10, kind, method, few, **small) for kind, method, few in pairs]
+    found = []
+    for length in LENGTHS:
+        budgets = {method: 6e5 if METHODS[method].is_small else 2e6 for method in METHODS}
+        found += [Cell("adding", length, "lstm", method, 100, passes) for method, passes in budgets.items()]
+        for few in FEW:
+            if few != 100:  # which is above
+                found += [Cell("adding", length, "lstm", "natural", few, 2e4 * few)]
+                found += [Cell("adding", length, "lstm", "adam", few, 6e5)]
+        found += [Cell("adding", length, "lstm", method, None, 6e5) for method in ("sgd", "adam")]
+    for length in LENGTHS if preset == "full" else LENGTHS[:1]:
+        for kind in KINDS:
+            if kind != "lstm":
+                budgets = {method: 6e5 if METHODS[method].is_small else 1e6 for method in METHODS}
+                found += [Cell("adding", length, kind, method, 100, passes) for method, passes in budgets.items()]
+    return found
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Writes ``long-memory.json`` and ``long-memory.png``."""
+    check_preset(preset)
+    command = f"python -m benchmarks paper long-memory --preset {preset} --seed {seed}"
+    head = {"experiment": "long-memory", "preset": preset, "seed": seed, "title": TITLE, "command": command}
+    store = Cells(out / "long-memory.json", head, keep=True)
+    for cell in cells(preset):
+        if only in cell.name:
+            best = _best(store, cell)
+            seeds = list(range(seed, seed + cell.seeds))
+            _get(store, cell.name, cell, best, seeds=seeds, test=TESTS)
+    found = store.finish(is_whole=not only)["cells"]
+    reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
+    rows = _rows(reported)
+    summary = finish("long-memory", TITLE, preset, seed, out, {"rows": rows}, {"cells": found})
+    draw(out / "long-memory.png", reported)
+    return summary
+
+
+def _best(store: Cells, cell: Cell) -> float:
+    """The setting with the least error at the end of a run on half of the budget, with a seed that is not reported."""
+    method, errors = METHODS[cell.method], {}
+    for value in method.values:
+        half = cell._replace(passes=cell.passes / 2, points=1)
+        name = f"{cell.name}, {method.setting} {value:g}"
+        found = _get(store, name, half, value, seeds=[TUNING_SEED], test=TUNING_TESTS)
+        error = found["rows"][0]["errors"][-1]
+        errors[value] = np.inf if error is None or np.isnan(error) else error
+    return min(errors, key=lambda value: errors[value])
+
+
+def _get(store: Cells, name: str, cell: Cell, value: float, *, seeds: list[int], test: int) -> dict[str, Any]:
+    settings = cell._asdict() | {METHODS[cell.method].setting: value, "seeds": seeds, "test": test}
+
+    def measure() -> dict[str, Any]:
+        followed, task = _compiled(cell.task, cell.length, cell.kind, cell.method, cell.examples)
+        return {"rows": follow(followed, task, settings, value)}
+
+    return store.get(name, settings, measure)
+
+
+@functools.lru_cache(maxsize=1)  # the runs of one cell, one after the other
+def _compiled(task: str, length: int, kind: str, method: str, examples: int | None) -> Any:
+    problem = TASKS[task](length)
+    network = build(kind, problem, length)
+    return compiled(network, problem, METHODS[method], examples), problem
+
+
+def _last(cell: dict[str, Any]) -> list[float]:
+    return [_number(row["errors"][-1]) for row in cell["found"]["rows"]]
+
+
+def _number(error: float | None) -> float:
+    """An error as it is stored: None is one that was not finite."""
+    return np.inf if error is None else error
+
+
+def needed(cell: dict[str, Any]) -> float | None:
+    """The number of different examples after which the median of the seeds' errors is small; None where it never is."""
+    rows = cell["found"]["rows"]
+    middle = np.median([[_number(error) for error in row["errors"]] for row in rows], axis=0)
+    below = np.flatnonzero(middle < ENOUGH)
+    return float(rows[0]["examples"][below[0]]) if len(below) else None
+
+
+def _rows(reported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table: every cell's error, and of every method on every network the least number of examples."""
+    rows, least = [], {}
+    for name, cell in reported.items():
+        settings = cell["settings"]
+        setting = METHODS[settings["method"]].setting
+        note = f"{settings['passes']:.2g} forward passes, {setting} {settings[setting]:g}"
+        rows.append(row(name, "test error", None, _last(cell), note))
+        group = ", ".join(name.split(", ")[:-1]) + (", new examples" if settings["examples"] is None else "")
+        count = needed(cell)
+        least[group] = min(filter(None, (least.get(group), count)), default=None)
+    for group, count in least.items():
+        note = "" if count else "none of those that were tried"
+        rows.append(row(group, f"different examples to a median error below {ENOUGH:g}", None, count, note))
+    return rows
+
+
+def draw(path: Path, reported: dict[str, dict[str, Any]]) -> None:
+    """Test error against forward passes, a panel a network and length, and against the number of examples."""
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for cell in reported.values():
+        of = cell["settings"]
+        where = f"{of['task']}, T = {of['length']}, {KINDS[of['kind']].label}"
+        panels.setdefault(where, []).append(cell)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        2 * rows, columns, figsize=(4.4 * columns, 6.4 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.ravel():
+        axis.set_visible(False)
+    for index, (where, cells) in enumerate(panels.items()):
+        top, column = 2 * (index // columns), index % columns
+        for offset, key in enumerate(("passes", "examples")):
+            axis = axes[top + offset, column]
+            axis.set_visible(True)
+            for cell in cells:
+                _line(axis, cell, key)
+            axis.axhline(ENOUGH, color="0.6", linewidth=1, linestyle=":")
+            axis.set(xscale="log", yscale="log", ylabel="test error")
+            axis.set_xlabel("forward passes of an example" if key == "passes" else "different examples")
+        axes[top, column].set_title(where, fontsize=9)
+    marks = {text: line for axis in axes.ravel() for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    title = "line: median of the seeds; band: least to most; dashed: new examples at every step; points: end of a run"
+    figure.legend(
+        marks.values(), marks.keys(), loc="outside lower center", ncols=3, fontsize=8, title=title, title_fontsize=8
+    )
+    save(figure, path, dpi=90)
+
+
+_COLORS = dict(zip(METHODS, ("tab:blue", "tab:cyan", "tab:red", "tab:purple", "0.6", "0.2"), strict=True))
+
+
+def _line(axis: Any, cell: dict[str, Any], key: str) -> None:
+    settings, rows = cell["settings"], cell["found"]["rows"]
+    errors = np.array([[_number(error) for error in row["errors"]] for row in rows])
+    low, middle, high = errors.min(axis=0), np.median(errors, axis=0), errors.max(axis=0)
+    x = np.array(rows[0][key], float)
+    style = {"color": _COLORS[settings["method"]], "label": METHODS[settings["method"]].label}
+    if settings["examples"] is None:
+        style |= {"linestyle": "--", "label": f"{style['label']}, new examples"}
+    if key == "examples" and settings["examples"] is not None:
+        spread = [[middle[-1] - low[-1]], [high[-1] - middle[-1]]]
+        axis.errorbar(x[-1:], middle[-1:], yerr=spread, fmt="o", capsize=2, color=style["color"])
+    elif key == "examples" or settings["examples"] in (None, 100):
+        axis.plot(x[1:], middle[1:], **style)
+        axis.fill_between(x[1:], low[1:], high[1:], color=style["color"], alpha=0.2, linewidth=0)

@@ -1,0 +1,1 @@
+"""Problems of long memory, networks that are made for them, and methods that learn them."""
