@@ -94,7 +94,7 @@ def describe(
 
 def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreatment:
     if name in seen.whole:
-        reason = "is used in a loop, or computed with before it meets a sample: is disturbed as a whole"
+        reason = "is used in a loop or a branch within a loop, or computed with: is disturbed as a whole"
         return LeafTreatment(name, shape, "plain", "-", None, reason)
     numbers = [number for number, point in seen.points.items() if name in dict(point.pulls)]
     if not numbers:

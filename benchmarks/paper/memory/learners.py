@@ -200,9 +200,11 @@ def _natural(network: Network, task: Task, sigma: float) -> Learner:
 
 
 def _per_sample(network: Network, task: Task, rate: float) -> Learner:
-    """Noise of a sample's own, and Adam."""
+    """Noise of a sample's own at every place of a sequence, what is learned of the way back in time, and Adam."""
+    example = jax.eval_shape(lambda key: task.draw(key, 1)[0], jax.random.key(0))
+    deviations = natural.per_sample(feedback=natural.learned_feedback(example))
     solver = natural.natural_gradient(
-        network.forward, task.loss, NOISY, 0.05, deviations=natural.per_sample(), optimizer=_adam(rate)
+        network.forward, task.loss, NOISY, 0.05, deviations=deviations, optimizer=_adam(rate)
     )
     return Learner(solver.init, _stepping(solver), solver.estimate, NOISY + 1, BATCH)
 

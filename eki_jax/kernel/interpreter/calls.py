@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
@@ -15,7 +16,7 @@ from jax.extend.core import Literal as Constant
 from eki_jax.kernel.interpreter import products, shapes
 from eki_jax.kernel.interpreter.binding import bound, varying, varying_over
 from eki_jax.kernel.interpreter.values import Perturbed, Tagged, plain
-from eki_jax.kernel.interpreter.watching import Watcher
+from eki_jax.kernel.interpreter.watching import Loop, Watcher
 
 # Calls that are their body, for whoever does not differentiate or map them.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
@@ -188,17 +189,27 @@ def _scan(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, 
     same = [old is new for old, new in zip(body.jaxpr.invars[fixed:carried], body.jaxpr.outvars, strict=False)]
     own = operands[fixed:carried]
     start = self.start([value for value, is_same in zip(own, same, strict=True) if not is_same], operands, inside)
-    slices = [_Slices.of(self, value, inside) for value in operands[carried:]]
-
-    def turn(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
-        all_carried = _carried(own, same, carry)
-        parts = [piece.at(row) for piece, row in zip(slices, rows, strict=True)]
-        results = self.closed(body, [*operands[:fixed], *all_carried, *parts], inside)
-        after = [value for value, is_same in zip(results, same, strict=False) if not is_same]
-        return self.added_up(after, inside), self.added_up(results[len(own) :], inside)
-
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-    end, stacked = lax.scan(turn, start, [piece.rows for piece in slices], **options)
+    loop = None if self.watcher is None else self.watcher.loop(options["length"], inside)
+    slices = [_Slices.of(self, value, inside, loop) for value in operands[carried:]]
+    # A turn adds to no product that all of them share.
+    shared = [replace(value, product="") if isinstance(value, Tagged) else value for value in operands[:carried]]
+
+    def turn(carry: list[Any], step: tuple[Any, list[Any]]) -> tuple[list[Any], tuple[list[Any], Any]]:
+        number, rows = step
+        if loop is not None:
+            loop.begin(number)
+        all_carried = _carried(shared[fixed:], same, carry)
+        parts = [piece.at(row) for piece, row in zip(slices, rows, strict=True)]
+        results = self.closed(body, [*shared[:fixed], *all_carried, *parts], inside)
+        after = [value for value, is_same in zip(results, same, strict=False) if not is_same]
+        after, rest = self.added_up(after, inside), self.added_up(results[len(own) :], inside)
+        return after, (rest, None if loop is None else loop.end())
+
+    numbers = None if loop is None else jnp.arange(options["length"])
+    end, (stacked, handed_on) = lax.scan(turn, start, (numbers, [piece.rows for piece in slices]), **options)
+    if loop is not None:
+        loop.over(handed_on)
     return _carried(own, same, end) + list(stacked)
 
 
@@ -214,8 +225,10 @@ class _Slices:
         self.rows, self.at = rows, at
 
     @classmethod
-    def of(cls, interpreter: _Interpreter, value: Any, inside: tuple[str, ...]) -> _Slices:
+    def of(cls, interpreter: _Interpreter, value: Any, inside: tuple[str, ...], loop: Loop | None) -> _Slices:
         """Of layers that lie one behind the other only the factor with that axis is sliced."""
+        if isinstance(value, Tagged) and value.leaf and loop is not None:
+            return cls(value.value, lambda row: loop.sliced(value, row))
         if not isinstance(value, Perturbed):
             return cls(interpreter.added_up([value], inside)[0], lambda row: row)
         axes = value.left_axes

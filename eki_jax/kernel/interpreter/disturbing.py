@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,13 @@ from eki_jax._types import Array
 from eki_jax.kernel.interpreter.binding import bound
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Tagged, plain
-from eki_jax.kernel.interpreter.watching import Watcher
+from eki_jax.kernel.interpreter.watching import Loop, Watcher
 
 # Equations that are linear in a parameter: layers.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
+# Equations that take parts of a leaf.
+_CUTS = {"slice", "split"}
 #: A leaf's name, and the function that makes its gradient of the leaf and of that at a point.
 Pull = tuple[str, Callable[[Array, Array], Array]]
 
@@ -50,16 +51,146 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """One equation that arranged a leaf."""
+    """One equation that arranged a leaf, or put it together with others.
+
+    Attributes:
+        eqn: equation; None for the slice that a loop takes at every turn.
+        place: place of the leaf among the equation's operands, of which the others are zero here.
+        result: place among its results.
+    """
 
     eqn: Any
+    place: int = 0
+    result: int = 0
+
+    def apply(self, value: Array, turn: Any) -> Array:
+        """What becomes of the leaf."""
+        if self.eqn is None:
+            return value[turn]
+        operands = [jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in self.eqn.invars]
+        operands[self.place] = value
+        found = bound(self.eqn, *operands)
+        return found[self.result] if self.eqn.primitive.multiple_results else found
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """An equation that is linear in one leaf.
+
+    Attributes:
+        leaf: name of the leaf.
+        eqn: equation.
+        place: place of the leaf among its operands.
+        known: other operands; with those of all turns along a first axis, of one in a loop.
+        chain: equations that arranged the leaf before.
+        shape: shape of what it returns, of all turns too.
+        dtype: dtype of it.
+        turns: number of turns of the loop that it is in; None for none.
+        sign: 1, or -1 where it is subtracted.
+    """
+
+    leaf: str
+    eqn: Any
+    place: int
+    known: list[Any]
+    chain: tuple[_Link, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    turns: int | None = None
+    sign: int = 1
+
+    def pulled(self, parameter: Array, gradient: Array) -> Array:
+        """The leaf's gradient, from that of what the layer returns: the layer is linear, up to a constant."""
+        gradient = self.sign * gradient.reshape(self.shape).astype(self.dtype)
+        return jax.vjp(self._outputs, parameter)[1](gradient)[0]
+
+    def _outputs(self, parameter: Array) -> Array:
+        if self.turns is None:
+            return self._at(None, self.known, parameter)
+        turns = jnp.arange(self.turns)
+        return jax.vmap(self._at, in_axes=(0, 0, None))(turns, self.known, parameter)
+
+    def _at(self, turn: Any, known: list[Any], parameter: Array) -> Array:
+        for link in self.chain:
+            parameter = link.apply(parameter, turn)
+        return bound(self.eqn, *known[: self.place], parameter, *known[self.place :])
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A point while the trace is evaluated.
+
+    Attributes:
+        axis: axis of the samples in what all turns return.
+        value: what the layers return together.
+        mean_square: mean square of its numbers before biases are added.
+        layers: layers whose sum it is.
+    """
+
+    axis: int
+    value: Array
+    mean_square: Array
+    layers: list[_Layer]
+
+    def point(self) -> Point:
+        """The point as others know it."""
+        first = self.layers[0]
+        pulls: list[Pull] = [(layer.leaf, layer.pulled) for layer in self.layers]
+        return Point(first.shape, self.axis, first.dtype, jnp.sqrt(self.mean_square), self.value, pulls)
+
+
+class _Loop(Loop):
+    """A loop whose turns are places of a sample, as those of a recurrent network are.
+
+    Attributes:
+        turns: number of them.
+        turn: number of the one that is evaluated.
+        found: points that were met in it.
+        fixed: what is known of a point whatever the turn.
+    """
+
+    def __init__(self, disturber: Disturber, turns: int) -> None:
+        self.turns, self._disturber, self._before = turns, disturber, len(disturber.met)
+        self.turn: Any = None
+        self.found: dict[int, _Found] = {}
+
+    def begin(self, turn: Any) -> None:
+        """Forget an earlier evaluation: JAX may trace a loop's body more than once."""
+        self.turn, self.found = turn, {}
+        del self._disturber.met[self._before :]
+        self._disturber.loop_entered = self
+
+    def end(self) -> Any:
+        """What has to be known of a turn once the loop is over, arrays."""
+        self._disturber.loop_entered = None
+        if self._disturber.noise is not None:
+            self.found = {}
+        return {
+            number: (found.value, found.mean_square, [list(map(jnp.asarray, layer.known)) for layer in found.layers])
+            for number, found in self.found.items()
+        }
+
+    def over(self, stacked: Any) -> None:
+        """Make points of what all turns left, with a first axis of the turns."""
+        for number, (value, squares, known) in stacked.items():
+            layers = [
+                replace(layer, known=operands) for layer, operands in zip(self.found[number].layers, known, strict=True)
+            ]
+            axis = self.found[number].axis
+            self._disturber.found[number] = _Found(axis, value, jnp.mean(squares), layers)
+        self.found = {}
+
+    def sliced(self, leaf: Tagged, row: Array) -> Tagged:
+        """A turn's own slice of a leaf."""
+        return replace(leaf, value=row, product="", chain=_behind(leaf, _Link(None)))
 
 
 class Disturber(Watcher):
     """Adds noise to what layers return.
 
     A layer is an equation that is linear in one parameter: a product, a convolution, a lookup, a scale, a bias. What is
-    added to a layer's outputs, such as a bias, is no layer of its own.
+    added to a layer's outputs, such as a bias or those of another layer, is no layer of its own. What a layer in a loop
+    returns at all turns counts as what one layer returns, with a first axis of the turns.
 
     A layer has a number, its place among those of the trace, which is the same with any number of samples.
 
@@ -68,9 +199,11 @@ class Disturber(Watcher):
             None for one to which no noise is added.
         noise: function ``noise(number, shape, dtype)`` of the point's number; None adds none.
         met: shapes of what the layers return, in the order of the trace.
-        points: points that were met, by their numbers.
+        found: points while the trace is evaluated, those in a loop once it is over.
+        loop_entered: loop that is being evaluated, or None.
+        points: points that were met, by their numbers, once all is evaluated; none where there is noise.
         exact: place among the outputs of each point that is one of them, by the point's number.
-        others: names of leaves that were used otherwise too, or in loops.
+        others: names of leaves that were used otherwise too, or in loops in loops.
     """
 
     def __init__(
@@ -82,19 +215,26 @@ class Disturber(Watcher):
         self.axis_of = axis_of
         self.noise = noise
         self.met: list[tuple[int, ...]] = []
+        self.found: dict[int, _Found] = {}
+        self.loop_entered: _Loop | None = None
         self.points: dict[int, Point] = {}
         self.exact: dict[int, int] = {}
 
+    def loop(self, turns: int, inside: tuple[str, ...]) -> Loop | None:
+        """A loop over time, unless it is itself in another, or in a branch."""
+        return _Loop(self, turns) if inside == ("scan",) else None
+
     def finished(self, results: Sequence[Any]) -> None:
-        """Note the points that are outputs, whose gradient is known."""
+        """Note the points, and those that are outputs, whose gradient is known."""
         for place, value in enumerate(results):
             if isinstance(value, Tagged) and value.product:  # of nothing else: else it has lost its tag
                 self.exact[int(value.product)] = place
+        if self.noise is None:
+            self.points = {number: found.point() for number, found in sorted(self.found.items())}
 
     def computed(self, value: Tagged) -> None:
-        """Note a leaf that is used for something else."""
-        if value.leaf:
-            self.others.add(value.leaf)
+        """Note leaves that are used for something else."""
+        self.others |= {name for name, _ in _parts(value)}
 
     def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any], inside: tuple[str, ...]) -> list[Any]:
         """The results of an equation, disturbed where it is a layer."""
@@ -104,45 +244,68 @@ class Disturber(Watcher):
             (value,), (result,) = tagged, results
             # Not behind a transpose: the point's numbers are in another order there.
             kept = value.product if result.size == value.value.size and kind != "transpose" else ""
-            return [Tagged(result, value.leaf, None, kept, (*value.chain, _Link(eqn)) if value.leaf else ())]
+            return [replace(value, value=result, product=kept, chain=_behind(value, _Link(eqn)))]
+        if kind in _CUTS and tagged[0].leaf and len(tagged) == len(operands):
+            (value,) = tagged
+            return [Tagged(r, value.leaf, chain=_behind(value, _Link(eqn, 0, i))) for i, r in enumerate(results)]
+        if kind == "concatenate" and len(tagged) == len(operands) and all(_is_parameter(value) for value in tagged):
+            chain = tuple(part for place, value in enumerate(tagged) for part in _behind(value, _Link(eqn, place)))
+            return [Tagged(results[0], ", ".join(name for name, _ in chain), frozenset(), chain=chain)]
         leaves = [place for place, value in enumerate(operands) if isinstance(value, Tagged) and value.leaf]
-        if inside or kind not in _LAYERS or len(leaves) != 1 or (kind == "gather" and leaves != [0]):
+        is_known_loop = not inside or (inside == ("scan",) and self.loop_entered is not None)
+        found = self.found if self.loop_entered is None else self.loop_entered.found
+        at = [int(value.product) for value in tagged if value.product and value.value.shape == results[0].shape]
+        if kind in _SUMS and not leaves and len(at) == 2 and at[0] != at[1] and {*at} <= {*found}:
+            return [self._added(found, at, results[0], -1 if kind == "sub" else 1)]
+        if not is_known_loop or kind not in _LAYERS or len(leaves) != 1 or (kind == "gather" and leaves != [0]):
             for place in leaves:
                 self.computed(operands[place])
             return results
         (place,), (result,) = leaves, results
-        leaf = operands[place]
         known = [plain(value) for value in operands]
-
-        def layer(parameter: Array) -> Array:
-            return bound(eqn, *known[:place], _arranged(leaf.chain, parameter), *known[place + 1 :])
-
+        turns = None if self.loop_entered is None else self.loop_entered.turns
+        shape = result.shape if turns is None else (turns, *result.shape)
+        layers = [
+            _Layer(name, eqn, place, known[:place] + known[place + 1 :], links, shape, result.dtype, turns)
+            for name, links in _parts(operands[place])
+        ]
         number = len(self.met)
-        self.met.append(result.shape)
-        at = [value.product for value in tagged if value.product and value.value.shape == result.shape]
+        self.met.append(shape)
         if kind in _SUMS and at:
-            point = self.points[int(at[0])]
-            point.pulls.append((leaf.leaf, partial(_pulled, layer)))
-            self.points[int(at[0])] = point._replace(value=result.reshape(point.shape))
-            return [Tagged(result, product=at[0])]
-        axis = self.axis_of(number, result.shape)
+            point = found[at[0]]
+            value = result.reshape(point.value.shape)
+            found[at[0]] = replace(point, value=value, layers=[*point.layers, *layers])
+            return [Tagged(result, product=str(at[0]))]
+        axis = self.axis_of(number, shape)
         if axis is None:
-            self.computed(leaf)
+            self.computed(operands[place])
             return results
-        size = jnp.sqrt(jnp.mean(jnp.square(result)))
-        pulls: list[Pull] = [(leaf.leaf, partial(_pulled, layer))]
-        self.points[number] = Point(result.shape, axis, result.dtype, size, result, pulls)
+        found[number] = _Found(axis, result, jnp.mean(jnp.square(result)), layers)
         if self.noise is not None:
-            result = result + self.noise(number, result.shape, result.dtype)
+            noise = self.noise(number, shape, result.dtype)
+            result = result + (noise if self.loop_entered is None else noise[self.loop_entered.turn])
         return [Tagged(result, product=str(number))]
 
+    @staticmethod
+    def _added(found: dict[int, _Found], at: Sequence[int], result: Array, sign: int) -> Tagged:
+        """Two layers that are added, with one noise for both: there is nothing between them and their sum."""
+        first, second = found[at[0]], found.pop(at[1])
+        layers = [*first.layers, *(replace(layer, sign=sign * layer.sign) for layer in second.layers)]
+        value = result.reshape(first.value.shape)
+        found[at[0]] = replace(first, value=value, mean_square=jnp.mean(jnp.square(result)), layers=layers)
+        return Tagged(result, product=str(at[0]))
 
-def _arranged(chain: Sequence[_Link], parameter: Array) -> Array:
-    for link in chain:
-        parameter = bound(link.eqn, parameter)
-    return parameter
+
+def _parts(value: Tagged) -> tuple[tuple[str, tuple[_Link, ...]], ...]:
+    """The leaves that a value was put together from, each with what was done to it; none for what is no leaf."""
+    return value.chain or (((value.leaf, ()),) if value.leaf else ())
 
 
-def _pulled(layer: Callable[[Array], Array], parameter: Array, gradient: Array) -> Array:
-    """The transpose of a layer, which is linear in its parameter up to a constant."""
-    return jax.vjp(layer, parameter)[1](gradient)[0]
+def _behind(value: Tagged, link: _Link) -> tuple[tuple[str, tuple[_Link, ...]], ...]:
+    """The same behind one more equation."""
+    return tuple((name, (*links, link)) for name, links in _parts(value))
+
+
+def _is_parameter(value: Tagged) -> bool:
+    """Whether no inputs are in it."""
+    return bool(value.leaf) or value.vectors == frozenset()

@@ -91,10 +91,11 @@ class Tagged:
 
     Attributes:
         value: array.
-        leaf: name of the vector that it is, or "".
+        leaf: name of the vector that it is, or ""; names of all that it was put together from, with a chain.
         vectors: names of the vectors that it was computed from and nothing else; None where the inputs are in it.
         product: name of the matrix whose product it is, or of the place where it was disturbed, or "".
-        chain: equations that arranged the leaf before, the first one first, where somebody keeps them.
+        chain: leaves that it was put together from, each with the equations that arranged it before, the first one
+            first, where somebody keeps them.
     """
 
     value: Array

@@ -56,6 +56,26 @@ class Addition(NamedTuple):
     computed_from: frozenset[str] = frozenset()
 
 
+class Loop:
+    """A loop with a number of turns that is known, as a watcher sees it; this one takes no notice.
+
+    The values that it hands out are arrays of one turn until it is over.
+    """
+
+    def begin(self, turn: Any) -> None:
+        """The turn of this number begins."""
+
+    def end(self) -> Any:
+        """A turn is over; returns a pytree of arrays of it that the loop hands on to :meth:`over`."""
+
+    def over(self, stacked: Any) -> None:
+        """The loop is over, and this is what all turns handed on, along a first axis."""
+
+    def sliced(self, leaf: Tagged, row: Array) -> Any:
+        """A turn's slice of a leaf, an array that may be tagged."""
+        return row
+
+
 class Watcher:
     """Notes of one evaluation.
 
@@ -85,6 +105,15 @@ class Watcher:
 
     def finished(self, results: Sequence[Any]) -> None:
         """Note what became of the model's results."""
+
+    def loop(self, turns: int, inside: tuple[str, ...]) -> Loop | None:
+        """What watches a loop in a watcher's place, or None.
+
+        Args:
+            turns: number of turns.
+            inside: loops and branches around its body, itself the last.
+        """
+        return None
 
     def used(self, w: Perturbed, how: How, inside: tuple[str, ...], eqn: Any) -> None:
         """Note a use that is no product."""

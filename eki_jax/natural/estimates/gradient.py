@@ -322,10 +322,10 @@ class Undisturbed(NamedTuple):
     def _check_places(self, noisy: list[int]) -> None:
         """Raise ValueError for layers that do not return something at every place of the outputs."""
         places = {leaf.shape[1:2] for leaf in jax.tree.leaves(self.outputs)}
-        for shape, axis in [(self.points[number].shape, self.points[number].axis) for number in noisy]:
-            if axis or {shape[1:2]} != places:
+        for point in [self.points[number] for number in noisy]:
+            if {_samples_first(point)[1:2]} != places:
                 raise ValueError(
-                    f"causal: True for a layer that returns shape {shape} and outputs of shapes "
+                    f"causal: True for a layer that returns shape {point.shape} and outputs of shapes "
                     f"{jax.tree.map(jnp.shape, self.outputs)}; wanted (B, T, ...) of all, or causal=False"
                 )
 
