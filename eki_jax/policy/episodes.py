@@ -20,8 +20,9 @@ def episodes(
     *,
     most_steps: int | None = None,
     greedy: bool = True,
+    violations: Callable[[Any], Array] | None = None,
 ) -> Callable[[Params, Array], Array]:
-    """A model whose outputs are an episode's rewards by time, for any solver: nothing but the return need be known.
+    """A model whose outputs are an episode's rewards by time, for any solver: no more need be known of it.
 
     An episode is cut into ``parts`` of equal length, and the rewards of each are summed. With
     :func:`eki_jax.squared_error` and targets that are the most a part can give, ensemble Kalman inversion and natural
@@ -35,11 +36,13 @@ def episodes(
         parts: number of parts of an episode, and of outputs.
         most_steps: number of steps to look at; by default those that the environment allows.
         greedy: flag; True takes the likeliest actions, False draws them.
+        violations: function ``violations(observations (B, ...)) -> (B, C)`` of how far limits are exceeded, such as
+            ``jnp.maximum(jnp.abs(x) - limit, 0)``, whose sums over the episode are outputs too; their targets are zero.
 
     Returns:
         ``model(params, keys) -> rewards``: for keys (B,) of B episodes the rewards, shape (B, parts), in units of
-        reward. All particles should be given the same keys, as all steps of a solver do: then they differ by what they
-        do, not by luck.
+        reward, and behind them the C sums of violations. All particles should be given the same keys, as all steps of
+        a solver do: then they differ by what they do, not by luck.
 
     Raises:
         TypeError, ValueError: arguments of another kind, or out of range.
@@ -57,6 +60,6 @@ def episodes(
 
     def model(params: Params, keys: Any) -> Array:
         choose = lambda observations, key: pick(key, forward(params, observations))
-        return play(environment, choose, keys, most_steps, parts)[1]
+        return play(environment, choose, keys, most_steps, parts, violations)[1]
 
     return model

@@ -165,6 +165,7 @@ def play(
     keys: Array,
     most_steps: int | None = None,
     parts: int = 1,
+    violations: Callable[[Any], Array] | None = None,
 ) -> tuple[Episodes, Array]:
     """One whole episode for each key, and its rewards by time.
 
@@ -174,9 +175,11 @@ def play(
         keys: JAX random keys, one an episode, shape (N,): all that is random in it.
         most_steps: number of steps to look at; by default those that the environment allows.
         parts: number of parts of equal length in which rewards are summed.
+        violations: function ``violations(observations (N, ...)) -> (N, C)`` of how far limits are exceeded after a
+            step, summed over the episode; None for none.
 
     Returns:
-        ``(episodes, rewards)``, the rewards of shape (N, parts).
+        ``(episodes, rewards)``, the rewards of shape (N, parts), or (N, parts + C) with the sums of the violations.
 
     Raises:
         TypeError, ValueError: arguments of another kind, or out of range.
@@ -192,24 +195,32 @@ def play(
     function("choose", choose, "a function of observations and a key", arguments=2)
     steps = environment.most_steps if most_steps is None else whole("most_steps", most_steps)
     whole("parts", parts)
+    if violations is not None:
+        function("violations", violations, "a function of observations, or None", arguments=1)
     if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) and jnp.ndim(keys) == 1):
         raise TypeError("keys: wanted JAX random keys of shape (N,), such as jax.random.split(jax.random.key(0), N)")
     states, observations = jax.vmap(environment.reset)(keys)
     count = len(observations)
+    exceeded = (lambda observations: jnp.zeros((count, 0))) if violations is None else violations
+    shape = jax.eval_shape(exceeded, observations).shape
+    if len(shape) != 2 or shape[0] != count:
+        raise ValueError(f"violations: gives shape {shape} for {count} episodes; wanted ({count}, C)")
 
     def one(carry: Any, index: Array) -> Any:
-        states, observations, alive, rewards, lengths = carry
+        states, observations, alive, rewards, sums, lengths = carry
         moving = jax.vmap(lambda key: jax.random.fold_in(key, index + 1))(keys)
         actions = choose(observations, jax.random.fold_in(moving[0], 0))
         after = jax.vmap(environment.step)(moving, states, actions)
         rewards = rewards.at[:, index * parts // steps].add(jnp.where(alive, after.reward, 0))
+        sums = sums + jnp.where(alive[:, None], exceeded(after.final_observation), 0)
         lengths = lengths + alive
         alive = alive & ~(after.terminated | after.truncated)
-        return (after.state, after.observation, alive, rewards, lengths), None
+        return (after.state, after.observation, alive, rewards, sums, lengths), None
 
-    begin = states, observations, jnp.ones(count, bool), jnp.zeros((count, parts)), jnp.zeros(count, jnp.int32)
-    (*_, rewards, lengths), _ = jax.lax.scan(one, begin, jnp.arange(steps))
-    return Episodes(jnp.sum(rewards, axis=1), lengths), rewards
+    begin = states, observations, jnp.ones(count, bool), jnp.zeros((count, parts)), jnp.zeros(shape)
+    carry, _ = jax.lax.scan(one, (*begin, jnp.zeros(count, jnp.int32)), jnp.arange(steps))
+    *_, rewards, sums, lengths = carry
+    return Episodes(jnp.sum(rewards, axis=1), lengths), jnp.concatenate([rewards, sums], axis=1)
 
 
 def evaluate(

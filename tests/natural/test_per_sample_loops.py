@@ -169,6 +169,9 @@ def test_what_is_deeper_is_disturbed_as_a_whole() -> None:
     for name, forward in forwards.items():
         (leaf,) = natural.describe(forward, w, jnp.ones((4, 3)), per_sample()).leaves
         assert (leaf.deviation, "as a whole" in leaf.reason) == ("plain", True), name
+    behind = lambda p, x: lax.scan(lambda h, _: (jnp.tanh(nested(p, h) @ p["v"]), None), x, None, 3)[0]
+    found = natural.describe(behind, w | {"v": jnp.eye(3)}, jnp.ones((4, 3)), per_sample()).leaves
+    assert {leaf.name: leaf.deviation for leaf in found} == {"['v']": "per sample", "['w']": "plain"}
 
 
 def test_a_product_before_the_loop(x64: None) -> None:

@@ -167,6 +167,26 @@ def reset_place(key: Any) -> Any:
     return LINE.reset(key)[1][0]
 
 
+def test_violations_are_summed_until_the_end() -> None:
+    """How far limits were exceeded stands behind the rewards, the last place included and nothing that follows."""
+    keys, push = jax.random.split(jax.random.key(3), 20), lambda x, key: jnp.ones(len(x), int)
+    beyond = lambda x: jnp.stack([jnp.maximum(x[:, 0] - 1, 0), jnp.maximum(-x[:, 0] - 0.5, 0)], axis=1)
+    _, rewards = policy.play(LINE, push, keys, parts=2, violations=beyond)
+    _, plain = policy.play(LINE, push, keys, parts=2)
+    np.testing.assert_array_equal(rewards[:, :2], plain)
+    wanted = []
+    for place in np.asarray(jax.vmap(reset_place)(keys)):
+        path = place + 0.25 * np.arange(1, LENGTH + 1)
+        path = path[: 1 + np.argmax(path > 2)] if (path > 2).any() else path
+        wanted.append([np.maximum(path - 1, 0).sum(), np.maximum(-path - 0.5, 0).sum()])
+    np.testing.assert_allclose(rewards[:, 2:], wanted, rtol=1e-4, atol=1e-5)
+    assert (np.array(wanted) > 0).any(axis=0).all()
+    model = policy.episodes(LINE, forward, CHOICES, parts=2, violations=beyond)
+    assert model(ZERO, keys).shape == (20, 4)
+    with pytest.raises(ValueError, match=r"violations: gives shape \(20,\) for 20 episodes; wanted \(20, C\)"):
+        policy.play(LINE, push, keys, violations=lambda x: x[:, 0])
+
+
 def test_episodes_are_a_model_for_any_solver() -> None:
     """Ensemble Kalman inversion improves the return with nothing but rewards by time."""
     model = policy.episodes(LINE, forward, CHOICES, parts=4)
@@ -225,6 +245,11 @@ def test_any_solver_may_act() -> None:
         (lambda: policy.start(LINE, 3, 5), TypeError, "key: 3"),
         (lambda: policy.play(LINE, None, jax.random.split(jax.random.key(0), 2)), TypeError, "choose: None"),
         (lambda: policy.play(LINE, forward, jax.random.key(0)), TypeError, "keys: "),
+        (
+            lambda: policy.play(LINE, forward, jax.random.split(jax.random.key(0), 2), violations=1),
+            TypeError,
+            "violations: 1",
+        ),
         (lambda: policy.play(LINE, forward, jnp.zeros(3)), TypeError, "keys: "),
     ],
 )

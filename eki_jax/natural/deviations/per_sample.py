@@ -69,10 +69,10 @@ def per_sample(
 
     a regression with J equations for each sample, that all layers share. A weight's gradient is the sum over samples of
     its inputs times the slopes, which is exact; so the errors of different samples average out. What is linear in the
-    last layer needs no estimate at all. A layer is whatever is linear in one leaf, or in several side by side: products,
-    convolutions, lookups of rows, scales and biases, wherever they are in the model; layers that are added count as
-    one. In a loop over time each turn has noise of its own. Leaves that a model uses otherwise, or in a loop within a
-    loop, are disturbed as wholes and have the plain estimate ``sum_j r_j e_j``.
+    last layer needs no estimate at all. A layer is whatever is linear in one leaf, or in several side by side:
+    products, convolutions, lookups of rows, scales and biases, wherever they are in the model; layers that are added
+    count as one. In a loop over time each turn has noise of its own. Leaves that a model uses otherwise, or in a loop
+    within a loop, are disturbed as wholes and have the plain estimate ``sum_j r_j e_j``.
 
     The layers multiply J copies of the batch by one matrix. Samples must not meet in the model (no batch norm in
     training mode): a sample's outputs are taken to depend on its own noise. ``ensemble(state)`` has the mean's
