@@ -86,7 +86,7 @@ class _Layer:
         shape: shape of what it returns, of all turns too.
         dtype: dtype of it.
         turns: number of turns of the loop that it is in; None for none.
-        sign: 1, or -1 where it is subtracted.
+        sign: factor 1, or -1 where it is subtracted.
     """
 
     leaf: str
@@ -122,7 +122,7 @@ class _Found:
 
     Attributes:
         axis: axis of the samples in what all turns return.
-        value: what the layers return together.
+        value: output of the layers together.
         mean_square: mean square of its numbers before biases are added.
         layers: layers whose sum it is.
     """
@@ -146,7 +146,6 @@ class _Loop(Loop):
         turns: number of them.
         turn: number of the one that is evaluated.
         found: points that were met in it.
-        fixed: what is known of a point whatever the turn.
     """
 
     def __init__(self, disturber: Disturber, turns: int) -> None:
