@@ -71,7 +71,13 @@ def joined(p: Any, x: Any) -> Any:
     return lax.scan(step, jnp.zeros((len(x), UNITS), x.dtype), jnp.swapaxes(x, 0, 1))[0] @ p["out"]
 
 
-MODELS = {f.__name__: f for f in (last, backwards, all_places, layers, lookups, sums, joined)}
+def taken_away(p: Any, x: Any) -> Any:
+    """A layer that is subtracted from a bias, in the middle and at the end."""
+    hidden = jnp.tanh(p["bias"] - x[:, 0] @ p["inputs"])
+    return p["scales"].reshape(-1)[:CLASSES] - hidden @ p["out"]
+
+
+MODELS = {f.__name__: f for f in (last, backwards, all_places, layers, lookups, sums, joined, taken_away)}
 
 
 def params(dtype: Any = jnp.float32) -> Any:

@@ -253,7 +253,8 @@ class Disturber(Watcher):
         leaves = [place for place, value in enumerate(operands) if isinstance(value, Tagged) and value.leaf]
         is_known_loop = not inside or (inside == ("scan",) and self.loop_entered is not None)
         found = self.found if self.loop_entered is None else self.loop_entered.found
-        at = [int(value.product) for value in tagged if value.product and value.value.shape == results[0].shape]
+        sums = operands[:1] if kind == "sub" and leaves else operands  # what is subtracted has slopes of another sign
+        at = [int(v.product) for v in sums if isinstance(v, Tagged) and v.product and v.value.shape == results[0].shape]
         if kind in _SUMS and not leaves and len(at) == 2 and at[0] != at[1] and {*at} <= {*found}:
             return [self._added(found, at, results[0], -1 if kind == "sub" else 1)]
         if not is_known_loop or kind not in _LAYERS or len(leaves) != 1 or (kind == "gather" and leaves != [0]):
