@@ -29,6 +29,7 @@ LENGTHS = (100, 200, 300)
 FEW = (50, 100, 200)  # numbers of different examples
 # Forward passes of an example, a gradient counted as three: thirty steps on all of a hundred, or thousands on a few.
 BUDGETS = {method: 6e5 if METHODS[method].is_small else 1.2e6 for method in METHODS}
+SLOW = "per-sample"  # a step has noise at every place of a sequence
 
 
 class Cell(NamedTuple):
@@ -62,20 +63,21 @@ class Cell(NamedTuple):
 
 
 def cells(preset: str) -> list[Cell]:
-    """The cells of a preset; in ``cpu`` the networks that have no gates are at the shortest length alone."""
+    """The cells of a preset; in ``cpu`` networks without gates, and the slow method, are at the shortest length alone."""
     if preset == "smoke":
         small = {"passes": 40_000, "points": 2, "seeds": 2}
         pairs = [("lstm", "natural", 20), ("tanh", "eki-r", 10), ("lstm", "adam", None)]
         return [Cell("adding", 10, kind, method, few, **small) for kind, method, few in pairs]
     found = []
     for length in LENGTHS:
-        found += [Cell("adding", length, "lstm", method, 100, budget) for method, budget in BUDGETS.items()]
+        found += [Cell("adding", length, "lstm", method, 100, BUDGETS[method]) for method in BUDGETS if method != SLOW]
         for few in FEW:
             if few != 100:  # which is above
                 found += [Cell("adding", length, "lstm", "natural", few, BUDGETS["natural"] * few / 100)]
                 found += [Cell("adding", length, "lstm", "adam", few, BUDGETS["adam"])]
         found += [Cell("adding", length, "lstm", method, None, BUDGETS[method]) for method in ("sgd", "adam")]
     for length in LENGTHS if preset == "full" else LENGTHS[:1]:
+        found.append(Cell("adding", length, "lstm", SLOW, 100, BUDGETS[SLOW]))
         for kind in KINDS:
             if kind != "lstm":
                 found += [Cell("adding", length, kind, method, 100, budget) for method, budget in BUDGETS.items()]
