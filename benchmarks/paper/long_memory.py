@@ -63,7 +63,7 @@ class Cell(NamedTuple):
 
 
 def cells(preset: str) -> list[Cell]:
-    """The cells of a preset; in ``cpu`` networks without gates, and the slow method, are at the shortest length alone."""
+    """The cells of a preset; in ``cpu`` networks without gates and the slow method have the shortest length alone."""
     if preset == "smoke":
         small = {"passes": 40_000, "points": 2, "seeds": 2}
         pairs = [("lstm", "natural", 20), ("tanh", "eki-r", 10), ("lstm", "adam", None)]
