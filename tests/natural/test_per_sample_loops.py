@@ -66,7 +66,7 @@ def joined(p: Any, x: Any) -> Any:
 
     def step(h: Any, x: Any) -> Any:
         new, gate = jnp.split(jnp.concatenate([h, x], axis=1) @ jnp.concatenate([matrix, matrix], axis=1) + bias, 2, 1)
-        return jax.nn.sigmoid(gate) * jnp.tanh(new + x @ p["wide"][2:4]), None
+        return jax.nn.sigmoid(gate) * jnp.tanh(new + x @ jnp.split(p["wide"], TURNS)[1]), None
 
     return lax.scan(step, jnp.zeros((len(x), UNITS), x.dtype), jnp.swapaxes(x, 0, 1))[0] @ p["out"]
 
