@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import IndexedForward, activation_bytes, map_particles, of_rows
-from eki_jax.kernel.interpreter import Use, Watcher
+from eki_jax.kernel.interpreter import Roles, Use, Watcher
 from eki_jax.natural.deviations import Deviations, LowRankDeviations
 from eki_jax.natural.deviations.matrix import low_rank_call
 from eki_jax.natural.deviations.treatment import Watched, treatments, warn_of_lost
@@ -27,18 +27,19 @@ class Met(NamedTuple):
     """The rows that a matrix multiplies.
 
     Attributes:
-        rows: rows x, shape (B, p, n) for p places.
-        side: factor that they are multiplied by, "left" or "right"; the other's numbers come out.
+        rows: rows x, shape (B, p, g n) for p places; those of g matrices side by side.
+        roles: what the products do with the matrix's axes.
     """
 
     rows: Array
-    side: str
+    roles: Roles
 
     @classmethod
     def of(cls, uses: Sequence[Use]) -> Met:
         """Those of all of its products."""
         rows = [use.rows() for use in uses if use.rows is not None]
-        return cls(jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in rows], axis=1), uses[0].side)
+        roles = [use.roles for use in uses if use.roles is not None]
+        return cls(jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in rows], axis=1), roles[0])
 
 
 class Seen(NamedTuple):

@@ -132,7 +132,7 @@ def test_what_such_a_layer_multiplies_is_found() -> None:
     np.testing.assert_allclose(first[1][V].rows[:, 0], hidden(PARAMS, X), rtol=1e-6)
     for other in others:
         for matrix in (W, V):
-            assert other[1][matrix].side == "left"
+            assert other[1][matrix].roles.side == "left"
             rows = other[1][matrix].rows
             assert rows.shape == first[1][matrix].rows.shape
         np.testing.assert_allclose(other[1][W].rows, first[1][W].rows, rtol=1e-6)

@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax import lax
 
 import eki_jax
 from eki_jax import natural
@@ -257,6 +258,87 @@ def test_convolutions_are_local_to_their_pixels(module: Any, x64: None) -> None:
     v, r = jax.tree.map(lambda m: jnp.cos(jnp.arange(m.size).reshape(m.shape)), params), jnp.arange(float(len(truth)))
     back = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(jacobian.transposed(r)), jax.tree.leaves(v), strict=True))
     np.testing.assert_allclose(jnp.vdot(jacobian.times(v), r), back, rtol=1e-9)
+
+
+def convolution(spec: str, out: str = "NHWC", **options: Any) -> Any:
+    """A linear model of one convolution."""
+    numbers = (out, spec, out)
+
+    def forward(p: Any, x: Any) -> Any:
+        settings = {"window_strides": (1, 1), "padding": "VALID"} | options
+        return lax.conv_general_dilated(x, p["w"], dimension_numbers=numbers, **settings).reshape(len(x), -1)
+
+    return forward
+
+
+# Models that are linear in one array, its shape and the inputs': where outputs lie in the kernel, what is strided,
+# dilated, grouped, and which axes are summed over. Then the kind of the deviations.
+LINEAR = {
+    "strides": (convolution("HWIO", window_strides=(2, 2)), (3, 3, 2, 3), (4, 6, 6, 2), "low rank"),
+    "dilated": (convolution("OIHW", "NCHW", rhs_dilation=(2, 2)), (3, 2, 3, 3), (4, 2, 6, 6), "low rank"),
+    "transposed": (
+        convolution("OIHW", "NCHW", lhs_dilation=(2, 2), window_strides=(2, 3), padding=((1, 1), (2, 0))),
+        (2, 4, 3, 3),
+        (4, 4, 3, 3),
+        "low rank",
+    ),
+    "few outputs": (
+        convolution("HWIO", lhs_dilation=(2, 2), padding=((0, 0), (1, 2))),
+        (4, 4, 3, 2),
+        (4, 3, 3, 3),
+        "low rank",
+    ),
+    "one output": (convolution("OIHW", "NCHW"), (1, 2, 3, 3), (4, 2, 5, 5), "low rank"),
+    "groups": (convolution("HWIO", feature_group_count=2), (3, 3, 2, 4), (4, 4, 4, 4), "low rank"),
+    "depthwise": (convolution("HWIO", feature_group_count=4), (3, 3, 1, 8), (4, 4, 4, 4), "low rank"),
+    "kernel as it is not cut": (
+        convolution("OIHW", "NCHW", window_strides=(2, 2)),
+        (2, 3, 3, 2),
+        (4, 3, 5, 4),
+        "formed",
+    ),
+    "two axes to two": (lambda p, x: jnp.einsum("aij,ijkl->akl", x, p["w"]), (5, 3, 2, 4), (4, 5, 3), "low rank"),
+    "two axes, others between": (
+        lambda p, x: jnp.einsum("aij,ikjl->akl", x, p["w"]),
+        (5, 2, 3, 4),
+        (4, 5, 3),
+        "low rank",
+    ),
+    "a matrix for each": (lambda p, x: jnp.einsum("aej,ejk->aek", x, p["w"]), (3, 5, 4), (4, 3, 5), "low rank"),
+    "several of one input": (lambda p, x: jnp.einsum("aj,ejk->aek", x, p["w"]), (3, 5, 4), (4, 5), "low rank"),
+}
+
+
+def linear(name: str) -> tuple[Any, Any, Any, str]:
+    """The model, its parameters, inputs and the kind of its deviations."""
+    forward, shape, of_x, kind = LINEAR[name]
+    params = {"w": jax.random.normal(jax.random.key(0), shape, float)}
+    return forward, params, jax.random.normal(jax.random.key(1), of_x, float), kind
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_products_along_any_axes_are_local(name: str, x64: None) -> None:
+    """With more particles than numbers that reach a sample, the derivative is found; the transpose is the transpose."""
+    forward, params, x, kind = linear(name)
+    (leaf,) = natural.describe(forward, params, x).leaves
+    assert (leaf.deviation, leaf.localized) == (kind, "local")
+    jacobian, *_ = estimate(forward, params, x, 200)
+    size, shape = params["w"].size, params["w"].shape
+    columns = lax.map(lambda e: forward({"w": e.reshape(shape)}, x).ravel(), jnp.eye(size))  # of a linear model
+    truth = np.asarray(columns).T
+    assert np.linalg.norm(formed(jacobian, params) - truth) < 0.05 * np.linalg.norm(truth)
+    v, r = {"w": jnp.cos(jnp.arange(float(truth.shape[1]))).reshape(params["w"].shape)}, jnp.arange(float(len(truth)))
+    np.testing.assert_allclose(jnp.vdot(jacobian.times(v), r), jnp.vdot(jacobian.transposed(r)["w"], v["w"]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "rank"), [*((name, 1) for name in LINEAR), ("groups", 2), ("transposed", 2)])
+def test_along_any_axes_low_rank_is_explicit(name: str, rank: int) -> None:
+    forward, params, x, _ = linear(name)
+    cloud, sigma = Cloud(natural.low_rank(rank, 0.5), 5), jnp.asarray(0.3)
+    drawn = cloud.draw(jax.random.key(0), params)
+    found = cloud.evaluate(forward, params, drawn, sigma, x, None)
+    wanted = jax.vmap(forward, (0, None))(cloud.ensemble(params, drawn, sigma), x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_explained_is_no_noise(x64: None) -> None:

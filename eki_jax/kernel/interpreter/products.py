@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +17,101 @@ from eki_jax._types import Array
 from eki_jax.kernel.interpreter.binding import bound
 from eki_jax.kernel.interpreter.values import Perturbed
 
+Kind = Literal["shared", "summed", "free"]
+_KINDS: tuple[Kind, ...] = ("shared", "summed", "free")
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Roles:
+    """What a product does with the axes of an array of low rank, which is a matrix there, or several of one size.
+
+    Axes of a kind that lie side by side in a factor count as one, those of one index not at all, so that two products
+    that do the same have the same roles however the array is shaped.
+
+    Attributes:
+        left: kind and size of each axis of the left factor. The product sums over "summed" axes; "free" ones come out;
+            "shared" ones are the other operand's too and come out: a matrix for each index.
+        right: the same of the right factor.
+    """
+
+    left: tuple[tuple[Kind, int], ...]
+    right: tuple[tuple[Kind, int], ...]
+
+    @classmethod
+    def of(cls, left: Sequence[tuple[Kind, int]], right: Sequence[tuple[Kind, int]]) -> Roles:
+        """The roles of axes in the order of each factor."""
+
+        def merged(axes: Sequence[tuple[Kind, int]]) -> tuple[tuple[Kind, int], ...]:
+            groups = itertools.groupby([axis for axis in axes if axis[1] != 1], key=lambda axis: axis[0])
+            return tuple((kind, math.prod(size for _, size in group)) for kind, group in groups)
+
+        return cls(merged(left), merged(right))
+
+    @property
+    def axes(self) -> tuple[tuple[Kind, int], ...]:
+        """All axes, the left factor's first."""
+        return (*self.left, *self.right)
+
+    def sizes(self, kind: Kind) -> tuple[int, ...]:
+        """The sizes of the axes of a kind."""
+        return tuple(size for own, size in self.axes if own == kind)
+
+    def size(self, kind: Kind) -> int:
+        """Their product."""
+        return math.prod(self.sizes(kind))
+
+    @property
+    def features(self) -> int:
+        """The number of what comes out at each place."""
+        return self.size("shared") * self.size("free")
+
+    @property
+    def side(self) -> str:
+        """The factor over which the product sums where that is all of it and the other comes out, "left"; else ""."""
+        kinds = {"left": {kind for kind, _ in self.left}, "right": {kind for kind, _ in self.right}}
+        for side, other in (("left", "right"), ("right", "left")):
+            if kinds[side] <= {"summed"} and kinds[other] <= {"free"}:
+                return side
+        return ""
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether what comes out lies as in the array: no shared axis behind a free one."""
+        kinds = [kind for kind, _ in self.axes if kind != "summed"]
+        return kinds == sorted(kinds, reverse=True)
+
+    def matrices(self, leaf: Array) -> Array:
+        """The array as matrices, shape (g, n, k), of one whose factors are its first and its last axes."""
+        leaf = leaf.reshape([size for _, size in self.axes])
+        return jnp.transpose(leaf, self._order()).reshape([self.size(kind) for kind in _KINDS])
+
+    def array(self, matrices: Array, shape: tuple[int, ...]) -> Array:
+        """The array of that shape from its matrices."""
+        order = self._order()
+        matrices = matrices.reshape([self.axes[place][1] for place in order])
+        return jnp.transpose(matrices, [order.index(place) for place in range(len(order))]).reshape(shape)
+
+    def _order(self) -> list[int]:
+        return [place for kind in _KINDS for place, (own, _) in enumerate(self.axes) if own == kind]
+
 
 class Product(NamedTuple):
     """A product with a perturbed array, as whoever watches wants to know it.
 
     Attributes:
         w: perturbed array.
-        contracted: factor that the operand is multiplied by, where it is all of it and no more: the other's numbers
-            then come out at every place; None for another product.
-        shape: sizes (B, ..., n) of the operand's rows that the contracted factor multiplies.
+        roles: what the product does with its axes; None where it multiplies no rows.
+        shape: sizes (B, ..., g n) of the other operand's rows; of several matrices theirs lie side by side.
         rows: function that returns those rows.
+        is_formed: flag, True where the array was added up for it.
     """
 
     w: Perturbed
-    contracted: str | None = None
+    roles: Roles | None = None
     shape: tuple[int, ...] = ()
     rows: Callable[[], Array] | None = None
+    is_formed: bool = False
 
 
 def dot_general(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Product]:
@@ -53,7 +135,7 @@ def dot_general(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Product]:
     out = [*w_batch, *(w_free + x_free if is_first else x_free + w_free)]
     sums = _Sums(eqn.params.get("precision"), mean.dtype)
     found = sums.of_factors(x, x_axes, w, out)
-    return mean + found.astype(mean.dtype), _dot_product(w, x, x_axes, x_free, set(w_contracting))
+    return mean + found.astype(mean.dtype), _dot_product(w, x, x_axes, x_free, w_contracting, w_batch)
 
 
 class _Sums(NamedTuple):
@@ -97,54 +179,55 @@ def _outer(a: Array, a_axes: list[int], b: Array, b_axes: list[int], out: list[i
     return along(a, a_axes) * along(b, b_axes)
 
 
-def _dot_product(w: Perturbed, x: Array, x_axes: list[int], x_free: list[int], contracting: set[int]) -> Product:
-    """Of which factor the product is one with, and the rows of x that it multiplies.
-
-    Where x has some of the factor's axes only, the others tell places apart: at each of them the factor is multiplied
-    by a row that is zero elsewhere.
-    """
-    sides = {"left": w.left_axes, "right": w.right_axes}
-    met = {axis for axis in x_axes if axis < w.mean.ndim}
-    inside = [side for side, axes in sides.items() if met and met <= set(axes)]
-    if not inside:
+def _dot_product(
+    w: Perturbed, x: Array, x_axes: list[int], x_free: list[int], summed: Sequence[int], shared: Sequence[int]
+) -> Product:
+    """The rows of x that are multiplied, and by what of the array."""
+    if not summed and not shared:
         return Product(w)
-    axes = sides[inside[0]]
-    apart = [axis for axis in axes if axis not in contracting]
-    places = {axis: 2 * w.mean.ndim + x.ndim + axis for axis in apart}
-    sizes = [x.shape[x_axes.index(axis)] for axis in x_free] + [w.shape[axis] for axis in apart]
-    numbers = math.prod(w.shape[axis] for axis in axes)
-
-    def rows() -> Array:
-        # An axis of both x and the places is a batch of the product: the row lies where its place is.
-        args: list[Any] = [x, x_axes]
-        for axis in apart:
-            args += [jnp.eye(w.shape[axis], dtype=x.dtype), [places[axis], axis]]
-        found = jnp.einsum(*args, [*x_free, *(places[axis] for axis in apart), *axes])
-        return found.reshape(*sizes, numbers)
-
-    return Product(w, inside[0], (*sizes, numbers), rows)
+    kind_of = lambda axis: "summed" if axis in summed else "shared" if axis in shared else "free"
+    left, right = ([(kind_of(axis), w.shape[axis]) for axis in axes] for axes in (w.left_axes, w.right_axes))
+    own = (*w.left_axes, *w.right_axes)
+    order = [*x_free, *(axis for axis in own if axis in shared), *(axis for axis in own if axis in summed)]
+    free = [x.shape[x_axes.index(axis)] for axis in x_free]
+    shape = (*free, x.size // math.prod(free) if x.size else 0)
+    return Product(
+        w,
+        Roles.of(left, right),
+        shape,
+        lambda: jnp.transpose(x, [x_axes.index(axis) for axis in order]).reshape(shape),
+    )
 
 
 def conv_general_dilated(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Product] | None:
-    """A convolution, whose kernel's outputs are the axis of one factor: that with the other comes first."""
-    x, w = operands
-    numbers = eqn.params["dimension_numbers"]
-    outputs, groups = numbers.rhs_spec[0], eqn.params["feature_group_count"]
-    sides = {"left": (w.left, w.left_axes), "right": (w.right, w.right_axes)}
-    outer = [side for side, (_, axes) in sides.items() if axes == (outputs,)]
-    if isinstance(x, Perturbed) or not outer or eqn.params["batch_group_count"] > 1:
-        return None
-    contracted = "left" if outer[0] == "right" else "right"
-    along, across = sides[contracted][0], sides[outer[0]][0]
-    feature = numbers.out_spec[1]
+    """A convolution, whose kernel's outputs are the axis of one factor: that with the other comes first.
 
-    def convolved(kernel: Array) -> Array:
-        """With a kernel whose outputs are the last axis; they come out last too."""
-        kernel = jnp.moveaxis(kernel.astype(w.mean.dtype), -1, outputs)
+    A kernel whose outputs share their factor with other axes is added up: to convolve with its factors one after the
+    other saves nothing, since each particle has its own.
+    """
+    x, w = operands
+    numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    outputs, feature = numbers.rhs_spec[0], numbers.out_spec[1]
+    if isinstance(x, Perturbed) or eqn.params["batch_group_count"] > 1:
+        return None
+
+    def convolved(kernel: Array, axes: Sequence[int]) -> Array:
+        """With a kernel of these axes, of others of one index and of outputs of its own, which come out last."""
+        rest = [axis for axis in range(w.mean.ndim) if axis not in (*axes, outputs)]
+        order = [*axes, *rest, outputs]
+        kernel = kernel.astype(w.mean.dtype).reshape(*(w.shape[axis] for axis in order[:-1]), kernel.shape[-1])
+        kernel = jnp.transpose(kernel, [order.index(axis) for axis in range(len(order))])
         kernel = jnp.concatenate([kernel] * groups, axis=outputs)
         return jnp.moveaxis(lax.conv_general_dilated(x, kernel, **eqn.params), feature, -1)
 
-    mean, inner = bound(eqn, x, w.mean), convolved(along)
+    windows = partial(_windows, w, eqn, convolved)
+    sides = [(w.left, w.left_axes, w.right, w.right_axes), (w.right, w.right_axes, w.left, w.left_axes)]
+    fitting = [side for side in sides if all(axis == outputs or w.shape[axis] == 1 for axis in side[3])]
+    if not fitting:
+        return bound(eqn, x, w.dense()), windows(is_formed=True)
+    along, axes, across, _ = fitting[0]
+    axes = [axis for axis in axes if axis != outputs]  # one index, where the other factor has them
+    mean, inner = bound(eqn, x, w.mean), convolved(along, axes)
     inner = inner.reshape(*inner.shape[:-1], groups, w.rank)
     across = across.reshape(groups, -1, w.rank).astype(inner.dtype)
     if w.rank == 1:
@@ -154,27 +237,34 @@ def conv_general_dilated(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Prod
     else:
         found = jnp.einsum("...gr,gkr->...gk", inner, across)
     found = jnp.moveaxis(found.reshape(*inner.shape[:-2], -1), -1, feature)
-    return mean + found.astype(mean.dtype), _windows(w, x, eqn, contracted, convolved, groups)
+    return mean + found.astype(mean.dtype), windows(is_formed=False)
 
 
-def _windows(
-    w: Perturbed, x: Array, eqn: Any, contracted: str, convolved: Callable[[Array], Array], groups: int
-) -> Product:
+def _windows(w: Perturbed, eqn: Any, convolved: Callable[[Array, Sequence[int]], Array], *, is_formed: bool) -> Product:
     """A convolution as the product of its windows with the kernel."""
-    axes = w.left_axes if contracted == "left" else w.right_axes
-    numbers = math.prod(w.shape[axis] for axis in axes)
-    spec = eqn.params["dimension_numbers"]
-    if groups > 1 or spec.lhs_spec[0] != 0:
-        return Product(w)
+    spec, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    outputs, own = spec.rhs_spec[0], (*w.left_axes, *w.right_axes)
+    if spec.lhs_spec[0] != 0:
+        return Product(w, is_formed=is_formed)
+
+    def kinds(axes: Sequence[int]) -> list[tuple[Kind, int]]:
+        found: list[tuple[Kind, int]] = []
+        for axis in axes:
+            size = w.shape[axis]
+            found += [("shared", groups), ("free", size // groups)] if axis == outputs else [("summed", size)]
+        return found
+
+    summed = [axis for axis in own if axis != outputs]
+    count = math.prod(w.shape[axis] for axis in summed)
     out = eqn.outvars[0].aval.shape
-    shape = (out[spec.out_spec[0]], *(out[i] for i in sorted(spec.out_spec[2:])), numbers)
+    shape = (out[spec.out_spec[0]], *(out[i] for i in sorted(spec.out_spec[2:])), groups * count)
 
     def rows() -> Array:
         # Each output of this kernel picks one number of the window.
-        found = convolved(jnp.eye(numbers, dtype=w.mean.dtype).reshape(*(w.shape[axis] for axis in axes), numbers))
+        found = convolved(jnp.eye(count, dtype=w.mean.dtype), summed)
         return jnp.moveaxis(found, [i - (i > spec.out_spec[1]) for i in (spec.out_spec[0],)], [0])
 
-    return Product(w, contracted, shape, rows)
+    return Product(w, Roles.of(kinds(w.left_axes), kinds(w.right_axes)), shape, rows, is_formed)
 
 
 def gather(eqn: Any, operands: Sequence[Any]) -> Array | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -11,12 +10,12 @@ import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
 
 from eki_jax._types import Array
-from eki_jax.kernel.interpreter.products import Product
+from eki_jax.kernel.interpreter.products import Product, Roles
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Perturbed, Tagged
 
-#: Uses of a matrix: a product with one of its factors; another product, of a part of it (or of it and others), or one
-#: that takes axes of both factors, as grouped convolutions do; rows; the sum of mean and perturbation.
+#: Uses of a matrix: a product with rows; one with a part of it (or with it and others); another product, that
+#: multiplies no rows; rows of its own; the sum of mean and perturbation.
 How = Literal["product", "part", "other product", "rows", "formed"]
 
 
@@ -27,19 +26,19 @@ class Use(NamedTuple):
         name: name of the leaf.
         how: kind of the use.
         inside: loops, branches and other functions around it that cannot be read in line, the outermost first.
-        side: factor that the operand is multiplied by, of a product.
-        shape: operand's shape (B, ..., n) in a product; empty for other uses.
-        features: number k of what comes out at each place.
-        rows: function that returns the operand, where it is known outside of the loops.
+        roles: what the product does with the matrix's axes; None for other uses.
+        shape: shape (B, ..., g n) of the rows in a product; empty for other uses.
+        rows: function that returns the rows, where they are known outside of the loops.
+        is_formed: flag, True where the matrix was added up for a product.
     """
 
     name: str
     how: How
     inside: tuple[str, ...]
-    side: str = ""
+    roles: Roles | None = None
     shape: tuple[int, ...] = ()
-    features: int = 0
     rows: Callable[[], Array] | None = None
+    is_formed: bool = False
 
 
 class Addition(NamedTuple):
@@ -125,13 +124,13 @@ class Watcher:
         w = product.w
         if not self._is_new(w, inside, eqn):
             return result
-        if not w.whole or product.contracted is None:
-            self.uses += [Use(name, "other product" if w.whole else "part", inside) for name in w.names]
+        if not w.whole or product.roles is None:
+            how: How = "formed" if product.is_formed else "other product" if w.whole else "part"
+            self.uses += [Use(name, how, inside) for name in w.names]
             return result
-        features = math.prod(w.shape[i] for i in (w.right_axes if product.contracted == "left" else w.left_axes))
-        rows = None if inside else product.rows
         (name,) = w.names
-        self.uses.append(Use(name, "product", inside, product.contracted, product.shape, features, rows))
+        rows = None if inside else product.rows
+        self.uses.append(Use(name, "product", inside, product.roles, product.shape, rows, product.is_formed))
         return Tagged(result, product=name)
 
     def computed(self, value: Tagged) -> None:

@@ -16,7 +16,7 @@ from eki_jax.ensembles.priors import normal
 from eki_jax.kernel.interpreter import leaf_name
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.natural.deviations.base import Scale, check_scale, scales_of
-from eki_jax.natural.deviations.matrix import LowRankMatrix, axes_of_left, is_matrix, largest_rank
+from eki_jax.natural.deviations.matrix import LowRankMatrix, axes_of_left, cuts_by_module, is_matrix, largest_rank
 
 # A layer with several axes of outputs has a bias with as many, which nothing multiplies.
 _BIAS = re.compile(r"(\['bias'\]|\.bias)$")
@@ -36,7 +36,8 @@ class LowRankDeviations(NamedTuple):
         structure: Any = jax.tree.structure(mean)
         scales = structure.flatten_up_to(scales_of(self.scale, mean))
         keys = jax.random.split(key, len(leaves))
-        drawn = [self._leaf(*args) for args in zip(leaves, scales, keys, strict=True)]
+        cuts = cuts_by_module(mean)
+        drawn = [self._leaf(*args, cuts) for args in zip(leaves, scales, keys, strict=True)]
         return structure.unflatten(drawn)
 
     def particle(self, mean: Params, factors: Any, sigma: Array) -> Params:
@@ -91,7 +92,7 @@ class LowRankDeviations(NamedTuple):
         pairs = zip(jax.tree_util.tree_leaves_with_path(mean), structure.flatten_up_to(factors), strict=True)
         return structure.unflatten([fn(path, m, e) for (path, m), e in pairs])
 
-    def _leaf(self, path_and_mean: Any, scale: Any, key: Array) -> Any:
+    def _leaf(self, path_and_mean: Any, scale: Any, key: Array, cuts: dict[Any, int]) -> Any:
         path, m = path_and_mean
         name = leaf_name(path)
         if not self.has_factors(name, m.shape):
@@ -99,13 +100,13 @@ class LowRankDeviations(NamedTuple):
         if jnp.ndim(scale):
             where = f"scale{jax.tree_util.keystr(path)}"
             raise ValueError(f"{where}: shape {jnp.shape(scale)}; wanted one number for a matrix of low rank")
-        if self.rank > largest_rank(m.shape):
+        cut = cuts.get(path) or axes_of_left(m.shape)
+        if self.rank > largest_rank(m.shape, cut):
             raise ValueError(
-                f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape)}; "
+                f"rank: {self.rank}, but the leaf {name} of shape {m.shape} has at most {largest_rank(m.shape, cut)}; "
                 "wanted no more, or that leaf named by `plain`"
             )
         left, right = jax.random.split(key)
-        cut = axes_of_left(m.shape)
         a = normal(left, (*m.shape[:cut], self.rank), m.dtype)
         # Every entry of a b^T then has the variance of a full deviation's.
         b = normal(right, (*m.shape[cut:], self.rank), m.dtype)

@@ -189,21 +189,45 @@ def axes_of_left(shape: tuple[int, ...]) -> int:
 
     To one side of the cut is to lie what a product sums over, to the other what comes out of it. Kernels of shape
     (window, inputs, outputs), as flax has them, and (heads, features, outputs) are cut before their last axis; those of
-    shape (outputs, inputs, window), as equinox has them, and (inputs, heads, features) behind their first. Elsewhere a
-    product with the factors is as right, and dearer.
+    shape (outputs, inputs, window), as equinox has them, and (inputs, heads, features) behind their first. A window of
+    two axes or more tells by its sizes, which mostly are one number. Elsewhere a product with the factors is as right,
+    and dearer.
 
     >>> axes_of_left((3, 3, 2, 8)), axes_of_left((8, 16, 3, 3)), axes_of_left((64, 4, 16)), axes_of_left((4, 16, 64))
     (3, 1, 1, 2)
+    >>> axes_of_left((5, 5, 1, 4)), axes_of_left((1, 8, 4, 4))
+    (3, 1)
     """
     first_is_long = len(shape) > 2 and shape[0] > shape[-1] and (len(shape) > 3 or shape[0] >= shape[1])
+    if len(shape) > 3:
+        is_last, is_first = len(set(shape[2:])) == 1, len(set(shape[:-2])) == 1
+        first_is_long = is_last if is_last != is_first else first_is_long
     return 1 if first_is_long else len(shape) - 1
 
 
-def largest_rank(shape: tuple[int, ...]) -> int:
+def cuts_by_module(params: Params) -> dict[Any, int]:
+    """The cut behind the outputs of each kernel whose module says that it is a convolution's, by the kernel's path.
+
+    Equinox's modules say their number of spatial axes, before which the kernel has its outputs and inputs.
+
+    >>> cuts_by_module({"w": jnp.ones((5, 4, 3))})
+    {}
+    """
+    is_module = lambda node: isinstance(getattr(node, "num_spatial_dims", None), int)
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_module)
+    return {
+        (*place, *path): leaf.ndim - 1 - node.num_spatial_dims
+        for place, node in nodes
+        if is_module(node)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(node)
+        if leaf.ndim >= 2 + node.num_spatial_dims
+    }
+
+
+def largest_rank(shape: tuple[int, ...], cut: int) -> int:
     """The rank of a full matrix of that shape, the axes of each factor taken as one.
 
-    >>> largest_rank((3, 3, 2, 8)), largest_rank((5, 9))
+    >>> largest_rank((3, 3, 2, 8), 3), largest_rank((5, 9), 1)
     (8, 5)
     """
-    cut = axes_of_left(shape)
     return min(math.prod(shape[:cut]), math.prod(shape[cut:]))

@@ -121,7 +121,7 @@ def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatmen
     uses, samples = watched.uses(name), watched.samples
 
     def plain(reason: str, remedy: str = "", places: int | None = None) -> LeafTreatment:
-        formed = any(use.how == "formed" for use in uses)
+        formed = any(use.how == "formed" or use.is_formed for use in uses)
         return LeafTreatment(name, shape, "formed" if formed else "low rank", "plain estimate", places, reason, remedy)
 
     if not uses:
@@ -142,8 +142,10 @@ def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatmen
     others = [use.how for use in uses if use.how != "product"]
     if others:
         return plain(_OTHER_USES[others[0]] + (f", one of {len(uses)} uses" if len(uses) > 1 else ""))
-    if len({use.side for use in uses}) > 1:
-        return plain("is multiplied by as it is and as its transpose")
+    if len({use.roles for use in uses}) > 1:
+        sides = {use.roles.side for use in uses if use.roles is not None}
+        ways = "as it is and as its transpose" if sides == {"left", "right"} else "along other axes in other products"
+        return plain(f"is multiplied by {ways}")
     for use in uses:
         if len(use.shape) < 2 or use.shape[0] != samples:
             return plain(
@@ -151,7 +153,7 @@ def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatmen
                 "outputs",
                 "samples along the first axis of what layers multiply and of the outputs",
             )
-    places, features = sum(math.prod(use.shape[1:-1]) for use in uses), uses[0].features
+    places, features = sum(math.prod(use.shape[1:-1]) for use in uses), _features(uses[0])
     where = "once a sample" if places == 1 else f"at {places} places of a sample"
     numbers, size = places * features, math.prod(shape)
     if not few_numbers(size, places, features):
@@ -164,12 +166,20 @@ def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatmen
             "fewer samples or outputs at a time",
             places,
         )
+    if any(use.is_formed for use in uses):
+        reason = f"is multiplied {where}, and added up for that: its outputs are no axis of one factor alone"
+        return LeafTreatment(name, shape, "formed", "local", places, reason)
     return LeafTreatment(name, shape, "low rank", "local", places, f"is multiplied {where}")
+
+
+def _features(use: Use) -> int:
+    """The number of what comes out of a product at each place, in the order of the matrix's axes; else 0."""
+    return use.roles.features if use.roles is not None else 0
 
 
 _OTHER_USES: dict[str, str] = {
     "part": "is multiplied by in parts, scaled, or side by side with other leaves",
-    "other product": "is multiplied along axes of both of its factors, as the kernel of a grouped convolution",
+    "other product": "multiplies no rows of the samples: in an outer product, or a convolution of samples last",
     "rows": "is looked up by rows (an embedding)",
     "formed": "is computed with before it is multiplied by, and added up for that",
 }
@@ -193,7 +203,9 @@ def _vector(name: str, shape: tuple[int, ...], matrices: dict[str, LeafTreatment
         return own(f"is added to the product with {layers[0]} and used otherwise: has slopes of its own")
     if layers and len(watched.uses(layers[0])) != sum(added.bias == name for added in additions):
         return own(f"is added to the product with {layers[0]}, but not in all of its uses: has slopes of its own")
-    features = {use.features for layer in layers for use in watched.uses(layer)}
+    features = {
+        _features(use) for layer in layers for use in watched.uses(layer) if use.roles is None or use.roles.is_in_order
+    }
     if layers and matrices[layers[0]].localized == "local" and features == {math.prod(shape)}:
         return LeafTreatment(
             name, shape, "plain", "as its layer", None, f"is added to the product with {layers[0]}", layer=layers[0]

@@ -31,12 +31,18 @@ import numpy as np
 from eki_jax._checks import whole
 from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.kernel.axes import Axes, Axis
-from eki_jax.kernel.interpreter import leaf_name
+from eki_jax.kernel.interpreter import Roles, leaf_name
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.natural.deviations import LowRankDeviations
 from eki_jax.natural.direction import Direction, Setup, refusal
 from eki_jax.natural.draws import Seen, low_rank_of
-from eki_jax.natural.estimates.regressions import Participants, Reach, conjugate_gradients, regressions
+from eki_jax.natural.estimates.regressions import (
+    MixedReach,
+    Participants,
+    Reach,
+    conjugate_gradients,
+    regressions,
+)
 from eki_jax.natural.estimates.span import centred, share_of_loss
 
 
@@ -44,31 +50,38 @@ class Local(NamedTuple):
     """One leaf that reaches a sample through few numbers: a matrix through its products, a vector through itself.
 
     Attributes:
-        inputs: rows x at the p places where a sample is multiplied, shape (B, p, n); of a vector ones, shape (B, p, 1).
-        slopes: Delta, shape (B, C, p, k), in units of a deviation.
+        inputs: rows x at the p places where a sample is multiplied, shape (B, p, g n); of a vector ones, (B, p, 1).
+        slopes: Delta, shape (B, C, p, g k), in units of a deviation.
         shape: shape of the leaf.
-        is_transposed: flag, True where the leaf is a matrix of (k, n) numbers, in the place of (n, k).
+        roles: what the products do with its axes: which numbers are the g matrices of (n, k).
     """
 
     inputs: Array
     slopes: Array
     shape: tuple[int, ...]
-    is_transposed: bool = False
+    roles: Roles
 
     def times(self, v: Array) -> Array:
         """Jacobian times the leaf, shape (B C,)."""
-        n = self.inputs.shape[-1]
-        reached = self._rows() @ (v.reshape(-1, n).T if self.is_transposed else v.reshape(n, -1))
+        matrices = self.roles.matrices(v)
+        if len(matrices) == 1:
+            reached = self._rows()[:, 0] @ matrices[0]
+        else:
+            reached = jnp.einsum("xgn,gnk->xgk", self._rows(), matrices)
         return jnp.sum(reached.reshape(len(self.slopes), 1, -1) * self._flat(), axis=-1).ravel()
 
     def transposed(self, r: Array) -> Array:
         """Jacobian transposed times outputs."""
         back = jnp.sum(r.reshape(*self.slopes.shape[:2], 1) * self._flat(), axis=1)
-        found = self._rows().T @ back.reshape(-1, self.slopes.shape[-1])
-        return (found.T if self.is_transposed else found).reshape(self.shape)
+        shared, free = self.roles.size("shared"), self.roles.size("free")
+        if shared == 1:
+            found = self._rows()[:, 0].T @ back.reshape(-1, free)
+        else:
+            found = jnp.einsum("xgn,xgk->gnk", self._rows(), back.reshape(-1, shared, free))
+        return self.roles.array(found, self.shape)
 
     def _rows(self) -> Array:
-        return self.inputs.reshape(-1, self.inputs.shape[-1])
+        return self.inputs.reshape(-1, self.roles.size("shared"), self.roles.size("summed"))
 
     def _flat(self) -> Array:
         """The slopes with one axis for all numbers that reach a sample: products of more axes are slow (JAX 0.10)."""
@@ -184,8 +197,8 @@ def estimated_jacobian(
         if name in place:
             rows = reaches[place[name]].inputs
             if name not in seen.met:
-                return Local(jnp.ones_like(rows[..., :1]), scale * slopes[place[name]], m.shape)
-            return Local(rows, scale * slopes[name], m.shape, seen.met[name].side == "right")
+                return Local(jnp.ones_like(rows[..., :1]), scale * slopes[place[name]], m.shape, _vector(m.size))
+            return Local(rows, scale * slopes[name], m.shape, seen.met[name].roles)
         left, right = (factor.reshape(particles, -1, deviations.rank) for factor in e)
         if m.size > particles:  # its columns would be more numbers than the particles' own
             return Spanned(spanned, left / scale, right, m.shape, axes.particles)
@@ -195,6 +208,11 @@ def estimated_jacobian(
     structure: Any = jax.tree.structure(mean)
     leaves = zip(*_named(mean, drawn[0], deviations.scales(mean)), strict=True)
     return Jacobian([part(*leaf) for leaf in leaves], structure, axes.batch)
+
+
+def _vector(size: int) -> Roles:
+    """Those of a vector: all of it comes out."""
+    return Roles.of([], [("free", size)])
 
 
 def _named(mean: Params, *trees: Any) -> tuple[list[Any], ...]:
@@ -211,16 +229,20 @@ def _reaches(
     sigma: Array,
     seen: Seen,
     healthy: Array,
-) -> tuple[dict[str, Reach], dict[str, str]]:
+) -> tuple[dict[str, Reach | MixedReach], dict[str, str]]:
     """How the local leaves reach the samples, and by the name of each local leaf the one that has its slopes."""
     factors, signs = drawn
     size = jnp.where(healthy, signs * sigma, 0)
-    reaches: dict[str, Reach] = {}
+    reaches: dict[str, Reach | MixedReach] = {}
     for name, m, e in zip(*_named(mean, factors), strict=True):
         if name in seen.met:
             met = seen.met[name]
+            if not met.roles.side:
+                left, right = (jnp.moveaxis(factor.astype(size.dtype), 0, -1) for factor in e)
+                reaches[name] = MixedReach(met.rows, size * left, right, met.roles)
+                continue
             left, right = (factor.reshape(len(signs), -1, deviations.rank) for factor in e)
-            inner, outer = (left, right) if met.side == "left" else (right, left)
+            inner, outer = (left, right) if met.roles.side == "left" else (right, left)
             inner = jnp.moveaxis(size[:, None, None] * inner.astype(size.dtype), 0, 2)
             reaches[name] = Reach(met.rows, inner, jnp.moveaxis(outer, -1, 0))
         elif not isinstance(e, tuple):
@@ -229,7 +251,8 @@ def _reaches(
     # What is added to the same numbers has the same slopes: one unknown for both.
     place = {name: name for name in reaches}
     for bias, matrix in seen.matrix_of.items():
-        reaches[matrix] = reaches[matrix].joined(reaches.pop(bias))
+        vector = reaches.pop(bias)
+        reaches[matrix] = reaches[matrix]._replace(vector=(vector.left, vector.right))
         place[bias] = matrix
     return reaches, place
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax import lax
 
 from eki_jax._types import Array
 from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.interpreter.products import Kind, Roles
 
 # What stays in the processor's cache of the samples that are solved at a time.
 _CACHE_BYTES = 2**20
@@ -45,9 +46,10 @@ class Reach(NamedTuple):
         """The number of places p."""
         return self.inputs.shape[1]
 
-    def joined(self, vector: Reach) -> Reach:
-        """Of a matrix and of a vector that is added to its product."""
-        return self._replace(vector=(vector.left, vector.right))
+    @property
+    def features(self) -> int:
+        """The number k of what comes out at each."""
+        return self.right.shape[-1]
 
     def of_sample(self, x: Array) -> FactoredEffect | FormedEffect:
         """What reaches one sample of inputs (p, n)."""
@@ -59,6 +61,54 @@ class Reach(NamedTuple):
         if len(x) == 1:
             return FactoredEffect(inner[:, 0], right)
         return FormedEffect(reduce(add, (s[:, None] * b.T for s, b in zip(inner, right, strict=True))))
+
+
+class MixedReach(NamedTuple):
+    """The same of a leaf whose factors are not what is summed over and what comes out, as of a grouped convolution.
+
+    Attributes:
+        inputs: rows x, shape (B, p, g n).
+        left: factors a, times sigma and the particle's sign, the particles last, shape (..., r, J).
+        right: factors b, shape (..., r, J).
+        roles: what the products do with the axes of both.
+        vector: a vector's deviations in the same places, as left (1, 1, J) and right (1, J, g k), or None.
+    """
+
+    inputs: Array
+    left: Array
+    right: Array
+    roles: Roles
+    vector: tuple[Array, Array] | None = None
+
+    @property
+    def places(self) -> int:
+        """The number of places p."""
+        return self.inputs.shape[1]
+
+    @property
+    def features(self) -> int:
+        """The number g k of what comes out at each."""
+        return self.roles.features
+
+    def of_sample(self, x: Array) -> FormedEffect:
+        """What reaches one sample of inputs (p, g n)."""
+        number = {kind: [i for i, axis in enumerate(self.roles.axes) if axis[0] == kind] for kind in get_args(Kind)}
+        cut, count = len(self.roles.left), len(self.roles.axes)
+        place, terms = count, [count + 1, count + 2]
+        rows = x.reshape(len(x), *self.roles.sizes("shared"), *self.roles.sizes("summed"))
+        left, right = (
+            factor.reshape(*(size for _, size in axes), *factor.shape[-2:])
+            for factor, axes in ((self.left, self.roles.left), (self.right, self.roles.right))
+        )
+        numbers = jnp.einsum(
+            *(rows, [place, *number["shared"], *number["summed"]]),
+            *(left, [*range(cut), *terms]),
+            *(right, [*range(cut, count), *terms]),
+            [place, *number["shared"], *number["free"], terms[1]],
+        ).reshape(len(x), self.features, -1)
+        if self.vector is not None:
+            numbers = numbers + self.vector[0] * self.vector[1][0].T
+        return FormedEffect(numbers)
 
 
 class FactoredEffect(NamedTuple):
@@ -133,7 +183,9 @@ class Participants(NamedTuple):
         return self.axis.sum(value)
 
 
-def regressions(outputs: Array, reaches: list[Reach], particles: Participants) -> tuple[list[Array], Array]:
+def regressions(
+    outputs: Array, reaches: list[Reach | MixedReach], particles: Participants
+) -> tuple[list[Array], Array]:
     """For each sample the slopes that explain its outputs from what reached it, in least squares.
 
     First those of the leaves that reach a sample in one place, then, from what is left, those of the others: a
@@ -149,7 +201,7 @@ def regressions(outputs: Array, reaches: list[Reach], particles: Participants) -
     """
     once = [reach for reach in reaches if reach.places == 1]
     often = [reach for reach in reaches if reach.places > 1]
-    numbers = sum(reach.places * reach.right.shape[-1] for reach in often)
+    numbers = sum(reach.places * reach.features for reach in often)
     slopes, rest = least_squares(outputs, once, particles, _ITERATIONS)
     everyone = len(particles.healthy) * particles.axis.size
     others, _ = least_squares(rest, often, particles, _FEW if numbers > everyone else _ITERATIONS)
@@ -158,7 +210,7 @@ def regressions(outputs: Array, reaches: list[Reach], particles: Participants) -
 
 
 def least_squares(
-    outputs: Array, reaches: list[Reach], particles: Participants, iterations: int
+    outputs: Array, reaches: list[Reach | MixedReach], particles: Participants, iterations: int
 ) -> tuple[list[Array], Array]:
     """One regression for all leaves.
 
@@ -184,7 +236,7 @@ def least_squares(
 
     if not reaches:
         return [], outputs
-    formed = sum(reach.places * reach.right[0].size for reach in reaches if reach.places > 1)
+    formed = sum(reach.places * reach.features for reach in reaches if reach.places > 1) * outputs.shape[-1]
     together = max(1, _CACHE_BYTES // ((outputs[0].size + formed // 4) * outputs.dtype.itemsize))
     return lax.map(one, (outputs, [reach.inputs for reach in reaches]), batch_size=min(len(outputs), together))
 
