@@ -16,6 +16,7 @@ from eki_jax._checks import NOT_NEGATIVE, a_prior, a_solver, function, offers, p
 from eki_jax._types import Array, Batch, Ensemble, ForwardFn, Prior
 from eki_jax.ensembles import drawing
 from eki_jax.kernel.axes import UnmappedAxis
+from eki_jax.kernel.evaluate import IndexedForward
 from eki_jax.kernel.particles import local_size
 from eki_jax.sharding.drivers import Driver, check_driver, over_devices
 from eki_jax.sharding.mesh import BATCH, PARTICLES, check_mesh, nearest_sizes
@@ -199,10 +200,12 @@ def shard_samples(forward: ForwardFn) -> ForwardFn:
     """
     function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
 
-    def every_sample(params: Any, x: Any) -> Any:
-        return jax.tree.map(_from_every_device, forward(params, x))
+    def every_sample(model: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: jax.tree.map(_from_every_device, model(*args))
 
-    return every_sample
+    if isinstance(forward, IndexedForward):
+        return IndexedForward(every_sample(forward.plain), every_sample(forward.indexed))
+    return every_sample(forward)
 
 
 def _from_every_device(rows: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
@@ -52,6 +53,23 @@ class Info(NamedTuple):
     loss: Array
     moved: Array
     reason: Array
+
+
+def extended(info: Any, prefix: str, **more: Any) -> Any:
+    """Numbers of a step and some more, as a class of the first one's name behind a prefix.
+
+    >>> from typing import NamedTuple
+    >>> class Numbers(NamedTuple):
+    ...     loss: float
+    >>> extended(Numbers(0.5), "More", refreshed=True)
+    MoreNumbers(loss=0.5, refreshed=True)
+    """
+    return _info_class(prefix + type(info).__name__, (*info._fields, *more))(*info, *more.values())
+
+
+@functools.cache
+def _info_class(name: str, fields: tuple[str, ...]) -> Any:
+    return namedtuple(name, fields)
 
 
 class Solver(NamedTuple):

@@ -8,7 +8,6 @@ model of that kind, and come back as part of the solver's state.
 from __future__ import annotations
 
 import functools
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,10 +21,11 @@ from eki_jax.kernel.evaluate import IndexedForward
 from eki_jax.kernel.keys import particle_key
 from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like
-from eki_jax.solvers.protocol import Solver, check_state, compiled, given
+from eki_jax.solvers.protocol import Solver, check_state, compiled, extended, given
 
 # Folded into the key, so that a solver which was given the same one draws other numbers for its deviations.
 _MODEL = 0x6D6F64
+_BATCH = "batch"  # as sharding.make_mesh names it
 
 
 class StatefulState(NamedTuple):
@@ -41,6 +41,11 @@ class StatefulState(NamedTuple):
     inner: Any
     key: Array | None
     model_state: Any
+
+    @property
+    def ensemble(self) -> Any:
+        """The particles where outputs are wanted, where the solver's state has them."""
+        return self.inner.ensemble
 
     @property
     def position(self) -> Any:
@@ -91,6 +96,10 @@ def stateful(
     particle), and the state that this returns is the next one. A step that is refused changes neither, nor does a new
     state that is not finite; ``info.refreshed`` says so.
 
+    Where devices share the samples of a batch, the key of a step is ``fold_in(k, s)`` on those with the share s, so
+    that no two samples get the same numbers; these then depend on how many devices share them. A state comes from one
+    share of the samples, and is refused there.
+
     Args:
         make: function ``make(forward) -> solver`` that makes a solver of the library from a model ``forward(params,
             x)``, such as ``lambda f: eki_jax.euler(f, loss)``. It is to hand on the very model that it is given.
@@ -113,8 +122,8 @@ def stateful(
         TypeError: ``make`` or ``forward`` is no function, or does not take ``key`` or ``state`` where these are given;
             neither ``key`` nor ``state``; a key that is none; from ``step``, a model that returns no pair where it has
             a state, and a solver that does not tell the model which particle it evaluates, with ``common=False``.
-        ValueError: from ``step``, a model that returns a state of another structure or of other shapes; a mesh of
-            devices that spreads the samples, whose random numbers and statistics would be those of a part.
+        ValueError: from ``step``, a model that returns a state of another structure or of other shapes; a model with a
+            state on a mesh of devices that spreads the samples, whose statistics would be those of a part.
 
     >>> import jax, jax.numpy as jnp
     >>> import eki_jax
@@ -175,11 +184,18 @@ def stateful(
     def step(before: StatefulState, batch: Batch) -> tuple[StatefulState, Any]:
         check_state(before, StatefulState, "stateful")
         given(forward)
-        _check_samples_are_whole()
+        shares = _shares_of_samples()
+        if shares > 1 and state is not None:
+            raise ValueError(
+                f"state: of a model whose samples are spread over {shares} devices, each of which would have the "
+                "statistics of its own; wanted a mesh that spreads particles alone, make_mesh(), or a model without a "
+                "state, in evaluation mode"
+            )
         x, targets = pair("batch", batch)
         drawn = None
         if before.key is not None:
-            drawn = jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(before.key), before.count))
+            of_step = jax.random.fold_in(jax.random.wrap_key_data(before.key), before.count)
+            drawn = jax.random.key_data(jax.random.fold_in(of_step, lax.axis_index(_BATCH)) if shares > 1 else of_step)
         inputs = Inputs(x, drawn, before.model_state)
         inner, info = solver.step(before.inner, (inputs, targets))
         if isinstance(model, IndexedForward) and not told:
@@ -284,25 +300,14 @@ def _is_finite(tree: Any) -> Array:
     return jnp.stack([jnp.ones((), bool), *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))]).all()
 
 
-def _check_samples_are_whole() -> None:
-    """Raise ValueError where devices share the samples of a batch."""
+def _shares_of_samples() -> int:
+    """The number of devices that share the samples of a batch."""
     try:
-        shares = lax.axis_size("batch")  # as sharding.make_mesh names it
+        return lax.axis_size(_BATCH)
     except NameError:
-        return
-    if shares > 1:
-        raise ValueError(
-            f"mesh: spreads the samples over {shares} devices, whose keys and states would be those of a part; wanted "
-            "one that spreads particles alone, make_mesh()"
-        )
+        return 1
 
 
 def _info(info: Any, refreshed: Array) -> Any:
     """A solver's info with a flag more."""
-    kind: Any = type(info)
-    return _info_class(kind)(*info, refreshed)
-
-
-@functools.cache
-def _info_class(kind: Any) -> Any:
-    return namedtuple(f"Stateful{kind.__name__}", (*kind._fields, "refreshed"))
+    return extended(info, "Stateful", refreshed=refreshed)

@@ -233,13 +233,70 @@ def test_a_model_that_is_hidden_is_refused() -> None:
     assert bool(solver.step(solver.init(ensemble()), BATCH)[1].moved)
 
 
-def test_samples_over_devices_are_refused() -> None:
-    """Devices that share the samples would repeat random numbers and see a part of the statistics."""
-    mesh = sharding.make_mesh(4, 2)
+@pytest.mark.parametrize("driver", ["shard_map", "jit"])
+@pytest.mark.parametrize("common", [True, False])
+def test_shares_of_samples_have_their_keys(common: bool, driver: Any) -> None:
+    """Devices that share the samples give each share numbers of its own, which the documentation promises."""
+    make = lambda f: euler(sharding.shard_samples(f), axis_name="particles")
+    one = eki_jax.stateful(make, noisy, key=KEY, common=common)
+    solver = sharding.shard_solver(one, sharding.make_mesh(2, 2), driver=driver)
+    start = solver.init(ensemble(4))
+    _, info = jax.jit(solver.step)(start, BATCH)
+    of_step = jax.random.fold_in(jax.random.wrap_key_data(start.key), 0)
+
+    def outputs(particle: Any, index: int) -> Any:
+        shares = [jax.random.fold_in(of_step, share) for share in range(2)]
+        keys = shares if common else [jax.random.fold_in(share, index) for share in shares]
+        return jnp.concatenate([noisy(particle, x, key=key) for x, key in zip((X[:4], X[4:]), keys, strict=True)])
+
+    wanted = [LOSS(outputs(particle, index), TARGETS) for index, particle in enumerate(start.inner.ensemble)]
+    np.testing.assert_allclose(info.losses, jnp.stack(wanted), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mean_learns_on_shares_of_samples() -> None:
+    """Natural steps with a key, particles and samples over devices."""
+    loss = natural.mean_over_samples(lambda z, y: (z - y) ** 2)
+    make = lambda f: natural.natural_gradient(
+        f, loss, 16, damping=1e-3, axis_name="particles", batch_axis_name="batch", loss_limit=None
+    )
+    solver = eki_jax.stateful(make, noisy, key=KEY, common=True)
+    solver = sharding.shard_solver(solver, sharding.make_mesh(4, 2), spread_targets=True)
+    state, step = solver.init(jnp.zeros(3), jax.random.key(2)), jax.jit(solver.step)
+    for _ in range(6):
+        state, info = step(state, BATCH)
+        assert bool(info.moved)
+    assert float(LOSS(X @ solver.estimate(state), TARGETS)) < 0.1 * float(LOSS(0 * TARGETS, TARGETS))
+
+
+def test_a_state_of_shares_is_refused() -> None:
+    """Devices that share the samples would each see a part of the statistics."""
     make = lambda f: euler(f, axis_name="particles")
-    solver = sharding.shard_solver(eki_jax.stateful(make, noisy, key=KEY), mesh)
-    with pytest.raises(ValueError, match="spreads the samples over 2 devices"):
+    solver = sharding.shard_solver(eki_jax.stateful(make, averaging, state=STATE), sharding.make_mesh(4, 2))
+    with pytest.raises(ValueError, match=r"state: .* spread over 2 devices.*make_mesh\(\)"):
         solver.step(solver.init(ensemble()), BATCH)
+
+
+def test_it_may_be_accelerated() -> None:
+    """Momentum around a model with a key and a state is momentum in the model's solver."""
+    around = kalman.accelerated(eki_jax.stateful(euler, both, key=KEY, state=STATE))
+    inside = eki_jax.stateful(lambda f: kalman.accelerated(euler(f)), both, key=KEY, state=STATE)
+    found = []
+    for solver in (around, inside):
+        state, step = solver.init(ensemble()), jax.jit(solver.step)
+        for _ in range(3):
+            state, info = step(state, BATCH)
+        assert int(state.count) == 3
+        model_state = (state.inner if solver is around else state).model_state
+        found.append((solver.ensemble(state), solver.estimate(state), model_state, info._asdict()))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *found)
+    refused = kalman.accelerated(
+        eki_jax.stateful(euler, both, key=KEY, state=STATE), lambda k: jnp.where(k < 1, 0.5, 2.0)
+    )
+    state, first = refused.step(refused.init(ensemble()), BATCH)
+    after, info = refused.step(state, BATCH)
+    assert (bool(first.refreshed), bool(info.refreshed), bool(info.moved)) == (True, False, False)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
 @pytest.mark.parametrize(

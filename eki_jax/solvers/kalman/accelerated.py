@@ -17,7 +17,7 @@ from eki_jax._checks import SHARE, flag, pair
 from eki_jax._types import Array, Batch, Ensemble, Params
 from eki_jax.kernel.health import finite_particles, unmoved_particles
 from eki_jax.kernel.particles import wide_dtype
-from eki_jax.solvers.protocol import Solver, check_state, compiled, makes_its_particles
+from eki_jax.solvers.protocol import Info, Solver, check_state, compiled, extended, makes_its_particles
 from eki_jax.solvers.reasons import Reason
 from eki_jax.solvers.step_sizes import momentum_schedule, su_boyd_candes
 
@@ -111,7 +111,8 @@ def accelerated(
         restart: flag; False never gives the momentum up, for losses that rise because the batch has changed.
 
     Returns:
-        A :class:`eki_jax.Solver` with :class:`AcceleratedState` and :class:`AcceleratedInfo`. Its ``with_ensemble``
+        A :class:`eki_jax.Solver` with :class:`AcceleratedState` and :class:`AcceleratedInfo`, with a flag ``refreshed``
+        more for a solver from :func:`eki_jax.stateful` of a model with a state. Its ``with_ensemble``
         replaces the particles that are ahead. A step that the solver refuses changes nothing, the momentum neither.
 
     Raises:
@@ -166,7 +167,11 @@ def accelerated(
         new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
         reason = jnp.where(info.moved & ~in_range, jnp.asarray(Reason.SETTING, info.reason.dtype), info.reason)
         told = info._replace(moved=ok, reason=reason, is_finite=info.is_finite & (in_range | ~info.moved))
-        return new, AcceleratedInfo(**told._asdict(), momentum=jnp.where(ok, factor, 0), restarted=restarted & ok)
+        own = {name: getattr(told, name) for name in Info._fields}
+        found = AcceleratedInfo(**own, momentum=jnp.where(ok, factor, 0), restarted=restarted & ok)
+        if not hasattr(info, "refreshed"):
+            return new, found
+        return new, extended(found, "Stateful", refreshed=info.refreshed & ok)
 
     def step(state: AcceleratedState, batch: Batch) -> tuple[AcceleratedState, AcceleratedInfo]:
         check_state(state, AcceleratedState, "accelerated")
