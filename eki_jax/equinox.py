@@ -104,8 +104,10 @@ def equinox_forward(
         ImportError: from the import of this module, where equinox is not installed; it names the extra.
         TypeError: ``module`` has no such method; ``filter`` is no function, ``per_sample`` or ``keyed`` no flag,
             ``state`` no state; inputs, ``options``, a key or a state that the method does not take.
-        ValueError: The module has no parameters. A call asks for a key or for a state that it is not given; the message
-            says what to do. It comes from ``forward`` where only the call can tell and no example inputs are given.
+        ValueError: The module has no parameters, or the state is another module's. A call asks for a key or for a state
+            that it is not given, gets parameters of another module, or takes means over the samples (batch
+            normalization) inside of :func:`jax.shard_map`; the message says what to do. It comes from ``forward`` where
+            only the call can tell and no example inputs are given.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -132,6 +134,8 @@ def equinox_forward(
             f"module: {kind} has layers that keep a state; wanted state=state, as equinox.nn.make_with_state returns "
             "it, for a forward that takes a state and returns it"
         )
+    if state is not None:
+        _check_state(module, state)
     traceable("example_inputs", example_inputs)
     signature, stated = _signature(module, method), state is not None
     words = {"key": None} if keyed else {}
@@ -160,9 +164,11 @@ def equinox_forward(
         traceable("inputs", inputs)
         inputs = unpacked(inputs, len(example_inputs), takes)
         check_call(inputs)
+        if stated:
+            _check_state(module, state)
         # A state that was written to cannot be read again; this one is everybody's.
         state = jax.tree.map(lambda leaf: leaf, state)
-        call = getattr(eqx.combine(params, static), method)
+        call = getattr(_combined(params, static, template), method)
 
         def one(inputs: tuple[Any, ...], key: Any, state: Any) -> Any:
             given = {} if key is None else {"key": key}
@@ -180,6 +186,14 @@ def equinox_forward(
             raise ValueError(
                 f"module: {kind} asks for a key in this mode ({error}); wanted equinox.nn.inference_mode(module), or "
                 "keyed=True for a forward that takes a key"
+            ) from error
+        except AssertionError as error:
+            if not (per_sample and jax.sharding.get_abstract_mesh().manual_axes):
+                raise
+            # An axis of jax.vmap has no name among those of devices (JAX 0.10 to 0.12).
+            raise ValueError(
+                f"module: {kind} takes means over its samples, the axis {axis_name!r} of jax.vmap, which JAX cannot do "
+                "inside of jax.shard_map; wanted shard_solver(..., driver='jit'), or equinox.nn.inference_mode(module)"
             ) from error
 
     shapes = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
@@ -271,6 +285,47 @@ def _binds(signature: inspect.Signature, keywords: tuple[str, ...]) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _combined(params: Any, static: Any, template: Any) -> Any:
+    """The module with these parameters.
+
+    Raises:
+        ValueError: parameters of another structure.
+    """
+    try:
+        return eqx.combine(params, static)
+    except ValueError as error:
+        wanted = "those of the module that the forward map was made of, equinox.filter(module, is_inexact_array)"
+        if type(params) is type(static) and _shapes(params) == _shapes(template):
+            wanted += (
+                ", or their numbers in its structure, jax.tree.unflatten(jax.tree.structure(template), "
+                "jax.tree.leaves(params)): modules that keep a state and are not made by make_with_state each have "
+                "places of their own for it"
+            )
+        where = str(error).splitlines()[1:2] or [""]
+        place = where[0].strip().removeprefix("tree_map tree") or "the first node"
+        raise ValueError(
+            f"params: a {type(params).__name__}, whose structure is another one than the module's at {place}; wanted "
+            f"{wanted}"
+        ) from error
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _check_state(module: Any, state: Any) -> None:
+    """Raise ValueError for a state without a place that the module writes to."""
+    for index in _indices(module):
+        if isinstance(index, eqx.nn.StateIndex):
+            try:
+                state.get(index)
+            except KeyError as error:
+                raise ValueError(
+                    f"state: that of another module, which has no place {error}; wanted that of this "
+                    f"{type(module).__name__}, which equinox.nn.make_with_state returns beside it"
+                ) from error
 
 
 def _indices(module: Any) -> list[Any]:

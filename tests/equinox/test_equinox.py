@@ -15,7 +15,7 @@ import pytest
 
 import eki_jax
 from eki_jax import equinox as adapter
-from eki_jax import natural
+from eki_jax import natural, sharding
 from eki_jax.equinox import equinox_forward
 from eki_jax.training import ensemble_method, fit
 
@@ -309,3 +309,67 @@ def test_without_equinox_the_extra_is_named() -> None:
     script = "import sys; sys.modules['equinox'] = None; import eki_jax; import eki_jax.equinox"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "ImportError: equinox is not installed: pip install 'eki_jax[equinox]'" in done.stderr
+
+
+def test_parameters_of_another_module() -> None:
+    """Of another kind, of other sizes, or of one whose places for a state are its own, with what to do about it."""
+    forward, _ = equinox_forward(eqx.nn.MLP(4, 3, 6, 1, key=KEY))
+    for params in (params_of(eqx.nn.MLP(4, 3, 6, 2, key=KEY)), {"w": X}):
+        with pytest.raises(ValueError, match=rf"params: a {type(params).__name__}, .* at the first node; wanted those"):
+            forward(params, X)
+    module, other = Classifier(KEY), Classifier(jax.random.key(7))  # without make_with_state
+    forward, template, state = equinox_forward(module, keyed=True, state=eqx.nn.State(module))
+    with pytest.raises(ValueError, match=r"params: .* at \.norm\.batch_counter; .*jax.tree.unflatten") as caught:
+        forward(params_of(other), X, key=KEY, state=state)
+    assert "jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(params))" in str(caught.value)
+    moved = jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(params_of(other)))
+    outputs, _ = forward(moved, X, key=KEY, state=state)
+    assert outputs.shape == (32, 2)
+    for wrong in (eqx.nn.State(other), eqx.nn.make_with_state(Classifier)(KEY)[1]):
+        with pytest.raises(ValueError, match=r"state: that of another module.*make_with_state"):
+            equinox_forward(module, keyed=True, state=wrong)
+        with pytest.raises(ValueError, match=r"state: that of another module.*make_with_state"):
+            forward(params_of(module), X, key=KEY, state=wrong)
+
+
+def test_batch_statistics_over_devices() -> None:
+    """Means over an axis of ``jax.vmap`` cannot be taken in ``jax.shard_map``; the compiler's partitioner can."""
+    module, state = eqx.nn.make_with_state(Classifier)(KEY)
+    forward, _, state = equinox_forward(eqx.tree_at(lambda m: m.drop.p, module, 0.0), state=state)
+    make = lambda f: eki_jax.euler(f, natural.softmax_cross_entropy(), axis_name="particles")
+    one = eki_jax.stateful(make, forward, state=state)
+    ensemble = eki_jax.sample_ensemble(KEY, eki_jax.gaussian(params_of(module), 0.1), 8)
+    solver = sharding.shard_solver(one, sharding.make_mesh(8))
+    with pytest.raises(ValueError, match=r"Classifier takes means over its samples.*wanted .*driver='jit'"):
+        solver.step(solver.init(ensemble), (X, LABELS))
+    solver = sharding.shard_solver(one, sharding.make_mesh(8), driver="jit")
+    assert bool(solver.step(solver.init(ensemble), (X, LABELS))[1].refreshed)
+
+
+CONVOLUTIONS = {
+    "one axis, few outputs": (eqx.nn.Conv1d(6, 2, 5, stride=2, key=KEY), (6, 9)),
+    "dilated": (eqx.nn.Conv2d(4, 3, 3, dilation=2, key=KEY), (4, 6, 6)),
+    "square": (eqx.nn.Conv2d(3, 3, 3, stride=3, key=KEY), (3, 6, 6)),
+    "transposed": (eqx.nn.ConvTranspose2d(6, 2, 4, stride=2, key=KEY), (6, 1, 2)),
+    "transposed in groups": (eqx.nn.ConvTranspose1d(6, 2, 5, groups=2, dilation=2, key=KEY), (6, 2)),
+    "depthwise": (eqx.nn.Conv2d(2, 4, 3, groups=2, key=KEY), (2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_are_cut_at_outputs(name: str) -> None:
+    """Whatever the sizes of its window, a kernel is of low rank between its outputs and the rest, and local."""
+    module, shape = CONVOLUTIONS[name]
+    forward, template = equinox_forward(module)
+    x = jnp.ones((3, *shape))
+    (kernel,) = [leaf for leaf in natural.describe(forward, template, x).leaves if leaf.name == ".weight"]
+    assert (kernel.deviation, kernel.localized) == ("low rank", "local")
+    left, _ = natural.low_rank(1).draw(KEY, params_of(module)).weight
+    assert left.shape == (module.out_channels, 1)
+
+
+def test_stacked_kernels_are_cut_there_too() -> None:
+    """Layers side by side have one axis more in front."""
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Conv1d(4, 3, 5, key=key))(jax.random.split(KEY, 2))
+    left, right = natural.low_rank(1).draw(KEY, params_of(stack)).weight
+    assert (left.shape, right.shape) == ((2, 3, 1), (4, 5, 1))

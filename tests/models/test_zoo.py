@@ -234,6 +234,8 @@ def test_a_transformers_matrices_are_local(api: str) -> None:
         ("layer over several axes", "linen", "kernel"),
         ("OptimizedLSTMCell", "nnx", "kernel"),
         ("subclass of a layer", "nnx", "kernel"),
+        ("transposed convolution", "equinox", "weight"),
+        pytest.param("dilated convolution", "equinox", "weight", marks=SLOW),
         pytest.param("cross-attention", "nnx", "kernel", marks=SLOW),
         pytest.param("layer over several axes", "nnx", "kernel", marks=SLOW),
         pytest.param("OptimizedLSTMCell", "linen", "kernel", marks=SLOW),
