@@ -61,11 +61,25 @@ HANDLED = {
     ),
     "twice": lambda p, x: hidden(p, hidden(p, x)),
     "sum": lambda p, x: jnp.tanh(p["b"] + (x @ p["w"] + jnp.ones(3))),
+    "scan": lambda p, x: lax.scan(lambda h, _: (hidden(p, h), None), x, None, 3)[0],
+    "scan backwards": lambda p, x: lax.scan(lambda h, y: (hidden(p, h + y), h), x, jnp.ones((2, 3)), reverse=True)[0],
+    "carried": lambda p, x: lax.scan(lambda c, _: ((c[0], hidden(*c)), None), (p, x), None, 3)[0][1],
+    "scan of a function called twice": lambda p, x: lax.scan(
+        lambda h, _: ((f := jax.jit(hidden))(p, f(p, h)), None), x, None, 1
+    )[0],
     "bias with an axis": lambda p, x: jnp.tanh(affine(x, p["w"], p["b"][None].astype(jnp.float16))),
 }
 PLAINLY = {
-    "scan": (lambda p, x: lax.scan(lambda h, _: (hidden(p, h), None), x, None, 3)[0], r"in.* loop \(scan\)"),
-    "carried": (lambda p, x: lax.scan(lambda c, _: ((c[0], hidden(*c)), None), (p, x), None, 3)[0][1], "scan"),
+    "scan in a while": (
+        lambda p, x: lax.fori_loop(
+            0, jnp.array(2), lambda _, x: lax.scan(lambda h, _: (hidden(p, h), None), x, None, 2)[0], x
+        ),
+        "loop",
+    ),
+    "turns as many as samples": (
+        lambda p, x: lax.scan(lambda h, _: (hidden(p, h), None), x, None, 4)[0],
+        "of 4 turns, as many as samples",
+    ),
     "while": (
         lambda p, x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, hidden(p, c[1])), (0, x))[1],
         r"loop \(while\)",
@@ -297,14 +311,28 @@ def test_one_image_has_no_axis_of_samples() -> None:
     assert not describe(jax.vmap(forward, (None, 0)), template, x).lost
 
 
-def test_a_recurrent_network_is_plain_but_its_end() -> None:
+def test_a_recurrent_network_is_local() -> None:
+    """A matrix is multiplied once a time step, and a loop around another has the turns of both."""
     x = jnp.ones((5, 3, 4))
     forward, template = lowered(TanhRNN(units=4, outputs=3), x, method="logits")
     found = describe(forward, template, x)
-    assert {leaf.name for leaf in found.leaves if leaf.localized == "plain estimate"} == {
-        leaf.name for leaf in found.leaves if "kernel" in leaf.name and "output" not in leaf.name
-    }
-    assert not found.lost
+    assert {leaf.localized for leaf in found.leaves} == {"local", "as its layer"}
+    assert {leaf.places for leaf in found.leaves if "kernel" in leaf.name} == {1, 3}
+    long = jnp.ones((5, 9, 4))  # more numbers than the matrix has
+    assert "at 9 places of a sample: 36 numbers, worth it up to 16" in str(describe(forward, template, long))
+    inner = lambda p: lambda h, _: (hidden(p, h), None)
+    nested = model(lambda p, x: lax.scan(lambda h, _: lax.scan(inner(p), h, None, 3), x, None, 1)[0])
+    assert localized(describe(nested, PARAMS, X)) == LOCAL
+
+
+def test_rows_of_a_loop_are_those_of_its_turns() -> None:
+    """Those of the same layers in line, the time steps one after the other."""
+    looped = model(HANDLED["scan"])
+    inline = model(lambda p, x: hidden(p, hidden(p, hidden(p, x))))
+    cloud = Cloud(low_rank(1), 4)
+    found, wanted = (jax.jit(lambda p, f=f: cloud.see(f, p, X).met[W].rows)(PARAMS) for f in (looped, inline))
+    assert found.shape == (4, 3, 3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["jit", "scan", "rows", "computed bias"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -27,8 +28,9 @@ class Use(NamedTuple):
         how: kind of the use.
         inside: loops, branches and other functions around it that cannot be read in line, the outermost first.
         roles: what the product does with the matrix's axes; None for other uses.
-        shape: shape (B, ..., g n) of the rows in a product; empty for other uses.
-        rows: function that returns the rows, where they are known outside of the loops.
+        shape: shape (B, ..., g n) of the rows in a product, in loops (B, T, ..., g n); empty for other uses.
+        rows: function that returns the rows, where they are known outside of the loops: in scans they are.
+        turns: numbers of turns of the scans around it.
         is_formed: flag, True where the matrix was added up for a product.
     """
 
@@ -38,7 +40,20 @@ class Use(NamedTuple):
     roles: Roles | None = None
     shape: tuple[int, ...] = ()
     rows: Callable[[], Array] | None = None
+    turns: frozenset[int] = frozenset()
     is_formed: bool = False
+
+
+class Turn(NamedTuple):
+    """What a scan's body is seen to do in one turn.
+
+    Attributes:
+        met: numbers of times that each product was met: a function may be called twice.
+        rows: rows of the products, in their order, by the place of the use among all.
+    """
+
+    met: Counter[Any]
+    rows: dict[int, Array]
 
 
 class Addition(NamedTuple):
@@ -82,13 +97,15 @@ class Watcher:
         uses: uses of the matrices, in the order of the trace.
         additions: additions of biases.
         others: names of vectors that were used for something else than to be added to a product.
+        turns: turns of the scans that are being traced, the innermost last.
     """
 
     def __init__(self) -> None:
         self.uses: list[Use] = []
         self.additions: list[Addition] = []
         self.others: set[str] = set()
-        self._in_loops: set[tuple[int, tuple[str, ...]]] = set()
+        self._in_loops: dict[Any, int] = {}
+        self.turns: list[Turn] = []
 
     def seen(self, operands: list[Any], alone: Sequence[bool]) -> list[Any]:
         """The operands of an equation; a product that others have too is no longer one that a bias alone is added to.
@@ -112,26 +129,29 @@ class Watcher:
             turns: number of turns.
             inside: loops and branches around its body, itself the last.
         """
-        return None
+        return Looped(self, inside[:-1])
 
     def used(self, w: Perturbed, how: How, inside: tuple[str, ...], eqn: Any) -> None:
         """Note a use that is no product."""
-        if self._is_new(w, inside, eqn):
+        if self._place(w, inside, eqn)[1]:
             self.uses += [Use(name, how, inside) for name in w.names]
 
     def multiplied(self, result: Array, product: Product, inside: tuple[str, ...], eqn: Any) -> Any:
         """Note a product, and say of its result whose it is."""
         w = product.w
-        if not self._is_new(w, inside, eqn):
-            return result
+        place, is_new = self._place(w, inside, eqn)
         if not w.whole or product.roles is None:
             how: How = "formed" if product.is_formed else "other product" if w.whole else "part"
-            self.uses += [Use(name, how, inside) for name in w.names]
+            self.uses += [Use(name, how, inside) for name in w.names if is_new]
             return result
         (name,) = w.names
-        rows = None if inside else product.rows
-        self.uses.append(Use(name, "product", inside, product.roles, product.shape, rows, product.is_formed))
-        return Tagged(result, product=name)
+        if is_new:
+            rows = None if inside else product.rows
+            use = Use(name, "product", inside, product.roles, product.shape, rows, is_formed=product.is_formed)
+            self.uses.append(use)
+        if product.rows is not None and len(self.turns) == len(inside) > 0:
+            self.turns[-1].rows[place] = product.rows()
+        return Tagged(result, product=name) if is_new else result
 
     def computed(self, value: Tagged) -> None:
         """Note that a vector was used for something else than to be added to a product."""
@@ -169,13 +189,53 @@ class Watcher:
         vectors = frozenset[str]().union(*(vectors for vectors in of if vectors is not None))
         return [Tagged(result, vectors=vectors) for result in results]
 
-    def _is_new(self, w: Perturbed, inside: tuple[str, ...], eqn: Any) -> bool:
-        """Whether it was not noted before: JAX may trace a loop's body more than once."""
-        key = (id(eqn), w.names)
-        if inside and key in self._in_loops:
-            return False
-        self._in_loops.add(key)
-        return True
+    def _place(self, w: Perturbed, inside: tuple[str, ...], eqn: Any) -> tuple[int, bool]:
+        """The place of a use among all, and whether it was not noted before: JAX may trace a loop's body twice."""
+        if not inside:
+            return len(self.uses), True
+        key: Any = (id(eqn), w.names, inside)
+        if self.turns:
+            met = self.turns[-1].met
+            met[key] += 1
+            key = (*key, met[key])
+        is_new = key not in self._in_loops
+        return self._in_loops.setdefault(key, len(self.uses)), is_new
+
+
+class Looped(Loop):
+    """A scan whose products' rows are handed out of it, all turns together.
+
+    Attributes:
+        watcher: watcher of the model.
+        around: loops and branches around the scan.
+    """
+
+    def __init__(self, watcher: Watcher, around: tuple[str, ...]) -> None:
+        self.watcher, self.around = watcher, around
+
+    def begin(self, turn: Any) -> None:
+        """Watch a turn, which JAX may trace more than once."""
+        self.watcher.turns.append(Turn(Counter(), {}))
+
+    def end(self) -> dict[int, Array]:
+        """The rows of the products in the turn, by their uses' places."""
+        return self.watcher.turns.pop().rows
+
+    def over(self, stacked: dict[int, Array]) -> None:
+        """Note the rows of all turns, each place's with an axis of them first."""
+        uses, turns = self.watcher.uses, self.watcher.turns
+        for place, rows in stacked.items():
+            rows = jnp.moveaxis(rows, 0, 1)
+            known = None if self.around else (lambda rows=rows: rows)
+            of_loops = uses[place].turns | {rows.shape[1]}
+            uses[place] = uses[place]._replace(shape=rows.shape, rows=known, turns=of_loops)
+            if len(turns) == len(self.around) > 0:
+                turns[-1].rows[place] = rows
+
+    def sliced(self, leaf: Tagged, row: Array) -> Array:
+        """A slice of a vector is none that is added to a product."""
+        self.watcher.computed(leaf)
+        return row
 
 
 def _arranged(new: Any, old: Any) -> Any:

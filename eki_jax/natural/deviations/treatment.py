@@ -137,8 +137,14 @@ def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatmen
                 f"is multiplied inside of a loop ({use.inside[0]}) over something else than the places of a sample",
                 "jax.vmap for a loop over samples",
             )
-    if any(use.inside for use in uses):
-        return plain(f"is used inside of a loop ({next(use.inside[0] for use in uses if use.inside)})")
+        if samples in use.turns:  # the samples of a turn may be the places of a sample, and the other way round
+            return plain(
+                f"is multiplied inside of a loop ({use.inside[0]}) of {samples} turns, as many as samples, so that "
+                "either may be the samples"
+            )
+    looped = [use.inside[0] for use in uses if use.inside and use.rows is None]
+    if looped:
+        return plain(f"is used inside of a loop ({looped[0]})")
     others = [use.how for use in uses if use.how != "product"]
     if others:
         return plain(_OTHER_USES[others[0]] + (f", one of {len(uses)} uses" if len(uses) > 1 else ""))
