@@ -185,7 +185,10 @@ def _dot_product(
     """The rows of x that are multiplied, and by what of the array."""
     if not summed and not shared:
         return Product(w)
-    kind_of = lambda axis: "summed" if axis in summed else "shared" if axis in shared else "free"
+
+    def kind_of(axis: int) -> Kind:
+        return "summed" if axis in summed else "shared" if axis in shared else "free"
+
     left, right = ([(kind_of(axis), w.shape[axis]) for axis in axes] for axes in (w.left_axes, w.right_axes))
     own = (*w.left_axes, *w.right_axes)
     order = [*x_free, *(axis for axis in own if axis in shared), *(axis for axis in own if axis in summed)]
