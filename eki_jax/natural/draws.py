@@ -28,7 +28,7 @@ class Met(NamedTuple):
 
     Attributes:
         rows: rows x, shape (B, p, g n) for p places; those of g matrices side by side.
-        roles: what the products do with the matrix's axes.
+        roles: roles of the matrix's axes in the products.
     """
 
     rows: Array

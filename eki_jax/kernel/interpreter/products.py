@@ -32,7 +32,7 @@ class Roles:
     Attributes:
         left: kind and size of each axis of the left factor. The product sums over "summed" axes; "free" ones come out;
             "shared" ones are the other operand's too and come out: a matrix for each index.
-        right: the same of the right factor.
+        right: kind and size of each axis of the right factor.
     """
 
     left: tuple[tuple[Kind, int], ...]
@@ -101,7 +101,7 @@ class Product(NamedTuple):
 
     Attributes:
         w: perturbed array.
-        roles: what the product does with its axes; None where it multiplies no rows.
+        roles: roles of its axes in the product; None where it multiplies no rows.
         shape: sizes (B, ..., g n) of the other operand's rows; of several matrices theirs lie side by side.
         rows: function that returns those rows.
         is_formed: flag, True where the array was added up for it.

@@ -27,8 +27,8 @@ class Use(NamedTuple):
         name: name of the leaf.
         how: kind of the use.
         inside: loops, branches and other functions around it that cannot be read in line, the outermost first.
-        roles: what the product does with the matrix's axes; None for other uses.
-        shape: shape (B, ..., g n) of the rows in a product, in loops (B, T, ..., g n); empty for other uses.
+        roles: roles of the matrix's axes in a product; None for other uses.
+        shape: sizes (B, ..., g n) of the rows in a product, (B, T, ..., g n) in loops; empty for other uses.
         rows: function that returns the rows, where they are known outside of the loops: in scans they are.
         turns: numbers of turns of the scans around it.
         is_formed: flag, True where the matrix was added up for a product.

@@ -53,7 +53,7 @@ class Local(NamedTuple):
         inputs: rows x at the p places where a sample is multiplied, shape (B, p, g n); of a vector ones, (B, p, 1).
         slopes: Delta, shape (B, C, p, g k), in units of a deviation.
         shape: shape of the leaf.
-        roles: what the products do with its axes: which numbers are the g matrices of (n, k).
+        roles: roles of its axes in the products, by which its numbers are g matrices of (n, k).
     """
 
     inputs: Array

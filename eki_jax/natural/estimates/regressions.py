@@ -70,7 +70,7 @@ class MixedReach(NamedTuple):
         inputs: rows x, shape (B, p, g n).
         left: factors a, times sigma and the particle's sign, the particles last, shape (..., r, J).
         right: factors b, shape (..., r, J).
-        roles: what the products do with the axes of both.
+        roles: roles of the axes of both in the products.
         vector: a vector's deviations in the same places, as left (1, 1, J) and right (1, J, g k), or None.
     """
 
