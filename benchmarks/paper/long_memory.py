@@ -26,7 +26,7 @@ TITLE = "Long memory: the adding problem at T = 100, 200, 300 (figure of the sli
 ENOUGH = 0.01  # error of a problem that is solved
 TUNING_SEED, TESTS, TUNING_TESTS = 1000, 2000, 2001
 LENGTHS = (100, 200, 300)
-FEW = (50, 100, 200)  # numbers of different examples
+FEW = (100, 50, 200)  # numbers of different examples
 # Forward passes of an example, a gradient counted as three: thirty steps on all of a hundred, or thousands on a few.
 BUDGETS = {method: 6e5 if METHODS[method].is_small else 1.2e6 for method in METHODS}
 SLOW = "per-sample"  # a step has noise at every place of a sequence
@@ -70,12 +70,11 @@ def cells(preset: str) -> list[Cell]:
         return [Cell("adding", 10, kind, method, few, **small) for kind, method, few in pairs]
     found = []
     for length in LENGTHS:
-        found += [Cell("adding", length, "lstm", method, 100, BUDGETS[method]) for method in BUDGETS if method != SLOW]
-        for few in FEW:
-            if few != 100:  # which is above
-                found += [Cell("adding", length, "lstm", "natural", few, BUDGETS["natural"] * few / 100)]
-                found += [Cell("adding", length, "lstm", "adam", few, BUDGETS["adam"])]
-        found += [Cell("adding", length, "lstm", method, None, BUDGETS[method]) for method in ("sgd", "adam")]
+        found += [Cell("adding", length, "lstm", "natural", few, BUDGETS["natural"] * few / 100) for few in FEW]
+        found += [Cell("adding", length, "lstm", "adam", few, BUDGETS["adam"]) for few in (*FEW, None)]
+        found += [Cell("adding", length, "lstm", "sgd", few, BUDGETS["sgd"]) for few in (100, None)]
+    for length in LENGTHS:
+        found += [Cell("adding", length, "lstm", method, 100, BUDGETS[method]) for method in ("eki", "eki-r")]
     for length in LENGTHS if preset == "full" else LENGTHS[:1]:
         found.append(Cell("adding", length, "lstm", SLOW, 100, BUDGETS[SLOW]))
         for kind in KINDS:
