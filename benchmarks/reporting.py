@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import math
@@ -20,9 +21,10 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and processor count: what a reader needs to judge a number."""
+    """Day, versions, device and processor count: what a reader needs to judge a number."""
     device = jax.devices()[0]
     return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{device.platform}: {device.device_kind}",
         "device_count": jax.device_count(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -164,7 +164,7 @@ def _before(arguments: argparse.Namespace) -> dict[str, Any]:
     remedy = (
         "write it anew, with problem, method, particles, batch, seed, learning_rate, momentum and epochs of the run"
     )
-    before = store.result(path, remedy)
+    before = store.result(path, remedy, store.read_object)
     if (arguments.resume / "result.json").is_file() and not _has_checkpoint(arguments.resume):
         raise Refused(f"--resume {arguments.resume}: its checkpoints are gone; wanted a run with them, or a new folder")
     metrics = arguments.resume / "metrics.jsonl"

@@ -166,7 +166,7 @@ def test_what_the_sdist_holds(built: tuple[Path, Path]) -> None:
     assert {f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")} <= names
     assert {"LICENSE", "CITATION.cff", "hatch_build.py", "docs/conf.py", "tests/conftest.py"} <= names
     assert {f"docs/images/{path.name}" for path in (ROOT / "docs/images").glob("*.png")} <= names
-    assert not [name for name in names if name.startswith("benchmarks/results") and name.endswith(".json")]
+    assert not [name for name in names if name.startswith("benchmarks/results") and name.endswith((".json", ".jsonl"))]
     assert not [name for name in names if re.match(r"docs/(reference|gallery|repository)/|build/", name)]
 
 

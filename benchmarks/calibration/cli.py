@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     require("matplotlib")
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
     out = arguments.out or (Path("runs/calibration-smoke") if arguments.preset == "smoke" else COMMITTED)
-    path = out / f"{arguments.name}.json"
+    path = out / f"{arguments.name}.jsonl"
     text = f"python -m benchmarks calibration {arguments.name} --preset {arguments.preset}"
     with claimed(out, ".calibration.lock"):
         if arguments.draw:

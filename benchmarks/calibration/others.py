@@ -25,7 +25,7 @@ from benchmarks.harness.tables import markdown
 
 TITLE = "Other libraries on the same problems"
 SCRIPTS = Path(__file__).parent / "peers"
-CHOSEN = Path(__file__).parents[1] / "results" / "calibration" / "lorenz96.json"
+CHOSEN = Path(__file__).parents[1] / "results" / "calibration" / "lorenz96.jsonl"
 LIMIT = 1800  # seconds for one library, one problem and one size
 
 

@@ -18,9 +18,9 @@ def write(name: str, result: dict[str, Any], experiment: Any, out: Path, *, is_c
 
     Args:
         name: name of the experiment.
-        result: its JSON file's content.
+        result: its file's content.
         experiment: its module, with ``table`` and ``draw``.
-        out: folder of the JSON file.
+        out: folder of the file.
         is_committed: flag, True where the page's own numbers are meant.
 
     Returns:

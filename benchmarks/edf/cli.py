@@ -1,4 +1,4 @@
-"""``python -m benchmarks edf EXPERIMENT``: run it, write JSON and a picture, print a table."""
+"""``python -m benchmarks edf EXPERIMENT``: run it, write numbers and a picture, print a table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 from benchmarks.edf import convergence, full_vs_stochastic, harness, stochastic
 from benchmarks.edf.pictures import draw
-from benchmarks.edf.progress import forget
 from benchmarks.edf.tables import table
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, file, require
-from benchmarks.reporting import RESULTS, print_result, save_result
+from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
 EXPERIMENTS = {
@@ -33,12 +32,11 @@ def main(argv: list[str]) -> int:
         print(store.made_of(options.result, store.result(options.result, remedy), table, remedy))
         return 0
     require("matplotlib")
-    out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.json"
+    out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.jsonl"
     with claimed(out.parent, f".{out.name}.lock"):
         before = store.earlier(out, options.preset, experiment=f"edf {options.experiment}") or {}
         result = _run(options, out)
-        save_result(out, _merged(out, before, result))
-        forget(out)
+        store.save(out, _merged(out, before, result))
         saved = store.read(out)
         picture = draw(saved, out.with_suffix(".png"))
     print(table(saved))
@@ -74,7 +72,7 @@ def _merged(out: Path, before: dict[str, Any], result: dict[str, Any]) -> dict[s
         reason = (
             f"other settings ({other}) than those of {', '.join(lost)}" if other else f"fewer of {', '.join(fewer)}"
         )
-        beside = save_result(out.with_suffix(".partial"), result)
+        beside = store.save(out.with_suffix(".partial"), result)
         raise Refused(f"{out}: left as it is, since this run has {reason}; it is in {beside.name}")
     return {**result, **{key: {**before[key], **result[key]} for key in parts if lost}}
 
@@ -86,10 +84,10 @@ def _parser() -> Parser:
         one = commands.add_parser(name, help=summary, description=summary)
         one.add_preset(help="size (default: cpu)")
         one.add_data()
-        one.add_argument("--out", metavar="FILE", type=file, help="JSON to write; the picture goes beside it")
+        one.add_argument("--out", metavar="FILE", type=file, help="file for the numbers; the picture goes beside it")
         one.add_seed(default=0)
         if name == "stochastic":
             one.add_argument("--problem", nargs="+", choices=tuple(stochastic.PROBLEMS), default=["mnist", "cifar10"])
     one = commands.add_parser("table", help="print a result's table", description="print a result's table")
-    one.add_argument("result", type=file, help="a JSON file that one of the others wrote")
+    one.add_argument("result", type=file, help="a file that one of the others wrote")
     return parser

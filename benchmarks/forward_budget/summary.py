@@ -3,15 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.forward_budget.settings import MILLION, NAMES, RIVALS, TITLES
+from benchmarks.forward_budget.settings import MILLION, NAMES, RIVALS, TITLES, TUNING_SEED
+from benchmarks.harness.command import Refused
 from benchmarks.harness.tables import markdown
 
 #: From this budget on the natural gradient is to be ahead.
 FROM = 5 * MILLION
+
+
+# What differs among the runs of a method on a problem.
+_OF_A_RUN = ("seed", "compile_seconds", "passes", "seconds", "test_accuracy", "environment")
+
+
+def summarized(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What the runs of a file say, besides what it says itself.
+
+    Args:
+        path: the file, which errors name.
+        found: its content.
+
+    Returns:
+        The content with ``curves``, the runs of all seeds by problem and method; the step sizes that were ``chosen``;
+        ``results`` at the budgets; and ``claims``.
+
+    Raises:
+        Refused: a curve is cut, or the runs of a method are of several settings.
+    """
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    remedy = f"run `{found.get('command', 'the command')}` again"
+    for name, run in found.get("runs", {}).items():
+        try:
+            trouble = is_cut(run)
+        except (KeyError, IndexError, TypeError) as error:
+            trouble = f"damaged ({type(error).__name__}: {error})"
+        if trouble:
+            raise Refused(f"{path}: {name}: {trouble}; {remedy}")
+    runs = list(found.get("runs", {}).values())
+    chosen = {}
+    for problem in found.get("budgets", {}):
+        of_problem = curves.setdefault(problem, {})
+        for method in NAMES:
+            own = [run for run in runs if (run["problem"], run["method"]) == (problem, method)]
+            by_seed = {run["seed"]: run for run in own if run["seed"] != TUNING_SEED}
+            if not set(found["seeds"]) <= set(by_seed):
+                continue
+            of_problem[method] = [by_seed[seed] for seed in found["seeds"]]
+            first, *others = ({k: v for k, v in run.items() if k not in _OF_A_RUN} for run in of_problem[method])
+            if any(other != first for other in others):
+                raise Refused(f"{path}: {problem}, {method}: runs of several settings; {remedy}")
+            if method in RIVALS:
+                chosen[f"{problem} {NAMES[method]}"] = first["learning_rate"]
+        if not of_problem:
+            del curves[problem]
+    results = {
+        problem: {method: statistics(of_seeds, found["budgets"][problem]) for method, of_seeds in by_method.items()}
+        for problem, by_method in curves.items()
+    }
+    return {**found, "curves": curves, "chosen": chosen, "results": results, "claims": claims(results)}
+
+
+def best_rate(runs: Sequence[dict[str, Any]]) -> float:
+    """The step size of the tuning run with the best accuracy at the end."""
+    return max(runs, key=lambda run: run["test_accuracy"][-1] or 0.0)["learning_rate"]
+
+
+def is_cut(run: dict[str, Any]) -> str:
+    """What a curve lacks: it has as many numbers of each kind, and its passes are those of the whole budget."""
+    lengths = {name: len(run[name]) for name in ("passes", "seconds", "test_accuracy")}
+    if len(set(lengths.values())) > 1 or min(lengths.values()) < 2:
+        return f"cut: {lengths}, wanted as many of each, and two at least"
+    passes = run["passes"]
+    if passes[-1] + (passes[1] - passes[0]) <= run["budget"]:
+        return f"cut: {passes[-1]} of {run['budget']} passes"
+    return ""
 
 
 def at_budget(run: dict[str, Any], budget: int) -> tuple[float, float] | None:

@@ -1,24 +1,29 @@
-"""One store of results: what is finished is kept, and a part never takes the place of more.
+"""One store of results: a file of lines of JSON an experiment. What is finished is kept; a part never replaces more.
 
-A file is whole or not there (:mod:`eki_jax.training.files`); one that is damaged, or of other settings, is set aside
-under another name, and said.
+The first line says what the others are of: experiment, command, preset, machine, and how many there are. Each of them
+is one thing that was measured. Its first entry is its kind with its name, as in ``{"cells": "etki 10", ...}``, or with
+its place in a list, as in ``{"rows": 0, ...}``.
+
+A file is whole or not there (:mod:`eki_jax.training.files`). One that is damaged is set aside under another name, and
+said; what can still be read of its finished runs is taken from it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from benchmarks.harness.command import Refused, say
-from benchmarks.reporting import plain, save_result
+from benchmarks.reporting import environment, plain
+from eki_jax.training.files import write_text
 
 # Sizes of a run, from the smallest on; some commands have names of their own.
 RANKS = {"smoke": 0, "quick": 0, "cpu": 1, "default": 1, "full": 2}
+# Kinds of lines that are there before there is a result: what goes on is made of them.
+RUNS, UNFINISHED = "runs", "unfinished"
 
 
 class Damaged(ValueError):
@@ -26,7 +31,30 @@ class Damaged(ValueError):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The result in a file: what its first line says, and by their kinds the others, by name or as a list.
+
+    Raises:
+        Damaged: it holds none.
+    """
+    try:
+        head, *lines = map(json.loads, path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        if head.pop("lines") != len(lines):
+            raise ValueError(f"{len(lines)} lines after the first, which says otherwise")
+        found: dict[str, Any] = head
+        for line in lines:
+            (kind, name), *entry = line.items()
+            if isinstance(name, str):
+                found.setdefault(kind, {})[name] = dict(entry)
+            else:
+                found.setdefault(kind, []).append(dict(entry))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # no JSON, no UTF-8, or no such lines
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise Damaged(f"{path}: damaged ({reason}); wanted lines of JSON") from error
+    return found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The one JSON object in a file, such as the settings of a run.
 
     Raises:
         Damaged: it holds none.
@@ -40,8 +68,33 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def result(path: Path, remedy: str) -> dict[str, Any]:
+def write(path: Path, result: Mapping[str, Any]) -> Path:
+    """Write a result: dicts and lists whose entries are dicts become lines, all else the first; returns the path."""
+    head: dict[str, Any] = {}
+    lines = []
+    for kind, value in plain(result).items():
+        named = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        if named and all(isinstance(entry, dict) and kind not in entry for entry in named.values()):
+            lines += [{kind: name, **entry} for name, entry in named.items()]
+        else:
+            head[kind] = value
+    text = (json.dumps(line, ensure_ascii=False) + "\n" for line in ({"lines": len(lines), **head}, *lines))
+    write_text(path, "".join(text))
+    return path
+
+
+def save(path: Path, result: Mapping[str, Any]) -> Path:
+    """Write a result of this machine, today; returns the path."""
+    return write(path, {**result, "environment": environment()})
+
+
+def result(path: Path, remedy: str, reader: Callable[[Path], dict[str, Any]] = read) -> dict[str, Any]:
     """A result that a table or a picture is made of.
+
+    Args:
+        path: its file.
+        remedy: words for what to do where it cannot be read.
+        reader: function that reads it.
 
     Raises:
         Refused: it is not there or damaged; the message ends with the remedy.
@@ -49,7 +102,7 @@ def result(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise Refused(f"{path}: not there; {remedy}")
     try:
-        return read(path)
+        return reader(path)
     except Damaged as error:
         raise Refused(f"{error}; {remedy}") from error
 
@@ -63,8 +116,15 @@ def made_of(path: Path, found: dict[str, Any], make: Callable[[dict[str, Any]], 
     try:
         return make(found)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise Refused(f"{path}: no result of this command, or not all of it ({reason}); {remedy}") from error
+
+
+def is_begun(found: dict[str, Any]) -> bool:
+    """Whether a file has finished runs alone, and no result yet."""
+    return set(found) <= {RUNS, UNFINISHED}
 
 
 def earlier(path: Path, preset: str | None = None, **identity: Any) -> dict[str, Any] | None:
@@ -83,7 +143,12 @@ def earlier(path: Path, preset: str | None = None, **identity: Any) -> dict[str,
     try:
         found = read(path)
     except Damaged as error:
+        whole = _whole_runs(path)
         set_aside(path, str(error))
+        if whole:
+            write(path, whole)
+        return None
+    if is_begun(found):
         return None
     wrong = [f"{key}: {found.get(key)!r}, not {value!r}" for key, value in identity.items() if found.get(key) != value]
     if wrong:
@@ -95,11 +160,24 @@ def earlier(path: Path, preset: str | None = None, **identity: Any) -> dict[str,
     return found
 
 
-def set_aside(path: Path, reason: str, ending: str = "damaged") -> None:
-    """Give a file another name, and say so."""
-    place, count = path.with_name(f"{path.name}.{ending}"), 1
+def _whole_runs(path: Path) -> dict[str, Any]:
+    """The finished runs in a damaged file whose lines are whole."""
+    found: dict[str, Any] = {}
+    for text in path.read_bytes().splitlines():
+        try:
+            (kind, name), *entry = json.loads(text).items()
+        except (AttributeError, ValueError):
+            continue
+        if kind in (RUNS, UNFINISHED) and isinstance(name, str):
+            found.setdefault(kind, {})[name] = dict(entry)
+    return found
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Give a damaged file another name, and say so."""
+    place, count = path.with_name(f"{path.name}.damaged"), 1
     while place.exists():
-        place, count = path.with_name(f"{path.name}.{ending}-{count}"), count + 1
+        place, count = path.with_name(f"{path.name}.damaged-{count}"), count + 1
     path.rename(place)
     say(f"{reason}: set aside as {place.name}; made again")
 
@@ -116,46 +194,46 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 class Runs:
-    """Finished runs in a folder, a file of JSON each, so that an interrupted command goes on with what is left.
+    """Finished runs in the file of a result, a line each, so that an interrupted command goes on with what is left.
+
+    They are beside the result that is there, which stays as it is until the command writes another.
 
     Args:
-        folder: folder of the files.
-        is_open: flag; False for a store that is only read, where a file that cannot be used is an error.
+        path: file of the result.
+        kind: kind of the lines.
+        others: runs of other files, which are taken too.
     """
 
-    def __init__(self, folder: Path, *, is_open: bool = True) -> None:
-        self.folder, self._is_open = folder, is_open
+    def __init__(self, path: Path, kind: str = RUNS, others: Mapping[str, Any] | None = None) -> None:
+        self.path, self._kind, self._others = path, kind, others or {}
+        earlier(path)  # of a damaged file, what is whole
+        self._wrong: dict[str, str] = {}
 
-    def path(self, name: str) -> Path:
-        """The file of a run."""
-        return self.folder / f"{quote(name, safe=' ,=.()')}.json"
+    @property
+    def all(self) -> dict[str, Any]:
+        """The runs in the file, by their names."""
+        return self._result().get(self._kind, {})
 
     def find(self, name: str, trouble: Callable[[dict[str, Any]], str]) -> dict[str, Any] | None:
         """The run called ``name``, or None.
 
         Args:
             name: name of the run.
-            trouble: function of the file's content: what is wrong with it for this run, or nothing.
-
-        Raises:
-            Refused: it cannot be used, and the store is only read.
+            trouble: function of what is in the file: what is wrong with it for this run, or nothing.
         """
-        path = self.path(name)
-        if not path.is_file():
+        found = self.all.get(name, self._others.get(name))
+        if found is None:
             return None
         try:
-            found, ending = read(path), "other"
             reason = trouble(found)
-            reason = reason and f"{path}: of another run ({reason})"
-        except Damaged as error:
-            reason, ending = str(error), "damaged"
+            reason = reason and f"of another run ({reason})"
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason, ending = f"{path}: damaged ({type(error).__name__}: {error})", "damaged"
+            reason = f"damaged ({type(error).__name__}: {error})"
         if not reason:
             return found
-        if not self._is_open:
-            raise Refused(f"{reason}; run the same command so that it is made again, or remove the file")
-        set_aside(path, reason, ending)
+        if self._wrong.get(name) != reason:
+            say(f"{self.path}: {name}: {reason}; made again")
+        self._wrong[name] = reason
         return None
 
     def get(
@@ -166,15 +244,26 @@ class Runs:
         return self.keep(name, measure()) if found is None else found
 
     def keep(self, name: str, found: dict[str, Any]) -> dict[str, Any]:
-        """Write a run; returns it as it is read."""
-        return read(save_result(self.path(name), found))
+        """Write a run; returns it as it is read. One that it takes the place of goes to a file beside."""
+        result = self._result()
+        runs = result.setdefault(self._kind, {})
+        if self._wrong.pop(name, None) and name in runs:
+            beside = self.path.with_name(f"{self.path.name}.other")
+            lines = beside.read_text(encoding="utf-8") if beside.exists() else ""
+            write_text(beside, lines + json.dumps({self._kind: name, **runs[name]}) + "\n")
+        runs[name] = plain({**found, "environment": environment()})
+        write(self.path, result)
+        return runs[name]
+
+    def _result(self) -> dict[str, Any]:
+        return read(self.path) if self.path.is_file() else {}
 
 
 class Cells:
     """The cells of a result: each is kept as soon as it is measured, and the result takes its place when it is whole.
 
-    Until then the earlier result stays as it is, and what is measured lies in a folder beside it, from where the same
-    command goes on after an interruption.
+    Until then the earlier result stays as it is, and what is measured is beside it, from where the same command goes on
+    after an interruption.
 
     Args:
         path: file of the result.
@@ -195,7 +284,7 @@ class Cells:
         is_same = before.get("cells") is not None and not differences(before, head)
         self._before: dict[str, Any] = before["cells"] if is_same else {}
         self._keep = keep
-        self._runs = Runs(path.with_suffix(".unfinished"))
+        self._runs = Runs(path, UNFINISHED)
         self.cells: dict[str, Any] = {}
 
     def get(self, name: str, settings: dict[str, Any], measure: Callable[[], Any]) -> Any:
@@ -220,7 +309,7 @@ class Cells:
             begun = time.perf_counter()
             cell = {**here, "found": plain(measure()), "seconds": time.perf_counter() - begun}
             if "skipped" not in cell["found"]:
-                save_result(self._runs.path(name), cell)
+                self._runs.keep(name, cell)
                 self._say(f"{name}: {cell['seconds']:.1f} s")
             elif before is not None:
                 self._say(f"{name}: not run ({cell['found']['skipped']}); the one of the earlier result stays")
@@ -233,16 +322,14 @@ class Cells:
         return {**self.head, **self.extra, "cells": self.cells}
 
     def finish(self, *, is_whole: bool = True) -> dict[str, Any]:
-        """Write the result, and forget what was kept until then; returns what is in the file.
+        """Write the result in the place of the earlier one; returns what is in the file.
 
         Args:
             is_whole: flag, False for a run of some cells only: the others of the earlier result stay.
         """
         if not is_whole:
             self.cells = {**self._before, **self.cells}
-        save_result(self.path, self.payload())
-        shutil.rmtree(self._runs.folder, ignore_errors=True)
-        return read(self.path)
+        return read(save(self.path, self.payload()))
 
 
 def _cut(cell: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed, write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-COMMITTED = RESULTS / "models.json"
+COMMITTED = RESULTS / "models.jsonl"
 DEVICES = 8
 
 
@@ -29,7 +29,7 @@ DEVICES = 8
 def main(argv: list[str]) -> int:
     """Measure, write the numbers and print the table; 1 where a cell is wrong, 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
-    path = arguments.out or (Path("runs/models-smoke.json") if arguments.preset == "smoke" else COMMITTED)
+    path = arguments.out or (Path("runs/models-smoke.jsonl") if arguments.preset == "smoke" else COMMITTED)
     chosen = [
         model
         for model in MODELS
@@ -100,7 +100,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_preset(choices=tuple(measures.PRESETS), help="smoke: fewer particles and steps; cpu (default)")
-    words = "file of the numbers (default: benchmarks/results/models.json)"
+    words = "file of the numbers (default: benchmarks/results/models.jsonl)"
     parser.add_argument("--out", "--json", metavar="FILE", type=file, help=words)
     parser.add_argument("--model", metavar="TEXT", nargs="+", help="only models whose names have one of these in them")
     parser.add_argument(

@@ -94,13 +94,13 @@ class Cell(NamedTuple):
         return chosen | {"rate": self.rate}
 
 
-def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Train one cell, or take what an earlier run of the same settings left in ``folder``, or go on with it.
+def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, Any]:
+    """Train one cell, or take what an earlier run of the same settings left, or go on with it.
 
     Returns:
         The settings, the history (a dict an epoch) and the seconds.
     """
-    found = _found(cell, folder, seed)
+    found = _found(cell, kept, seed)
     if found is not None:
         return found
     settings = cell.settings(seed)
@@ -128,10 +128,10 @@ def run_cell(cell: Cell, folder: Path, data: Path | None, seed: int) -> dict[str
         raise KeyboardInterrupt
     history = result.history[: cell.epochs]
     record = {"settings": settings, "history": history, "seconds": sum(line["seconds"] for line in history)}
-    kept = Runs(folder).keep(_name(settings), record)
+    found = kept.keep(_name(settings), record)
     if directory is not None:
         shutil.rmtree(directory)
-    return kept
+    return found
 
 
 def run_table(
@@ -144,28 +144,30 @@ def run_table(
     seed: int,
     only: str = "",
 ) -> dict[str, Any]:
-    """Run a table's cells in a preset; writes ``experiment.json`` and ``experiment.png``.
+    """Run a table's cells in a preset; writes ``experiment.jsonl`` and ``experiment.png``.
 
     What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
-    in the place of its smaller one. Every finished run is kept under ``out/cells``, so that a table may be run
-    in parts: with ``only``, cells whose name does not contain it are taken from there, or from the table of an earlier
-    run with the same seed, or left out with the reason.
+    in the place of its smaller one. Every finished run is kept in the file at once, so that a table may be run
+    in parts: with ``only``, cells whose name does not contain it are taken from there or from the other
+    tables in the folder, or of a result with the same seed, or left out with the reason.
 
     Raises:
         Refused: A cell of the earlier table is not run, and cannot be kept, as its seed is another; or nothing is run.
     """
     check_preset(preset)
-    path, folder, full = out / f"{experiment}.json", out / "cells", {cell.name: cell for cell in cells("full")}
+    path, full = out / f"{experiment}.jsonl", {cell.name: cell for cell in cells("full")}
     before = _Table(store.earlier(path, experiment=experiment) or {}, seed)
     if only and before.is_of_another_seed:
         raise Refused(f"{path}: has seed {before.seed}, not {seed}; name another folder by --out, or leave out --only")
+    others = [store.read(other).get(store.RUNS, {}) for other in out.glob("*.jsonl") if other != path]
+    kept = Runs(path, others={name: run for runs in others for name, run in runs.items()})
     rows, runs, accuracies, is_new = [], {}, {}, False
     for cell in cells(preset):
         paper, wanted = full[cell.name], only in cell.name
-        if preset == "cpu" and cell != paper and _found(paper, folder, seed):
+        if preset == "cpu" and cell != paper and _found(paper, kept, seed):
             cell, wanted = paper, False
         shown = "full" if preset == "cpu" and cell == paper else preset
-        records = None if before.is_larger(cell.name, shown) else _records(cell, folder, data, seed, wanted)
+        records = None if before.is_larger(cell.name, shown) else _records(cell, kept, data, seed, wanted)
         if isinstance(records, list) and len(records) >= before.seeds(cell.name, wanted):
             is_new, runs[cell.name] = True, records
             accuracies |= numbers({cell.name: records})
@@ -180,11 +182,25 @@ def run_table(
     result: dict[str, Any] = {"accuracies": accuracies, "rows": rows}
     if not runs:
         result["skipped"] = rows[0]["note"].removeprefix("not run: ")
-    brief = lambda record: {key: record[key] for key in ("settings", "history")}
-    details = {"runs": {name: [brief(record) for record in records] for name, records in runs.items()}}
+    shown = {_name(record["settings"]): record for records in runs.values() for record in records}
+    details = {
+        "shown": {name: [_name(record["settings"]) for record in records] for name, records in runs.items()},
+        store.RUNS: {**kept.all, **shown},
+    }
     summary = finish(experiment, title, preset, seed, out, result, details)
-    draw_epochs(out / f"{experiment}.png", runs, list(dict.fromkeys(cell.label for cell in full.values())), title)
+    draw(out / f"{experiment}.png", store.read(path), cells)
     return summary
+
+
+def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs that a table shows, by the cells' names, one a seed."""
+    return {name: [result[store.RUNS][run] for run in runs] for name, runs in result.get("shown", {}).items()}
+
+
+def draw(path: Path, result: dict[str, Any], cells: Callable[[str], Sequence[Cell]]) -> None:
+    """The picture of a table's result, see :func:`draw_epochs`."""
+    labels = list(dict.fromkeys(cell.label for cell in cells("full")))
+    draw_epochs(path, shown_runs(result), labels, result["title"])
 
 
 class _Table:
@@ -194,7 +210,7 @@ class _Table:
         self.seed = result.get("seed", seed)
         self.is_of_another_seed = self.seed != seed
         self._rows = [] if self.is_of_another_seed else result.get("rows", [])
-        self.runs = {} if self.is_of_another_seed else result.get("runs", {})
+        self.runs = {} if self.is_of_another_seed else shown_runs(result)
         self.accuracies = result.get("accuracies", {})
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -212,18 +228,18 @@ class _Table:
         )
 
 
-def _records(cell: Cell, folder: Path, data: Path | None, seed: int, wanted: bool) -> list[dict[str, Any]] | str:
+def _records(cell: Cell, kept: Runs, data: Path | None, seed: int, wanted: bool) -> list[dict[str, Any]] | str:
     """The cell's runs, one a seed, or why there is none; of a cell that is not ``wanted``, those that are finished."""
     if cell.reason:
         return cell.reason
     try:
         seeds = range(seed, seed + cell.seeds)
         if wanted:
-            return [run_cell(cell, folder, data, one) for one in seeds]
-        kept = [found for one in seeds if (found := _found(cell, folder, one))]
+            return [run_cell(cell, kept, data, one) for one in seeds]
+        finished = [found for one in seeds if (found := _found(cell, kept, one))]
     except MissingFile as error:
         return error.reason
-    return kept or f"left out by --only; {cell.forward_passes:.1e} forward passes"
+    return finished or f"left out by --only; {cell.forward_passes:.1e} forward passes"
 
 
 def numbers(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -281,7 +297,7 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
     save(figure, path)
 
 
-def _found(cell: Cell, folder: Path, seed: int) -> dict[str, Any] | None:
+def _found(cell: Cell, kept: Runs, seed: int) -> dict[str, Any] | None:
     """The run as an earlier one left it, or as the training command left it among the results."""
     settings = cell.settings(seed)
 
@@ -290,20 +306,21 @@ def _found(cell: Cell, folder: Path, seed: int) -> dict[str, Any] | None:
             return f"history: {len(record['history'])} epochs, wanted {cell.epochs} with their accuracies"
         return differences(record, {"settings": settings}) or "seconds"[: 0 if "seconds" in record else None]
 
-    return Runs(folder).find(_name(settings), trouble) or _trained(cell, seed)
+    return kept.find(_name(settings), trouble) or _trained(cell, seed)
 
 
 def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
     """The same run as ``python -m benchmarks train`` left it among the results, if there is one."""
-    path = RESULTS / "train" / f"{cell.problem}-{cell.method}.json"
+    path = RESULTS / "train.jsonl"
     if not path.is_file() or cell.images is not None or cell.growth:
         return None
-    result = store.result(path, "run it again, or remove it")
+    result = store.result(path, "remove it")[store.RUNS].get(f"{cell.problem}-{cell.method}", {})
     known = {"particles": cell.particles if cell.is_ensemble else 1, "batch": cell.batch, "epochs": cell.epochs}
     known |= {"seed": seed} | ({} if cell.is_ensemble else {"learning_rate": cell.rate})
     if differences(result, known):
         return None
-    return {"settings": cell.settings(seed), "history": result["history"], "seconds": result["seconds"]}
+    kept = ("history", "seconds", "environment")
+    return {"settings": cell.settings(seed), **{name: result[name] for name in kept if name in result}}
 
 
 def _rows(cell: Cell, histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

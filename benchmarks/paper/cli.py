@@ -47,11 +47,11 @@ def main(argv: list[str]) -> int:
     with claimed(out, ".paper.lock"):
         results(out, but=arguments.name)
         merges = hasattr(experiment, "cells") and arguments.preset != "smoke"  # cell by cell
-        path = out / f"{arguments.name}.json"
+        path = out / f"{arguments.name}.jsonl"
         store.earlier(path, None if merges else arguments.preset, experiment=arguments.name)
         summary = experiment.run(arguments.preset, out, arguments.data, arguments.seed, **options)
         table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
-    print(f"numbers: {out / arguments.name}.json\ntable: {table}", file=sys.stderr)
+    print(f"numbers: {path}\ntable: {table}", file=sys.stderr)
     print_result(summary)
     return 0
 
@@ -77,7 +77,7 @@ def _parser() -> Parser:
         help="smoke: seconds; cpu: at most an hour on two cores; full: the paper's settings (default: cpu)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=folder, help="folder for JSON and PNG (default: benchmarks/results/paper)"
+        "--out", metavar="DIR", type=folder, help="folder for numbers and pictures (default: benchmarks/results/paper)"
     )
     parser.add_data()
     parser.add_seed(default=0)

@@ -32,5 +32,5 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``cnn-mnist.json`` and ``cnn-mnist.png``."""
+    """Writes ``cnn-mnist.jsonl`` and ``cnn-mnist.png``."""
     return run_table("cnn-mnist", TITLE, cells, preset, out, data, seed, only)

@@ -33,7 +33,7 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``cnn-svhn.json`` and ``cnn-svhn.png``."""
+    """Writes ``cnn-svhn.jsonl`` and ``cnn-svhn.png``."""
     return run_table("cnn-svhn", TITLE, cells, preset, out, data, seed, only)
 
 

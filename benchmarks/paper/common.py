@@ -9,7 +9,6 @@ import numpy as np
 
 from benchmarks.harness import store
 from benchmarks.harness.command import Refused
-from benchmarks.reporting import save_result
 
 PRESETS = ("smoke", "cpu", "full")
 
@@ -51,7 +50,7 @@ def skipped(name: str, quantity: str, paper: float | None, reason: str) -> dict[
 def finish(
     experiment: str, title: str, preset: str, seed: int, out: Path, numbers: dict[str, Any], details: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write ``experiment.json`` under ``out`` and return what a run prints: everything but the details.
+    """Write ``experiment.jsonl`` under ``out`` and return what a run prints: everything but the details.
 
     Args:
         experiment: Its name on the command line.
@@ -68,14 +67,14 @@ def finish(
     summary = {"experiment": experiment, "preset": preset, "seed": seed, **numbers}
     flags = f"--preset {preset} --seed {seed}"
     command = f"python -m benchmarks paper {experiment} {flags}"
-    path, payload = out / f"{experiment}.json", {"title": title, "command": command, **summary, **details}
+    path, payload = out / f"{experiment}.jsonl", {"title": title, "command": command, **summary, **details}
     lost = measured(store.earlier(path, experiment=experiment) or {}) - (found := measured(summary))
     if lost:
         reason = f"{path}: left as it is, since it has what this run lacks: {', '.join(sorted(lost)[:4])}"
         if found:
-            reason += f"; this run is in {save_result(path.with_suffix('.partial'), payload).name}"
+            reason += f"; this run is in {store.save(path.with_suffix('.partial'), payload).name}"
         raise Refused(f"{reason} ({numbers['skipped']})" if numbers.get("skipped") else reason)
-    save_result(path, payload)
+    store.save(path, payload)
     return summary
 
 

@@ -43,7 +43,7 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``dense.json`` and ``dense.png``."""
+    """Writes ``dense.jsonl`` and ``dense.png``."""
     return run_table("dense", TITLE, cells, preset, out, data, seed, only)
 
 

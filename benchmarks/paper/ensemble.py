@@ -63,7 +63,7 @@ SHOWN = ("SGD", "deep ensemble", "EKI(R), mean particle", "EKI(R), average", "EK
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``ensemble.json`` and ``ensemble.png``."""
+    """Writes ``ensemble.jsonl`` and ``ensemble.png``."""
     check_preset(preset)
     settings, started = PRESETS[preset], time.perf_counter()
     rows: list[dict[str, Any]] = []

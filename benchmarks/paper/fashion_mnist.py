@@ -27,5 +27,5 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``fashion-mnist.json`` and ``fashion-mnist.png``."""
+    """Writes ``fashion-mnist.jsonl`` and ``fashion-mnist.png``."""
     return run_table("fashion-mnist", TITLE, cells, preset, out, data, seed, only)

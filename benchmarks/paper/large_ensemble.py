@@ -38,5 +38,5 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``large-ensemble.json`` and ``large-ensemble.png``."""
+    """Writes ``large-ensemble.jsonl`` and ``large-ensemble.png``."""
     return run_table("large-ensemble", TITLE, cells, preset, out, data, seed, only)

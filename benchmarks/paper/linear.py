@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Solve the problem in all four ways; writes ``linear.json`` and ``linear.png`` under ``out``."""
+    """Solve the problem in all four ways; writes ``linear.jsonl`` and ``linear.png`` under ``out``."""
     del data
     check_preset(preset)
     *sizes, steps = SIZES[preset]

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``noise-ratio.json`` and ``noise-ratio.png``."""
+    """Writes ``noise-ratio.jsonl`` and ``noise-ratio.png``."""
     check_preset(preset)
     started, rows, bounds = time.perf_counter(), [], {}
     for network, (size, batch, epochs, images) in PRESETS[preset].items():

@@ -13,5 +13,5 @@ PAPER = {"ogd_first": 4.939e-2, "ogd_final": 6.480e-3, "eki_first": 8.671e-3, "e
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``online-sunspots.json`` and ``online-sunspots.png``."""
+    """Writes ``online-sunspots.jsonl`` and ``online-sunspots.png``."""
     return run_series("online-sunspots", TITLE, tables.sunspots, PAPER, preset, out, data, seed)

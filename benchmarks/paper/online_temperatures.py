@@ -13,5 +13,5 @@ PAPER = {"ogd_first": 2.653e-2, "ogd_final": 8.954e-3, "eki_first": 8.086e-3, "e
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``online-temperatures.json`` and ``online-temperatures.png``."""
+    """Writes ``online-temperatures.jsonl`` and ``online-temperatures.png``."""
     return run_series("online-temperatures", TITLE, tables.temperatures, PAPER, preset, out, data, seed)

@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``particles.json`` and ``particles.png``."""
+    """Writes ``particles.jsonl`` and ``particles.png``."""
     check_preset(preset)
     started, rows, seen, results = time.perf_counter(), [], {}, {}
     for network, (size, batch, epochs, images) in PRESETS[preset].items():

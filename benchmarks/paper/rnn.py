@@ -25,5 +25,5 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``rnn.json`` and ``rnn.png``."""
+    """Writes ``rnn.jsonl`` and ``rnn.png``."""
     return run_table("rnn", TITLE, cells, preset, out, data, seed, only)

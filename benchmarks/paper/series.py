@@ -74,7 +74,7 @@ def run_series(
     data: Path | None,
     seed: int,
 ) -> dict[str, Any]:
-    """EKI and OGD over the same seeds; writes ``experiment.json`` and ``experiment.png``."""
+    """EKI and OGD over the same seeds; writes ``experiment.jsonl`` and ``experiment.png``."""
     check_preset(preset)
     settings = PRESETS[preset]
     try:

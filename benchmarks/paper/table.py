@@ -1,4 +1,4 @@
-"""The table of all experiments, generated from the JSON files that they wrote."""
+"""The table of all experiments, made from the files that they wrote."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ def results(folder: Path, but: str = "") -> list[dict[str, Any]]:
         Refused: A file is damaged, or no result of an experiment of the paper.
     """
     found = []
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted(folder.glob("*.jsonl")):
         if file.stem == but:
             continue
         one = store.result(file, f"remove it, or run `python -m benchmarks paper {file.stem}` again")
-        store.made_of(file, one, _section, "move it to another folder")
-        found.append(one)
+        if not store.is_begun(one):
+            store.made_of(file, one, _section, "move it to another folder")
+            found.append(one)
     return found
 
 

@@ -56,7 +56,7 @@ PRESETS = {
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """All methods over the same draws of labels; writes ``voting.json`` and ``voting.png``."""
+    """All methods over the same draws of labels; writes ``voting.jsonl`` and ``voting.png``."""
     check_preset(preset)
     settings = PRESETS[preset]
     try:

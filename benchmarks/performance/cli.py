@@ -13,7 +13,7 @@ from benchmarks.harness.peers import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
 from benchmarks.performance.tables import section, write
-from benchmarks.reporting import RESULTS, print_result, save_result
+from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
 # What other commands call the sizes.
@@ -22,7 +22,7 @@ _SIZES = {"smoke": "quick", "cpu": "default"}
 
 @command("performance")
 def main(argv: list[str]) -> int:
-    """Measure the parts asked for, one JSON file each; draw and tabulate what is there."""
+    """Measure the parts asked for, one file each; draw and tabulate what is there."""
     arguments = _parser().parse_args(argv)
     require("matplotlib")
     preset, out = _SIZES.get(arguments.preset, arguments.preset), arguments.out
@@ -46,10 +46,10 @@ def main(argv: list[str]) -> int:
             path = _file(out, name)
             lost = measured((store.earlier(path) or {}).get("rows", [])) - measured(rows)
             if lost:
-                beside = save_result(path.with_suffix(".partial"), payload).name
+                beside = store.save(path.with_suffix(".partial"), payload).name
                 troubles.append(f"{path}: left as it is, as it has {'; '.join(sorted(lost))}; this run is in {beside}")
             else:
-                written[name] = save_result(path, payload)
+                written[name] = store.save(path, payload)
         picture, table = draw(out), write(out)
     files = {"results": {part: path.name for part, path in written.items()}}
     print_result({**files, "picture": picture and picture.name, "table": table.name})
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _file(out: Path, part: str) -> Path:
-    return out / f"performance-{part}.json"
+    return out / f"performance-{part}.jsonl"
 
 
 def measured(rows: list[dict[str, Any]]) -> set[str]:
@@ -91,7 +91,7 @@ def _parser() -> Parser:
     parser.add_argument("--limit", type=number(), default=120, help="seconds for one measurement (default: 120)")
     parser.add_argument("--linear-limit", type=number(), help="the same for the part linear (default: as --limit)")
     parser.add_peers()
-    words = "folder for performance-PART.json and the picture"
+    words = "folder for performance-PART.jsonl and the picture"
     parser.add_argument("--out", metavar="DIR", type=folder, default=RESULTS, help=words)
     return parser
 

@@ -12,7 +12,7 @@ from benchmarks.performance.tables import times_ours
 
 
 def draw(folder: Path, out: Path | None = None) -> Path | None:
-    """Draw what the JSON files in ``folder`` hold as performance.png, beside them or in ``out``; None of nothing."""
+    """Draw what the files in ``folder`` hold as performance.png, beside them or in ``out``; None of nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,7 +28,7 @@ def draw(folder: Path, out: Path | None = None) -> Path | None:
 
 
 def _rows(folder: Path, part: str) -> list[dict[str, Any]]:
-    path = folder / f"performance-{part}.json"
+    path = folder / f"performance-{part}.jsonl"
     return read(path)["rows"] if path.exists() else []
 
 

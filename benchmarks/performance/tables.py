@@ -1,4 +1,4 @@
-"""The tables of a run, in Markdown, from the JSON files that its parts wrote."""
+"""The tables of a run, in Markdown, from the files that its parts wrote."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Row = dict[str, Any]
 
 
 def write(folder: Path) -> Path:
-    """Write performance.md beside the JSON files in ``folder``."""
-    files = {name: folder / f"performance-{name}.json" for name in _TABLES}
+    """Write performance.md beside the files in ``folder``."""
+    files = {name: folder / f"performance-{name}.jsonl" for name in _TABLES}
     sections = [section(name, read(path)) for name, path in files.items() if path.exists()]
     path = folder / "performance.md"
     text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"

@@ -31,7 +31,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add("--env", metavar="NAME", nargs="+", choices=tuple(TASKS), help=f"run only these of {', '.join(TASKS)}")
     add("--method", metavar="M", nargs="+", choices=tuple(NAMES), help=f"run only these of {', '.join(NAMES)}")
-    add("--out", metavar="DIR", type=folder, default=RESULTS, help="folder for JSON, picture and table")
+    add("--out", metavar="DIR", type=folder, default=RESULTS, help="folder for numbers, picture, table")
     parser.add_peers()
     add("--summary", action="store_true", help="run nothing: make picture and table of the result that is there")
     return parser
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     have = PRESETS[arguments.preset].environments
     if arguments.env and not set(arguments.env) & set(have):
         raise Refused(f"--env: {', '.join(arguments.env)}; preset {arguments.preset} has {', '.join(have)}")
-    path = arguments.out / f"policy_{arguments.preset}.json"
+    path = arguments.out / f"policy_{arguments.preset}.jsonl"
     with claimed(arguments.out, f".policy_{arguments.preset}.lock"):
         remedy = f"run python -m benchmarks policy --preset {arguments.preset}"
         found = result(path, remedy) if arguments.summary else run(arguments, path)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         draw(found, path.with_suffix(".png"))
         write_text(path.with_suffix(".md"), text + "\n")
     print(text)
-    files = [path.with_suffix(ending).name for ending in (".json", ".png", ".md")]
+    files = [path.with_suffix(ending).name for ending in (".jsonl", ".png", ".md")]
     print_result({"preset": arguments.preset, "returns": at_end(found), "files": files})
     return 0
 

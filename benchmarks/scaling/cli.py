@@ -11,7 +11,7 @@ import jax
 
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, number, whole
-from benchmarks.reporting import RESULTS, print_result, save_result
+from benchmarks.reporting import RESULTS, print_result
 from benchmarks.scaling import measured, pictures, predicted
 from eki_jax import sharding
 from eki_jax.training.files import claimed
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         )
     out = arguments.out
     images = arguments.images or (_IMAGES if out.resolve() == RESULTS.resolve() else out)
-    path = out / "scaling.json"
+    path = out / "scaling.jsonl"
     with claimed(out, ".scaling.lock"):
         before = store.earlier(path, command="scaling") or {}
         _make_devices(arguments.virtual_devices)
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             if arguments.anchor:
                 machine = machine._replace(flops=payload["machine_at_hand"]["1"]["flops"])
         payload |= _predict(arguments, machine)
-        save_result(path, payload)
+        store.save(path, payload)
         if "measured" in payload:
             rows = [measured.Row(**row) for row in payload["measured"]]
             pictures.draw_measured(images / "scaling_measured.png", rows, payload["kind"])
@@ -69,7 +69,7 @@ def _measure(arguments: argparse.Namespace, kind: str, before: dict[str, Any]) -
     lost = {(row["scaling"], row["communication"], row["devices"]) for row in before.get("measured", [])} - cases
     if lost:
         first = ", ".join(map(str, min(lost)))
-        raise Refused(f"scaling.json: has {len(lost)} cases that this run lacks, {first} first; name another --out")
+        raise Refused(f"scaling.jsonl: has {len(lost)} cases that this run lacks, {first} first; name another --out")
     problem = measured.dense_problem(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
     print(f"measured on {kind}: {problem.parameters} parameters, {problem.outputs} samples a batch, float32")
     machines = {n: measured.machine_at_hand(n, problem, arguments.weak) for n in counts}
@@ -188,7 +188,7 @@ def _parser() -> Parser:
     rates.add_argument("--per-gpu", type=whole(), default=2000, help="J of a GPU for weak scaling")
     rates.add_argument("--messages", type=whole(), default=32, help="blocks that a step's communication is cut into")
     parser.add_argument("--predict-only", action="store_true", help="measure nothing")
-    parser.add_argument("--out", "--output", metavar="DIR", type=folder, default=RESULTS, help="folder of scaling.json")
-    words = "folder of the pictures, that of scaling.json or of the documentation's"
+    parser.add_argument("--out", "--output", metavar="DIR", type=folder, default=RESULTS, help="folder of the numbers")
+    words = "folder of the pictures, that of scaling.jsonl or of the documentation's"
     parser.add_argument("--images", metavar="DIR", type=folder, help=words)
     return parser

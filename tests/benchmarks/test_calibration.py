@@ -22,6 +22,7 @@ from benchmarks.calibration.problems import lorenz96 as lorenz96_problem
 from benchmarks.calibration.problems.lorenz63 import statistics as statistics63
 from benchmarks.calibration.problems.lorenz96 import rate
 from benchmarks.calibration.problems.lorenz96 import statistics as statistics96
+from benchmarks.harness import store
 from benchmarks.harness.store import Cells
 from eki_jax import kalman
 
@@ -119,21 +120,21 @@ def test_the_radius_with_the_fewest_iterations(monkeypatch: pytest.MonkeyPatch, 
         return {(name, size): [{"iterations": abs(float(name) - size / 5)}] for size in sizes}
 
     monkeypatch.setattr(racing, "race_all", fake)
-    cells = Cells(tmp_path / "x.json", {}, say=print)
+    cells = Cells(tmp_path / "x.jsonl", {}, say=print)
     chosen = lorenz96.tuned_radii(settled(1.0), (4.0, 6.0, 12.0), lorenz96.TUNING_SEEDS, cells)
     assert chosen == {20: 4.0, 50: 12.0}
     assert not set(asked) & set(range(max(seeds for _, seeds in lorenz96.SIZES.values())))
 
 
 def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON, table and picture; an interrupted run keeps its cells, and other settings are measured again."""
+    """Numbers, table and picture; an interrupted run keeps its cells, and other settings are measured again."""
     monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 20), 2)})
     monkeypatch.setattr(on_linear, "LINEAR", {"etki": LINEAR["etki"]})
     command = ["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path)]
     assert main(command) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["table"] == "calibration_linear.md"
-    saved = json.loads((tmp_path / "linear.json").read_text())
+    saved = store.read(tmp_path / "linear.jsonl")
     assert list(saved["cells"]) == ["etki 10", "etki 20"]
     table = (tmp_path / "calibration_linear.md").read_text()
     means = [np.median([row["mean"] for row in cell["found"]]) for cell in saved["cells"].values()]
@@ -144,14 +145,14 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: 
     monkeypatch.setattr(on_linear, "SIZES", {"smoke": ((10, 40), 2)})
     monkeypatch.setattr(on_linear, "draw", lambda result, path: None)
     assert main([*command, "--keep"]) == 0
-    again = json.loads((tmp_path / "linear.json").read_text())["cells"]
+    again = store.read(tmp_path / "linear.jsonl")["cells"]
     assert again["etki 10"] == saved["cells"]["etki 10"]
     assert again["etki 40"]["found"][0]["mean"] == 9.0
 
 
 def test_cells_of_other_settings_are_measured(tmp_path: Path) -> None:
     """A kept cell is used for the same settings alone, and what was skipped is tried again."""
-    path, head = tmp_path / "x.json", {"preset": "smoke"}
+    path, head = tmp_path / "x.jsonl", {"preset": "smoke"}
     cells = Cells(path, head, say=lambda line: None)
     assert cells.get("a", {"J": 2}, lambda: [1.0]) == [1.0]
     assert cells.get("b", {}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
@@ -173,9 +174,9 @@ def test_the_page_has_marks_for_all_tables() -> None:
     text = page.PAGE.read_text()
     for name, module in cli.EXPERIMENTS.items():
         assert f"<!-- table {name} -->" in text
-        path = cli.COMMITTED / f"{name}.json"
+        path = cli.COMMITTED / f"{name}.jsonl"
         if path.exists():
-            result = json.loads(path.read_text())
+            result = store.read(path)
             assert importlib.import_module(module).table(result) in text, name
             assert page.where(result) in text
             assert (page.IMAGES / f"calibration_{name}.png").exists()

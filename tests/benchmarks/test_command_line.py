@@ -24,6 +24,7 @@ from benchmarks.calibration.methods import LINEAR
 from benchmarks.edf import convergence
 from benchmarks.forward_budget import cli as forward_budget
 from benchmarks.forward_budget import settings
+from benchmarks.harness import store
 from benchmarks.paper import classification, common
 from benchmarks.performance import parts
 
@@ -104,8 +105,8 @@ REFUSED = [
     ("scaling --tflops -1", "--tflops: '-1'"),
     ("scaling --anchor --predict-only", "--anchor: wants the rate of a measurement"),
     ("models --model nothing-like-it", "no model of the zoo"),
-    ("edf table nowhere.json", "nowhere.json: not there"),
-    ("calibration linear --draw --out {folder}", "linear.json: not there; wanted a run without --draw"),
+    ("edf table nowhere.jsonl", "nowhere.jsonl: not there"),
+    ("calibration linear --draw --out {folder}", "linear.jsonl: not there; wanted a run without --draw"),
 ]
 
 
@@ -129,9 +130,9 @@ def test_what_is_refused(line: str, words: str, tmp_path: Path, monkeypatch: pyt
 LOCKED = [
     ("paper linear --preset smoke --out .", ".paper.lock"),
     ("forward-budget --preset smoke --summary --out .", ".forward_budget_smoke.lock"),
-    ("edf harness --preset smoke --out x.json", ".x.json.lock"),
+    ("edf harness --preset smoke --out x.jsonl", ".x.jsonl.lock"),
     ("calibration linear --preset smoke --out .", ".calibration.lock"),
-    ("models --preset smoke --out x.json", ".x.json.lock"),
+    ("models --preset smoke --out x.jsonl", ".x.jsonl.lock"),
     ("performance --preset quick --out .", ".performance.lock"),
     ("scaling --predict-only --out .", ".scaling.lock"),
     ("language --out . --quiet --steps 1", ".lock"),
@@ -175,18 +176,18 @@ def test_recorded_commands_are_accepted() -> None:
     """Those of committed results name settings of other methods too, at their defaults."""
     from benchmarks import train
 
-    for path in sorted((ROOT / "benchmarks/results/train").glob("*.json")):
-        command = json.loads(path.read_text()).get("command")
+    for name, run in store.read(ROOT / "benchmarks/results/train.jsonl")["runs"].items():
+        command = run.get("command")
         if command is None:
             continue
         arguments = train.parser().parse_args(command.split()[4:])
         again, epochs = train._settings(arguments)
         flags = train._flags({**again, "epochs": epochs}).split()
-        assert set(flags) <= {*command.split()[4:]}, path.name
+        assert set(flags) <= {*command.split()[4:]}, name
 
 
 def test_damaged_cells_are_made_again(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell's file that is cut, of other settings, or of fewer epochs is named, set aside and made again."""
+    """A cell that is cut, of other settings, or of fewer epochs is named, set aside and made again."""
     from benchmarks.problems import registry
 
     cell = classification.Cell("p", "sgd", "A", epochs=2, images=10)
@@ -197,21 +198,37 @@ def test_damaged_cells_are_made_again(tmp_path: Path, capsys: Any, monkeypatch: 
     monkeypatch.setattr(classification, "fit", lambda *args, **options: result)
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
     monkeypatch.setattr(classification.methods, "get", lambda *args: None)
-    whole = classification.run_cell(cell, tmp_path, None, 0)
-    (path,) = tmp_path.glob("*.json")
+    path = tmp_path / "t.jsonl"
+    run = lambda: classification.run_cell(cell, store.Runs(path), None, 0)
+    whole = run()
     text = path.read_text()
     for damaged, words in (
         (text[:100], "damaged"),
+        (text.splitlines()[0], "damaged (0 lines after the first"),
         ("[]", "damaged"),
         (text.replace('"seed": 0', '"seed": 1'), "of another run (settings"),
-        (json.dumps({**json.loads(text), "history": [line]}), "history: 1 epochs, wanted 2"),
+        (text.replace('"seconds": 1.0}]', '"seconds": 1.0}, {}]'), "history: 3 epochs, wanted 2"),
+        (text.replace('"history"', '"story"'), "damaged (KeyError: 'history')"),
     ):
+        assert damaged != text
         path.write_text(damaged)
-        found = classification.run_cell(cell, tmp_path, None, 0)
-        assert found["history"] == whole["history"]
+        assert run()["history"] == whole["history"]
         assert words in (error := capsys.readouterr().err)
         assert f"{path}: " in error
-    assert len(list(tmp_path.iterdir())) == 5  # all four are there
+    assert len(list(tmp_path.glob("*.damaged*"))) == 3
+    assert len((tmp_path / "t.jsonl.other").read_text().splitlines()) == 3
+
+
+def test_whole_runs_of_a_damaged_file(tmp_path: Path, capsys: Any) -> None:
+    """A file that is cut loses the run that it is cut in, and no other."""
+    path = tmp_path / "t.jsonl"
+    for name in "abc":
+        store.Runs(path).keep(name, {"found": name})
+    path.write_text(path.read_text()[:-20])
+    runs = store.Runs(path)
+    assert [(name, run["found"]) for name, run in runs.all.items()] == [("a", "a"), ("b", "b")]
+    assert "t.jsonl: damaged" in capsys.readouterr().err
+    assert runs.keep("c", {"found": "c"}) == store.read(path)["runs"]["c"]
 
 
 def test_files_of_a_folder_are_checked_first(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,20 +240,23 @@ def test_files_of_a_folder_are_checked_first(tmp_path: Path, capsys: Any, monkey
         lambda *args: ran.append(1) or common.finish("voting", "T", "smoke", 0, tmp_path, {"rows": []}, {}),
     )
     command = ["paper", "voting", "--preset", "smoke", "--out", str(tmp_path)]
-    for text, words in (("{", "rnn.json: damaged"), ('{"a": 1}', "rnn.json: no result of this command")):
-        (tmp_path / "rnn.json").write_text(text)
+    for text, words in (
+        ("{", "rnn.jsonl: damaged"),
+        ('{"lines": 0, "a": 1}', "rnn.jsonl: no result of this command"),
+    ):
+        (tmp_path / "rnn.jsonl").write_text(text)
         assert main(command) == 2
         assert words in said(capsys)
         assert not ran
-    (tmp_path / "rnn.json").unlink()
-    (tmp_path / "voting.json").write_text('{"experiment": "voting", "ro')
+    (tmp_path / "rnn.jsonl").unlink()
+    (tmp_path / "voting.jsonl").write_text('{"experiment": "voting", "ro')
     assert main(command) == 0
-    assert "voting.json: damaged" in capsys.readouterr().err
-    assert (tmp_path / "voting.json.damaged").exists()
+    assert "voting.jsonl: damaged" in capsys.readouterr().err
+    assert (tmp_path / "voting.jsonl.damaged").exists()
     monkeypatch.setitem(parts.PARTS, "steps", lambda options, say: ran.append(2))
-    (tmp_path / "performance-linear.json").write_text("{")
+    (tmp_path / "performance-linear.jsonl").write_text("{")
     assert main(["performance", "--parts", "steps", "--out", str(tmp_path)]) == 2
-    assert "performance-linear.json: damaged" in said(capsys)
+    assert "performance-linear.jsonl: damaged" in said(capsys)
     assert ran == [1]
 
 
@@ -249,19 +269,22 @@ def test_damaged_runs_of_a_budget(tmp_path: Path, capsys: Any, monkeypatch: pyte
     monkeypatch.setattr(forward_budget, "perform", perform)
     command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "msgd"]
     assert main(command) == 0
-    path = tmp_path / "forward_budget_smoke.runs/digits-dnn-msgd-0.json"
-    whole = json.loads(path.read_text())
+    path, name = tmp_path / "forward_budget_smoke.jsonl", "digits-dnn-msgd-0"
+    result = store.read(path)
+    whole = result["runs"][name]
     table = (tmp_path / "forward_budget_smoke.md").read_text()
     task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "msgd", 0)
     cut = {**whole, **{name: whole[name][:1] for name in ("passes", "seconds", "test_accuracy")}}
     ended = {**whole, **{name: whole[name][:2] for name in ("passes", "seconds", "test_accuracy")}}
-    for text in ('{"problem"', json.dumps(cut), json.dumps(ended), json.dumps(task)):
-        path.write_text(text)
+    for run in (None, cut, ended, task):
+        store.write(path, {**result, "runs": {**result["runs"], name: run or whole}})
+        if run is None:
+            path.write_text(path.read_text()[:-20])
         capsys.readouterr()
         assert main([*command, "--summary"]) == 2
         assert f"{path}: " in said(capsys)
         assert main(command) == 0
-        assert json.loads(path.read_text())["passes"] == whole["passes"]
+        assert store.read(path)["runs"][name]["passes"] == whole["passes"]
         assert (tmp_path / "forward_budget_smoke.md").read_text() == table
 
 
@@ -271,25 +294,25 @@ def test_damaged_cells_of_a_calibration(tmp_path: Path, capsys: Any, monkeypatch
     monkeypatch.setattr(on_linear, "LINEAR", {"etki": LINEAR["etki"]})
     monkeypatch.setattr(on_linear, "draw", lambda result, path: None)
     monkeypatch.setattr(on_linear, "calibrate", lambda *args: [{"seed": 0, "mean": 1.0, "variance": 1.0, "steps": 1}])
-    (tmp_path / "linear.unfinished").mkdir()
-    (tmp_path / "linear.unfinished/etki 10.json").write_text('{"head": ')
-    (tmp_path / "linear.json").write_text("{")
+    path = tmp_path / "linear.jsonl"
+    store.Runs(path, store.UNFINISHED).keep("etki 10", {"head": {}})
+    path.write_text(path.read_text() + '{"unfin')
     assert main(["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path)]) == 0
     error = capsys.readouterr().err
-    assert "linear.json: damaged" in error
-    assert "etki 10.json: damaged" in error
-    assert not (tmp_path / "linear.unfinished").exists()
-    cut = json.loads((tmp_path / "linear.json").read_text())
+    assert "linear.jsonl: damaged" in error
+    assert "linear.jsonl: etki 10: of another run" in error
+    cut = store.read(path)
+    assert "unfinished" not in cut
     cut["cells"]["etki 10"]["found"] = []
-    (tmp_path / "linear.json").write_text(json.dumps(cut))
+    store.write(path, cut)
     assert main(["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path), "--keep"]) == 0
-    assert len(json.loads((tmp_path / "linear.json").read_text())["cells"]["etki 10"]["found"]) == 1
+    assert len(store.read(path)["cells"]["etki 10"]["found"]) == 1
 
 
 def test_foreign_results_are_named(tmp_path: Path, capsys: Any) -> None:
     """A table of a file of another kind is refused, as is one of half a result."""
-    path = tmp_path / "linear.json"
-    for text in ('{"a": 1}', '{"cells": {}, "environment": {}}', "[]", "{"):
+    path = tmp_path / "linear.jsonl"
+    for text in ('{"lines": 0, "a": 1}', '{"lines": 0, "cells": {}, "environment": {}}', "[]", "{", '{"a": 1}'):
         path.write_text(text)
         for line in (
             f"edf table {path}",
@@ -345,7 +368,7 @@ def test_interrupts_end_in_a_line(tmp_path: Path, capsys: Any, monkeypatch: pyte
 
     for how in (interrupt(signal.SIGINT), interrupt(signal.SIGTERM), within, dropping):
         monkeypatch.setattr(convergence, "run", how)
-        out = str(tmp_path / "x.json")
+        out = str(tmp_path / "x.jsonl")
         assert main(["edf", "convergence", "--preset", "smoke", "--out", out]) == 130
         assert "edf: interrupted; what was finished is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -392,13 +415,13 @@ def test_a_closed_pipe_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(convergence, "run", run)
     monkeypatch.setattr(sys, "stdout", Closed())
     monkeypatch.setattr(sys, "stderr", Closed())
-    assert main(["edf", "convergence", "--preset", "smoke", "--out", str(tmp_path / "x.json")]) == 2
+    assert main(["edf", "convergence", "--preset", "smoke", "--out", str(tmp_path / "x.jsonl")]) == 2
     assert ends == ["end"]
 
 
 def test_a_reader_that_goes_and_a_plain_locale(tmp_path: Path) -> None:
     """As a shell runs it: `| head -1`, and a terminal that knows no Unicode."""
-    name = "edf_convergence_cpu.json"
+    name = "edf_convergence_cpu.jsonl"
     line = f"{sys.executable} -m benchmarks edf table benchmarks/results/{name}"
     variables = {**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
     shell = ["bash", "-o", "pipefail", "-c", f"{line} | head -1; echo ${{PIPESTATUS[0]}}; {line} | grep -c '?'"]

@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 from benchmarks.__main__ import main
 from benchmarks.forward_budget import cli, jobs, settings, summary
 from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.harness import store
 from benchmarks.problems import registry
 
 pytestmark = pytest.mark.benchmarks
@@ -171,9 +172,10 @@ def test_an_interrupted_command_goes_on(tmp_path: Path, capsys: Any, monkeypatch
     assert done == [(130, 4), (0, 3)]  # three tuning runs and two seeds for each method: seven in all
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["results"]["digits-dnn"]["open-es"]["200000"]["mean"] == pytest.approx(0.805)
-    saved = json.loads((tmp_path / "forward_budget_smoke.json").read_text())
+    path = tmp_path / "forward_budget_smoke.jsonl"
+    saved = summary.summarized(path, store.read(path))
     assert saved["chosen"] == {"digits-dnn OpenES": 0.01}
-    assert len(saved["tuning"]) == 3
+    assert len(saved["runs"]) == 7
     assert "| OpenES | 0.5000 ± 0.0000 | 0.8050 ± 0.0071 | 2.0 |" in (tmp_path / "forward_budget_smoke.md").read_text()
     assert (tmp_path / "forward_budget_smoke.png").stat().st_size > 10_000
 
@@ -181,11 +183,26 @@ def test_an_interrupted_command_goes_on(tmp_path: Path, capsys: Any, monkeypatch
 def test_other_settings_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(cli, "perform", fake(calls))
-    store = cli.Store(cli.parser().parse_args(["--out", str(tmp_path)]))
+    runs = cli.Curves(tmp_path / "x.jsonl", None, tmp_path)
     task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "eki-r", 0)
     for wanted in (task, task, {**task, "particles": 7}):
-        assert store.get(wanted)["particles"] == wanted["particles"]
+        assert runs.get(wanted)["particles"] == wanted["particles"]
     assert len(calls) == 2
+    (line,) = (tmp_path / "x.jsonl.other").read_text().splitlines()
+    assert json.loads(line)["particles"] == task["particles"]
+
+
+def test_runs_of_several_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds of other settings do not become one line of the table, nor vanish from it."""
+    monkeypatch.setattr(cli, "perform", fake([]))
+    runs = cli.Curves(tmp_path / "x.jsonl", None, tmp_path)
+    wanted = [settings.task(settings.PRESETS["smoke"], "digits-dnn", "eki-r", seed) for seed in (0, 1)]
+    found = {f"{one['seed']}": runs.get({**one, "particles": 7 + one["seed"]}) for one in wanted}
+    head = {"seeds": (0, 1), "budgets": settings.PRESETS["smoke"].budgets, "command": "c"}
+    with pytest.raises(cli.Refused, match="x: digits-dnn, eki-r: runs of several settings; run `c` again"):
+        summary.summarized(Path("x"), {**head, "runs": found})
+    found["1"]["particles"] = 7
+    assert list(summary.summarized(Path("x"), {**head, "runs": found})["curves"]["digits-dnn"]) == ["eki-r"]
 
 
 def test_rivals_that_cannot_be_had_are_named(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

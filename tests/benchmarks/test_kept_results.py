@@ -15,10 +15,10 @@ from benchmarks.calibration import linear as on_linear
 from benchmarks.calibration.methods import LINEAR
 from benchmarks.edf import stochastic
 from benchmarks.forward_budget import cli as forward_budget
+from benchmarks.harness import store
 from benchmarks.models import cli as models
 from benchmarks.paper import classification, common
 from benchmarks.performance import parts
-from benchmarks.reporting import save_result
 from benchmarks.scaling import cli as scaling
 
 pytestmark = pytest.mark.benchmarks
@@ -28,7 +28,7 @@ def finished(out: Path, name: str, preset: str = "cpu") -> bytes:
     """A result of a paper's experiment, as it was written."""
     rows = [common.row("EKI", "accuracy", 0.89, 0.9) | {"preset": preset}]
     common.finish(name, "T", preset, 0, out, {"rows": rows}, {"curve": [1]})
-    return (out / f"{name}.json").read_bytes()
+    return (out / f"{name}.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -48,42 +48,40 @@ def test_a_papers_result_stays(name: str, words: str, flags: list[str], tmp_path
     """What cannot be run, and what would be less, is refused in a line."""
     before = finished(tmp_path, name)
     if name == "dense":
-        result = json.loads(before)
-        result |= {"runs": {"DNN 1, EKI": []}, "accuracies": {"DNN 1, EKI": {}}}
-        (tmp_path / "dense.json").write_text(json.dumps(result))
-        before = (tmp_path / "dense.json").read_bytes()
+        path = tmp_path / "dense.jsonl"
+        store.write(path, {**store.read(path), "shown": {"DNN 1, EKI": []}, "accuracies": {"DNN 1, EKI": {}}})
+        before = path.read_bytes()
     assert main(["paper", name, "--out", str(tmp_path), *flags]) == 2
     assert words in (error := capsys.readouterr().err)
     assert error.strip().count("\n") == 0
-    assert (tmp_path / f"{name}.json").read_bytes() == before
+    assert (tmp_path / f"{name}.jsonl").read_bytes() == before
 
 
 def test_a_table_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells that a part leaves out are those of the earlier table, whose files may be gone."""
     cells = [classification.Cell("p", "sgd", label, epochs=1, images=10, seeds=2) for label in "AB"]
-    monkeypatch.setattr(classification, "run_cell", lambda cell, folder, data, seed: record(0.5 + seed))
+    monkeypatch.setattr(classification, "run_cell", lambda cell, kept, data, seed: record(cell, 0.5 + seed))
 
-    def record(mean: float) -> dict[str, Any]:
+    def record(cell: classification.Cell, mean: float) -> dict[str, Any]:
         line = dict.fromkeys(("test_accuracy_mean", "test_accuracy_best", "test_accuracy_ensemble"), mean)
-        return {"settings": {}, "history": [line | {"forward_passes": 1, "seconds": 1.0}], "seconds": 1.0}
+        settings = {"label": cell.label, "mean": mean}
+        return {"settings": settings, "history": [line | {"forward_passes": 1, "seconds": 1.0}], "seconds": 1.0}
 
     def table(only: str = "") -> dict[str, Any]:
         classification.run_table("t", "T", lambda preset: cells, "full", tmp_path, None, 0, only)
-        return json.loads((tmp_path / "t.json").read_text())
+        return store.read(tmp_path / "t.jsonl")
 
     whole = table()
     assert [line["ours"] for line in whole["rows"]] == [1.0, 1.0]
-    monkeypatch.setattr(classification, "run_cell", lambda cell, folder, data, seed: record(0.25))
+    monkeypatch.setattr(classification, "run_cell", lambda cell, kept, data, seed: record(cell, 0.25))
     part = table("A")
     assert [line["ours"] for line in part["rows"]] == [0.25, 1.0]
-    assert (part["runs"]["B, SGD"], part["accuracies"]["B, SGD"]) == (
-        whole["runs"]["B, SGD"],
-        whole["accuracies"]["B, SGD"],
-    )
+    of_b = lambda result: (classification.shown_runs(result)["B, SGD"], result["accuracies"]["B, SGD"])
+    assert of_b(part) == of_b(whole)
 
 
 def test_a_budgets_table_is_of_all_runs(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of the methods or problems adds to the table, even where the runs' own files are gone."""
+    """A part of the methods or problems adds to the table."""
 
     def perform(task: dict[str, Any], data: Any, peers: Any) -> dict[str, Any]:
         return {**task, "passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
@@ -93,10 +91,6 @@ def test_a_budgets_table_is_of_all_runs(tmp_path: Path, capsys: Any, monkeypatch
     assert main([*command, "--method", "natural-eki", "pgpe"]) == 0
     before = (tmp_path / "forward_budget_smoke.md").read_text()
     part = [*command, "--problem", "digits-dnn", "--method", "natural-eki", "--summary"]
-    assert main(part) == 0
-    assert (tmp_path / "forward_budget_smoke.md").read_text() == before
-    for file in (tmp_path / "forward_budget_smoke.runs").iterdir():
-        file.unlink()
     assert main(part) == 0
     assert (tmp_path / "forward_budget_smoke.md").read_text() == before
     assert main([*command, "--method", "msgd"]) == 0
@@ -118,11 +112,11 @@ def test_an_edf_result_is_merged(tmp_path: Path, capsys: Any, monkeypatch: pytes
 
     monkeypatch.setattr(stochastic, "run", run)
     monkeypatch.setattr("benchmarks.edf.cli.draw", lambda result, path: path)
-    out = tmp_path / "x.json"
+    out = tmp_path / "x.jsonl"
     command = ["edf", "stochastic", "--out", str(out), "--problem"]
     assert main([*command, "mnist", "cifar10", "--preset", "cpu"]) == 0
     assert main([*command, "mnist", "--preset", "cpu"]) == 0
-    assert list(json.loads(out.read_text())["problems"]) == ["mnist", "cifar10"]
+    assert list(store.read(out)["problems"]) == ["mnist", "cifar10"]
     before = out.read_bytes()
     assert main([*command, "mnist", "--preset", "cpu", "--seed", "1"]) == 2
     assert "seed: 0, wanted 1" in capsys.readouterr().err
@@ -147,8 +141,8 @@ def test_a_calibration_stays_until_the_next(tmp_path: Path, monkeypatch: pytest.
         return [{"seed": 0, "mean": numbers[-1], "variance": 1.0, "steps": 1}]
 
     monkeypatch.setattr(on_linear, "calibrate", measured)
-    means = lambda: [cell["found"][0]["mean"] for cell in json.loads(path.read_text())["cells"].values()]
-    path = tmp_path / "linear.json"
+    means = lambda: [cell["found"][0]["mean"] for cell in store.read(path)["cells"].values()]
+    path = tmp_path / "linear.jsonl"
     assert main([*command, "cpu"]) == 0
     assert means() == [0.0, 1.0]
     assert main([*command, "cpu"]) == 130
@@ -164,7 +158,7 @@ def test_a_cell_that_cannot_be_had_stays(tmp_path: Path) -> None:
     from benchmarks.harness.store import Cells
 
     said: list[str] = []
-    new = lambda: Cells(tmp_path / "x.json", {"preset": "cpu"}, say=said.append)
+    new = lambda: Cells(tmp_path / "x.jsonl", {"preset": "cpu"}, say=said.append)
     cells = new()
     cells.get("a", {"J": 5}, lambda: {"rows": [1]})
     cells.finish()
@@ -182,12 +176,12 @@ def test_models_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(models, "_columns", lambda model, sizes: {"name": model.name})
     monkeypatch.setattr(models, "table", lambda result: "")
     monkeypatch.setattr(models, "troubles", lambda result: [])
-    command = ["models", "--preset", "smoke", "--json", str(tmp_path / "m.json")]
+    command = ["models", "--preset", "smoke", "--json", str(tmp_path / "m.jsonl")]
     assert main(command) == 0
-    before = json.loads((tmp_path / "m.json").read_text())["cells"]
+    before = store.read(tmp_path / "m.jsonl")["cells"]
     assert len(before) == 3
     assert main([*command, "--model", "two"]) == 0
-    assert list(json.loads((tmp_path / "m.json").read_text())["cells"]) == list(before)
+    assert list(store.read(tmp_path / "m.jsonl")["cells"]) == list(before)
 
 
 def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,13 +196,13 @@ def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pyte
     monkeypatch.setitem(parts.PARTS, "frameworks", part)
     command = ["performance", "--parts", "frameworks", "--out", str(tmp_path)]
     assert main(command) == 0
-    path = tmp_path / "performance-frameworks.json"
+    path = tmp_path / "performance-frameworks.jsonl"
     before = path.read_bytes()
     rows[1] = {"network": "dnn1", "J": 2, "what": "b", "skipped": "no network"}
     assert main(command) == 2
     assert "as it has dnn1, 2, b" in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert json.loads(path.with_suffix(".partial").read_text())["rows"] == rows
+    assert store.read(path.with_suffix(".partial"))["rows"] == rows
     rows[1]["median"] = 2.0
     assert main([*command, "--preset", "quick"]) == 2
     assert "larger than quick" in capsys.readouterr().err
@@ -217,13 +211,13 @@ def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pyte
 
 def test_what_was_measured_of_scaling_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions alone leave the measurements, and a measurement of fewer cases is refused."""
-    committed = json.loads((scaling.RESULTS / "scaling.json").read_text())
-    path = save_result(tmp_path / "scaling.json", committed)
+    committed = store.read(scaling.RESULTS / "scaling.jsonl")
+    path = store.save(tmp_path / "scaling.jsonl", committed)
     monkeypatch.setattr(scaling.pictures, "draw_measured", lambda *args: None)
     monkeypatch.setattr(scaling.pictures, "draw_predicted", lambda *args: None)
     command = ["scaling", "--output", str(tmp_path)]
     assert main([*command, "--predict-only"]) == 0
-    found = json.loads(path.read_text())
+    found = store.read(path)
     assert [found[name] for name in ("measured", "kind")] == [committed[name] for name in ("measured", "kind")]
     before = path.read_bytes()
     assert main([*command, "--max-devices", "2"]) == 2

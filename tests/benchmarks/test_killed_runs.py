@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 from benchmarks import methods
+from benchmarks.harness import store
 from benchmarks.problems import registry
 from eki_jax.checkpoints import Checkpoints
 
@@ -74,15 +75,14 @@ def of_train(folder: Path) -> Any:
 
 
 def of_cell(folder: Path) -> Any:
-    (file,) = (folder / "out/cells").glob("*.json")
-    return [without_times(json.loads(path.read_text())) for path in (file, folder / "out/t.json")]
+    found = without_times(store.read(folder / "out/t.jsonl"))
+    assert len(found["runs"]) == 1
+    return found
 
 
 def of_budget(folder: Path) -> Any:
     """The curves; seconds stand in the table too."""
-    files = sorted((folder / "out/forward_budget_smoke.runs").glob("*.json"))
-    runs = without_times(json.loads((folder / "out/forward_budget_smoke.json").read_text())["runs"])
-    return [path.name for path in files], [without_times(json.loads(path.read_text())) for path in files], runs
+    return without_times(store.read(folder / "out/forward_budget_smoke.jsonl"))
 
 
 KINDS: dict[str, tuple[Callable[[Path], tuple[Any, ...]], Callable[[Path], Any]]] = {
@@ -113,7 +113,7 @@ def test_killed_runs_go_on(kind: str, kills: int, tmp_path: Path, monkeypatch: p
             assert code in (None, 0), (folder / "log.txt").read_text()
         assert killing.run(*command(folder)) == 0, (folder / "log.txt").read_text()
         assert outcome(folder) == wanted
-        assert not list(folder.rglob("*.damaged*"))
+        assert not [path for words in ("damaged", "other") for path in folder.rglob(f"*.{words}*")]
 
 
 @pytest.mark.slow

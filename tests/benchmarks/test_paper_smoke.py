@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.harness import store
 from benchmarks.paper import classification, cli, common, table
 from benchmarks.problems import data, files, registry, tables
 
@@ -54,7 +55,7 @@ def run(name, out, capsys, *flags):
 
 
 def check(name, out, summary):
-    saved = json.loads((out / f"{name}.json").read_text())
+    saved = store.read(out / f"{name}.jsonl")
     assert {"environment", "preset", "seed"} <= set(saved)
     assert summary["preset"] == "smoke"
     assert (out / f"{name}.png").stat().st_size > 5_000
@@ -148,7 +149,7 @@ def test_several_seeds_make_one_row(tmp_path, trained):
     assert line["of"] == "3 seeds"
     numbers = result(3)["accuracies"]["A, EKI"]
     assert (numbers["seeds"], numbers["test_accuracy_mean"], numbers["seconds"]) == (3, pytest.approx(0.7), 6.0)
-    saved = json.loads((tmp_path / "t.json").read_text())["runs"]["A, EKI"]
+    saved = classification.shown_runs(store.read(tmp_path / "t.jsonl"))["A, EKI"]
     assert [run["settings"]["seed"] for run in saved] == [1, 2, 3]
 
 
@@ -168,11 +169,13 @@ def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     # A run at the paper's settings takes the place of the smaller one, in the cpu preset alone.
     small = [cell._replace(images=10) for cell in cells]
     both = lambda preset: {"full": cells, "cpu": small, "smoke": small}[preset]
-    (tmp_path / "cells" / "p-sgd-2-600-60000-0-0.1.json").unlink()
-    assert [line["preset"] for line in run(both, "cpu")] == ["full", "full"]  # the second from the table itself
-    (tmp_path / "t.json").unlink()
+    path = tmp_path / "t.jsonl"
+    assert [line["preset"] for line in run(both, "cpu")] == ["full", "full"]
+    runs = {name: run for name, run in store.read(path)["runs"].items() if "-1-" in name}
+    store.write(path, {"runs": runs})
     assert [line["preset"] for line in run(both, "cpu")] == ["full", "cpu"]
-    (tmp_path / "t.json").unlink()
+    assert len(store.read(path)["runs"]) == 2
+    store.write(path, {"runs": store.read(path)["runs"]})
     assert [line["preset"] for line in run(both, "smoke")] == ["smoke", "smoke"]
     assert [epochs for epochs, *_ in trained] == [1, 2, 2, 1]
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
@@ -183,7 +186,7 @@ def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
         monkeypatch.setattr(classification, "RUNS", tmp_path / "runs")
         (tmp_path / "runs" / "p-sgd-600-0-0.1").mkdir(parents=True)
         cell = classification.Cell("p", "sgd", "A", epochs=epochs)
-        record = classification.run_cell(cell, tmp_path / "all", None, 0)
+        record = classification.run_cell(cell, store.Runs(tmp_path / "all.jsonl"), None, 0)
         assert (len(record["history"]), record["seconds"]) == (epochs, 2.0 * epochs)
     (_, folder, settings), (_, other, same) = trained[-2:]
     assert (folder, settings) == (other, same)
@@ -196,8 +199,7 @@ def test_the_same_training_run_is_taken(tmp_path, monkeypatch):
     cell = classification.Cell("p", "eki", "A", epochs=2, particles=7)
     history = [{"test_accuracy_mean": 0.5}]
     result = {"particles": 7, "batch": 600, "epochs": 2, "seed": 3, "learning_rate": 0.1, "history": history}
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "p-eki.json").write_text(json.dumps(result | {"seconds": 1.0}))
+    store.write(tmp_path / "train.jsonl", {"runs": {"p-eki": result | {"seconds": 1.0}}})
     assert classification._trained(cell, 3)["history"] == history
     for other in (cell._replace(epochs=3), cell._replace(images=10), cell._replace(particles=8)):
         assert classification._trained(other, 3) is None
@@ -262,9 +264,9 @@ def test_a_long_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         settings=endless,
         progress=False,
     )
-    record = classification.run_cell(cell, tmp_path / "cells", None, 0)
+    record = classification.run_cell(cell, store.Runs(tmp_path / "t.jsonl"), None, 0)
     assert record["history"][0] == first.history[0]
     assert len(record["history"]) == 2
-    (path,) = (tmp_path / "cells").glob("*.json")
-    assert json.loads(path.read_text())["history"] == record["history"]
+    (kept,) = store.read(tmp_path / "t.jsonl")["runs"].values()
+    assert kept["history"] == record["history"]
     assert not folder.exists()

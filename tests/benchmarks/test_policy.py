@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.harness import store
 from benchmarks.harness.peers import Unavailable
 from benchmarks.policy import cli, curve, jobs, methods, networks, settings, summary
 
@@ -61,7 +62,7 @@ def test_the_best_of_the_grid_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     text = (tmp_path / "policy_smoke.md").read_text()
     assert "| PPO (differentiates the policy) |" in text
     assert "learning rate 0.003" in text
-    cells = json.loads((tmp_path / "policy_smoke.json").read_text())["cells"]
+    cells = store.read(tmp_path / "policy_smoke.jsonl")["cells"]
     assert cells["CartPole-v1, ppo"]["settings"]["seeds"] == [0, 1]
     assert cells["CartPole-v1, ppo, learning_rate 0.001"]["settings"]["seeds"] == [settings.TUNING_SEED]
     assert (tmp_path / "policy_smoke.png").stat().st_size > 10_000
@@ -81,7 +82,7 @@ def test_what_is_finished_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asked == ["ppo"] * 4 + ["eki"] * 3
     assert run(tmp_path, "--method", "eki", "ppo") == 0
     assert len(asked) == 7
-    cells = json.loads((tmp_path / "policy_smoke.json").read_text())["cells"]
+    cells = store.read(tmp_path / "policy_smoke.jsonl")["cells"]
     assert {"CartPole-v1, ppo", "CartPole-v1, eki"} <= set(cells)
     assert run(tmp_path, "--summary") == 0
 

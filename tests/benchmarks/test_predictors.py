@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.harness import store
 from benchmarks.paper import ensemble, predictors
 
 pytestmark = pytest.mark.benchmarks
@@ -105,6 +105,6 @@ def test_the_experiment_says_what_it_found(tmp_path: Path, monkeypatch: pytest.M
     assert found["EKI, average"]["particles"] == pytest.approx(8)
     assert found["SGD"]["accuracy"] > 0.5
     assert found["SGD"]["attacked"]["PGD 0.2"] < found["SGD"]["clean"]
-    rows = json.loads((tmp_path / "ensemble.json").read_text())["rows"]
+    rows = store.read(tmp_path / "ensemble.jsonl")["rows"]
     assert len(rows) == 6 * len(found)
     assert (tmp_path / "ensemble.png").stat().st_size > 10_000

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
+from benchmarks.harness import store
 from benchmarks.scaling import cli, measured, predicted
 from eki_jax import sharding
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(tmp_path: Path, *options: str) -> dict[str, Any]:
     assert cli.main([*options, "--output", str(tmp_path), "--images", str(tmp_path)]) == 0
-    return json.loads((tmp_path / "scaling.json").read_text())
+    return store.read(tmp_path / "scaling.jsonl")
 
 
 def test_the_page_shows_the_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_measurement_has_the_bytes_of_the_model() -> None:
 
 def test_the_committed_result_is_of_a_full_run() -> None:
     """The committed result is of a full run and says its kind."""
-    result = json.loads((ROOT / "benchmarks/results/scaling.json").read_text())
+    result = store.read(ROOT / "benchmarks/results/scaling.jsonl")
     rows = [measured.Row(**row) for row in result["measured"]]
     cases = {(row.scaling, row.communication, row.devices) for row in rows}
     assert len(cases) == len(rows) == 2 * len(sharding.COMMUNICATIONS) * 4

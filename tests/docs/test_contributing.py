@@ -64,11 +64,12 @@ def test_a_problem(tmp_path: Path, capsys: Any) -> None:
 
 def test_an_experiment(tmp_path: Path) -> None:
     """It writes its numbers, from which the table is made."""
+    from benchmarks.harness import store
     from benchmarks.paper.table import write_table
 
     module = recipe("an experiment")
     summary = module["run"]("smoke", tmp_path, None, 0)
-    saved = json.loads((tmp_path / "forgetting.json").read_text())
+    saved = store.read(tmp_path / "forgetting.jsonl")
     assert saved["rows"] == summary["rows"]
     assert [row["name"] for row in saved["rows"]] == ["J = 4", "J = 8"]
     assert "forgetting" in write_table(tmp_path, tmp_path / "table.md").read_text()

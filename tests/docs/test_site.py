@@ -100,7 +100,7 @@ def test_pages_are_in_the_navigation() -> None:
         ("[a](../examples/momentum.py)", "[a](gallery/momentum.rst)"),
         ("[a](../CONTRIBUTING.md#how-to-add-a-loss)", "[a](repository/contributing.md#how-to-add-a-loss)"),
         ("![a](../benchmarks/results/performance.png)", "![a](../benchmarks/results/performance.png)"),
-        ("[a](../benchmarks/results/train)", "a (`benchmarks/results/train` in the repository)"),
+        ("[a](../benchmarks/results/paper)", "a (`benchmarks/results/paper` in the repository)"),
         ("[a](https://example.org/b.md)", "[a](https://example.org/b.md)"),
         ("[a](#here)", "[a](#here)"),
         ("```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
@@ -113,8 +113,8 @@ def test_links_lead_to_the_sites_pages(link: str, shown: str) -> None:
 
 def test_links_with_an_address() -> None:
     """Folders and files without a page link to the repository where its address is stated."""
-    made = PAGES.on_the_site("[a](../benchmarks/results/train)", "docs/page.md", "page", "https://example.org/r")
-    assert made == "[a](https://example.org/r/tree/main/benchmarks/results/train)"
+    made = PAGES.on_the_site("[a](../benchmarks/results/paper)", "docs/page.md", "page", "https://example.org/r")
+    assert made == "[a](https://example.org/r/tree/main/benchmarks/results/paper)"
 
 
 def test_other_libraries_names(tmp_path: Path) -> None:

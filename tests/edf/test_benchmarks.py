@@ -14,6 +14,7 @@ from benchmarks.edf import cli, convergence, harness, stochastic
 from benchmarks.edf.progress import collect
 from benchmarks.edf.tables import table
 from benchmarks.edf.training import Stops, build, full_batch, momentum_sgd
+from benchmarks.harness import store
 from benchmarks.problems import data as datasets
 from benchmarks.problems.data import Dataset
 from benchmarks.reporting import RESULTS
@@ -111,10 +112,10 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_and_read(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    out = tmp_path / "result.json"
+    out = tmp_path / "result.jsonl"
     assert cli.main([*arguments, "--preset", "smoke", "--out", str(out)]) == 0
     assert out.with_suffix(".png").stat().st_size > 5000
-    return json.loads(out.read_text())
+    return store.read(out)
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_every_method_has_the_same_budget(tmp_path: Path, capsys: pytest.Capture
 
 def test_an_interrupted_experiment_goes_on(tmp_path: Path) -> None:
     """An interrupted experiment goes on where it stopped."""
-    out, calls = tmp_path / "result.json", []
+    out, calls = tmp_path / "result.jsonl", []
 
     def job(name: str) -> dict[str, Any]:
         calls.append(name)
@@ -185,12 +186,12 @@ def test_full_batch_and_mini_batches_are_compared(small_data: None, tmp_path: Pa
 
 
 def test_missing_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["convergence", "--preset", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "o.json")]
+    command = ["convergence", "--preset", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "o.jsonl")]
     assert cli.main(command) == 2
     assert "data_batch_1.bin" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("edf_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("edf_*.jsonl")), ids=lambda path: path.stem)
 def test_tables_are_those_of_the_results(path: Path) -> None:
     """docs/edf.md prints every committed result's table as it is."""
-    assert table(json.loads(path.read_text())) in (ROOT / "docs" / "edf.md").read_text()
+    assert table(store.read(path)) in (ROOT / "docs" / "edf.md").read_text()

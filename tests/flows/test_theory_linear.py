@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
+from benchmarks.harness import store
 from benchmarks.paper import linear
 
 
@@ -20,7 +19,7 @@ def test_flow_and_iteration_agree(tmp_path):
         assert abs(found[name, "order in dt of the distance of the iteration from the flow"] - order) < 0.1
     last = "l2 error after 1000 steps, iteration"
     assert found["Nesterov EKI", last] < 0.7 * found["EKI", last]
-    record = json.loads((tmp_path / "linear.json").read_text())
+    record = store.read(tmp_path / "linear.jsonl")
     assert record["experiment"] == "linear"
     assert len(record["curves"]["EKI"]["flow"]) == len(record["at_steps"])
     assert (tmp_path / "linear.png").stat().st_size > 10_000

@@ -19,6 +19,7 @@ from flax import nnx
 
 import eki_jax
 from benchmarks.calibration.page import where
+from benchmarks.harness import store
 from benchmarks.models import cli, in_linen, measures, table
 from benchmarks.models.entry import CLASSES, SQUARES, Model, taught, vectors
 from benchmarks.models.zoo import MODELS, model
@@ -125,15 +126,15 @@ def _one_row_off(forward: Any) -> Any:
 @pytest.mark.benchmarks
 def test_the_command_prints_the_table(tmp_path: Path, capsys: Any) -> None:
     """It names what it measured, writes the numbers, and keeps them for the next call."""
-    command = ["--preset", "smoke", "--json", str(tmp_path / "zoo.json"), "--model", "called twice", "--api", "plain"]
+    command = ["--preset", "smoke", "--json", str(tmp_path / "zoo.jsonl"), "--model", "called twice", "--api", "plain"]
     assert cli.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| model | API |")
     assert lines[2].startswith("| called twice | plain | 32 | 2, 2, 0 | 4 of 4 |")
-    assert json.loads(lines[-1]) == {"preset": "smoke", "models": 1, "wrong": [], "numbers": "zoo.json"}
-    result = json.loads((tmp_path / "zoo.json").read_text())
+    assert json.loads(lines[-1]) == {"preset": "smoke", "models": 1, "wrong": [], "numbers": "zoo.jsonl"}
+    result = store.read(tmp_path / "zoo.jsonl")
     result["cells"]["called twice (plain)"]["found"]["natural"]["peak"] = None
-    (tmp_path / "zoo.json").write_text(json.dumps(result))
+    store.write(tmp_path / "zoo.jsonl", result)
     assert cli.main([*command, "--draw"]) == 1
     assert "**wrong**" in capsys.readouterr().out
     assert cli.main(["--model", "no such"]) == 2
@@ -141,7 +142,7 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: Any) -> None:
 
 def test_the_pages_table_is_that_of_the_run() -> None:
     """Every model of the zoo has its line, made from the numbers, and none is wrong."""
-    result = json.loads((ROOT / "benchmarks/results/models.json").read_text())
+    result = store.read(ROOT / "benchmarks/results/models.jsonl")
     page = (ROOT / "docs/models.md").read_text()
     assert f"{table.table(result)}\n\n{where(result)}" in page
     assert set(result["cells"]) == {table.cell_name(entry) for entry in MODELS}

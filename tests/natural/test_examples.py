@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.harness import store
+
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results"
 
 
 def test_the_pages_numbers_are_those_of_the_run() -> None:
-    result = json.loads(
-        (ROOT / "benchmarks/results/train/mnist-dnn2-natural-eki-lowrank-1000-particles.json").read_text()
-    )
+    result = store.read(RESULTS / "train.jsonl")["runs"]["mnist-dnn2-natural-eki-lowrank-1000-particles"]
     after = [row["test_accuracy_mean"] for row in result["history"]]
     page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
     assert f"{after[0]:.4f} after one epoch, {after[1]:.4f} after two and {after[4]:.4f} after five" in page
@@ -26,7 +27,7 @@ def test_the_pages_numbers_are_those_of_the_run() -> None:
 
 def test_the_pages_time_is_that_of_the_run() -> None:
     """The page's time of a step is that of the run."""
-    rows = json.loads((ROOT / "benchmarks/results/performance-natural.json").read_text())["rows"]
+    rows = store.read(RESULTS / "performance-natural.jsonl")["rows"]
     full, rank_1 = (next(r for r in rows if (r["network"], r["what"]) == ("dnn4", w)) for w in ("full rank", "rank 1"))
     share, gib = rank_1["median"] / full["median"], [row["peak_bytes"] / 2**30 for row in (rank_1, full)]
     page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
@@ -83,8 +84,8 @@ def natural_mnist() -> ModuleType:
 
 
 def test_the_pages_best_is_that_of_the_run() -> None:
-    files = sorted((ROOT / "benchmarks/results/train").glob("mnist-dnn2-natural-best-*.json"))
-    results = [json.loads(file.read_text()) for file in files]
+    runs = store.read(RESULTS / "train.jsonl")["runs"]
+    results = [runs[f"mnist-dnn2-natural-best-{seed}"] for seed in range(3)]
     ends = [result["history"][-1] for result in results]
     accuracies = " and ".join(", ".join(f"{end['test_accuracy']:.4f}" for end in ends).rsplit(", ", 1))
     page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
@@ -106,10 +107,8 @@ def test_the_pages_table_is_that_of_the_runs() -> None:
     """The page's networks without derivatives are those of the runs."""
     page = (ROOT / "docs" / "forward_budget.md").read_text()
     for problem in ("mnist-sign", "mnist-int8"):
-        runs = [
-            json.loads((ROOT / f"benchmarks/results/train/{problem}-{method}.json").read_text())
-            for method in ("natural-eki-lowrank", "ste", "sgd")
-        ]
+        found = store.read(RESULTS / "train.jsonl")["runs"]
+        runs = [found[f"{problem}-{method}"] for method in ("natural-eki-lowrank", "ste", "sgd")]
         accuracies = " | ".join(f"{run['test_accuracy_mean']:.4f}" for run in runs)
         assert f"| `{problem}` | {accuracies} |" in page
         assert [run["forward_passes"] for run in runs[1:]] == [540_000, 540_000]
