@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("benchmarks.policy.cli", "policies without derivatives, beside evolution strategies and PPO"),
     "language": ("benchmarks.language.cli", "a transformer learns a text, without derivatives or with them"),
     "forward-budget": ("benchmarks.forward_budget", "test accuracy for a given number of forward passes"),
+    "report": ("benchmarks.report", "all tables and pictures of the results, from their files"),
 }
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration import front_door
-from benchmarks.calibration.page import number
 from benchmarks.calibration.problems import decay
 from benchmarks.harness.figures import save
 from benchmarks.harness.store import Cells
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import markdown, number
 from eki_jax import calibrate
 
 TITLE = "A share between 0 and 1 and a positive rate: priors with bounds, without, and clipped"

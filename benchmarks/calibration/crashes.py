@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.calibration import front_door
-from benchmarks.calibration.page import number
 from benchmarks.calibration.problems import decay
 from benchmarks.harness.figures import save
 from benchmarks.harness.store import Cells
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import markdown, number
 from eki_jax import calibrate
 
 TITLE = "Members that fail, hang or blow up: the posterior beside that of an undisturbed run"

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks.calibration import page
 from benchmarks.calibration.methods import LINEAR, Entry
 from benchmarks.calibration.problems import Problem, linear
 from benchmarks.calibration.problems.linear import Posterior, posterior
 from benchmarks.calibration.race import keys, start
 from benchmarks.harness.figures import save
 from benchmarks.harness.store import Cells
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import markdown, number
 from eki_jax.solvers.protocol import makes_its_particles
 
 TITLE = "Linear problem: posterior mean and covariance against the exact ones"
@@ -168,7 +167,7 @@ def table(result: dict[str, Any]) -> str:
         only = [n for n in mean if n not in sizes or len(mean) == 1]
         columns = only + [0] * (len(shown) - 1) if only else shown  # no run has no particles
         rows.append([label + "".join(f" (J = {n})" for n in only), f"{max(steps.values()):.0f}"])
-        rows[-1] += [page.number(values.get(n)) for values in (mean, variance) for n in columns]
+        rows[-1] += [number(values.get(n)) for values in (mean, variance) for n in columns]
         # The largest of the medians: rounding alone where the step is exact.
         rows[-1].append(f"{max(own.values()):.0e}" if own else "–")
     return markdown([*header, "from the exact update of its own prior"], rows)

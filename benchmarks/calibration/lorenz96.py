@@ -9,11 +9,10 @@ import numpy as np
 
 from benchmarks.calibration import racing
 from benchmarks.calibration.methods import RACE, Entry, has_places, kalman_step, localized, localized_race, remedies
-from benchmarks.calibration.page import number
 from benchmarks.calibration.problems import Problem, lorenz96
 from benchmarks.calibration.race import ITERATIONS
 from benchmarks.harness.store import Cells
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import markdown, number
 from eki_jax import kalman
 
 TITLE = "Lorenz-96 in EKIRace's settings: iterations and simulator runs to the target"

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.calibration import racing
 from benchmarks.calibration.linear import calibrate, distance
 from benchmarks.calibration.methods import LINEAR, RACE, localized_race
-from benchmarks.calibration.page import misfit_axis, number
+from benchmarks.calibration.page import misfit_axis
 from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
@@ -21,7 +21,7 @@ from benchmarks.harness import peers, store
 from benchmarks.harness.figures import save
 from benchmarks.harness.peers import Unavailable, python_of
 from benchmarks.harness.store import Cells
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import markdown, number
 
 TITLE = "Other libraries on the same problems"
 SCRIPTS = Path(__file__).parent / "peers"

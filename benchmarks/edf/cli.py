@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.jsonl"
     with claimed(out.parent, f".{out.name}.lock"):
         before = store.earlier(out, options.preset, experiment=f"edf {options.experiment}") or {}
-        result = _run(options, out)
+        command = f"python -m benchmarks edf {options.experiment} --preset {options.preset}"
+        result = {"command": command, **_run(options, out)}
         store.save(out, _merged(out, before, result))
         saved = store.read(out)
         picture = draw(saved, out.with_suffix(".png"))

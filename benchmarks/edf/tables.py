@@ -15,9 +15,8 @@ def table(result: dict[str, Any]) -> str:
 
 def _where(result: dict[str, Any]) -> str:
     environment = result["environment"]
-    command = result["experiment"].removeprefix("edf ")
     return (
-        f"(`python -m benchmarks edf {command} --preset {result['preset']}`, {environment['device']}, "
+        f"(`{result['command']}`, {environment['device']}, "
         f"{environment['processors']} processors, jax {environment['versions']['jax']})"
     )
 

@@ -1,8 +1,10 @@
-"""Tables in Markdown."""
+"""Tables in Markdown: one way to write them, to put them into a page, and to say where their numbers come from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "---:") -> str:
@@ -20,3 +22,38 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: str 
     """
     lines = [header, ["---", *[numbers] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """``page`` with ``text`` between its marks for ``name``.
+
+    >>> print(replaced("a <!-- table x -->old<!-- end x --> b", "x", "new"))
+    a <!-- table x -->
+    <BLANKLINE>
+    new
+    <BLANKLINE>
+    <!-- end x --> b
+    """
+    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    if begin not in page or end not in page:
+        raise ValueError(f"page: has no marks {begin} and {end}; wanted both")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
+
+
+def where(result: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    environment = result["environment"]
+    return f"(`{result['command']}`; {environment['device']}, jax {environment['versions']['jax']})"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as a cell shows it, a dash where there is none.
+
+    >>> number(0.1234), number(None), number(1234.5), number(3e-13)
+    ('0.12', '–', '1.2e+03', '3.0e-13')
+    """
+    if value is None:
+        return "–"
+    small = value != 0 and abs(value) < 10**-digits
+    return f"{value:.1e}" if small or abs(value) >= 1000 else f"{value:.{digits}f}"

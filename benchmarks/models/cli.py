@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from benchmarks.calibration.page import replaced, where
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, file, say
+from benchmarks.harness.tables import replaced, where
 from benchmarks.models import measures
 from benchmarks.models.entry import Model
 from benchmarks.models.table import cell_name, table, troubles

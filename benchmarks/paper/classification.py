@@ -180,16 +180,13 @@ def run_table(
     if before.runs and not is_new:
         raise Refused(f"{path}: left as it is; nothing was run ({rows[0]['note'] or 'a larger run is there'})")
     result: dict[str, Any] = {"accuracies": accuracies, "rows": rows}
-    if not runs:
-        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     shown = {_name(record["settings"]): record for records in runs.values() for record in records}
     details = {
         "shown": {name: [_name(record["settings"]) for record in records] for name, records in runs.items()},
         store.RUNS: {**kept.all, **shown},
     }
-    summary = finish(experiment, title, preset, seed, out, result, details)
-    draw(out / f"{experiment}.png", store.read(path), cells)
-    return summary
+    picture = lambda result, path: draw(result, path, cells)
+    return finish(experiment, title, preset, seed, out, result, details, picture)
 
 
 def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -197,7 +194,7 @@ def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {name: [result[store.RUNS][run] for run in runs] for name, runs in result.get("shown", {}).items()}
 
 
-def draw(path: Path, result: dict[str, Any], cells: Callable[[str], Sequence[Cell]]) -> None:
+def draw(result: dict[str, Any], path: Path, cells: Callable[[str], Sequence[Cell]]) -> None:
     """The picture of a table's result, see :func:`draw_epochs`."""
     labels = list(dict.fromkeys(cell.label for cell in cells("full")))
     draw_epochs(path, shown_runs(result), labels, result["title"])

@@ -9,11 +9,12 @@ from typing import Any
 
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder
+from benchmarks.paper.classification import run_table
 from benchmarks.paper.table import results, write_table
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
-# name -> module with TITLE and run(preset, out, data, seed)
+# name -> module with TITLE, run(preset, out, data, seed) and draw(result, path); a table of networks has cells(preset)
 EXPERIMENTS = {
     "dense": "benchmarks.paper.dense",
     "particles": "benchmarks.paper.particles",
@@ -43,13 +44,17 @@ def main(argv: list[str]) -> int:
         return 0
     out = arguments.out or (Path("runs/paper-smoke") if arguments.preset == "smoke" else COMMITTED)
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
-    options = {} if arguments.only is None else {"only": _checked(arguments.only, arguments.name, experiment)}
+    only = "" if arguments.only is None else _checked(arguments.only, arguments.name, experiment)
+    size = arguments.preset, out, arguments.data, arguments.seed
     with claimed(out, ".paper.lock"):
         results(out, but=arguments.name)
         merges = hasattr(experiment, "cells") and arguments.preset != "smoke"  # cell by cell
         path = out / f"{arguments.name}.jsonl"
         store.earlier(path, None if merges else arguments.preset, experiment=arguments.name)
-        summary = experiment.run(arguments.preset, out, arguments.data, arguments.seed, **options)
+        if hasattr(experiment, "run"):
+            summary = experiment.run(*size, **({"only": only} if only else {}))
+        else:
+            summary = run_table(arguments.name, experiment.TITLE, experiment.cells, *size, only)
         table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
     print(f"numbers: {path}\ntable: {table}", file=sys.stderr)
     print_result(summary)

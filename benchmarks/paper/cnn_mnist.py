@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from benchmarks.paper.classification import Cell, run_table
+from benchmarks.paper.classification import Cell
 
 TITLE = "MNIST with CNN-MNIST: SGD, momentum SGD and EKI(R) (Figure 11)"
 # method -> (rate, the paper's first, final accuracy)
@@ -29,8 +26,3 @@ def cells(preset: str) -> list[Cell]:
         small = {"particles": 150, "epochs": 5, "images": 3_000, "batch": 100}
         return [cell._replace(**small if cell.is_ensemble else {"epochs": 10}) for cell in table]
     return table
-
-
-def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``cnn-mnist.jsonl`` and ``cnn-mnist.png``."""
-    return run_table("cnn-mnist", TITLE, cells, preset, out, data, seed, only)

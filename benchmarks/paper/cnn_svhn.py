@@ -6,10 +6,7 @@ whose images have SVHN's size, exercises the same networks under its own name, w
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from benchmarks.paper.classification import Cell, run_table
+from benchmarks.paper.classification import Cell
 
 TITLE = "SVHN with CNN-1, 2, 3: momentum SGD and EKI(R) with a growing ensemble (Figure 11)"
 # (network, method) -> the paper's accuracies after the first and the last epoch
@@ -30,11 +27,6 @@ LABELS = {"cnn1": "CNN-1", "cnn2": "CNN-2", "cnn3": "CNN-3"}
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
     return [_sized(preset, _cell(data, network, method)) for data in ("svhn", "cifar10") for network, method in PAPER]
-
-
-def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``cnn-svhn.jsonl`` and ``cnn-svhn.png``."""
-    return run_table("cnn-svhn", TITLE, cells, preset, out, data, seed, only)
 
 
 def _cell(data: str, network: str, method: str) -> Cell:

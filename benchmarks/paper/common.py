@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,14 @@ def skipped(name: str, quantity: str, paper: float | None, reason: str) -> dict[
 
 
 def finish(
-    experiment: str, title: str, preset: str, seed: int, out: Path, numbers: dict[str, Any], details: dict[str, Any]
+    experiment: str,
+    title: str,
+    preset: str,
+    seed: int,
+    out: Path,
+    numbers: dict[str, Any],
+    details: dict[str, Any],
+    draw: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write ``experiment.jsonl`` under ``out`` and return what a run prints: everything but the details.
 
@@ -60,21 +68,27 @@ def finish(
         out: The folder of the results.
         numbers: Every number of the table, ``rows`` among them.
         details: Curves and settings, which go into the file alone.
+        draw: What draws the picture of the file's content, where something was measured.
 
     Raises:
         Refused: An earlier result there has numbers of what this run lacks. It stays; what was measured is beside it.
     """
     summary = {"experiment": experiment, "preset": preset, "seed": seed, **numbers}
+    found = measured(summary)
+    if numbers["rows"] and not found:
+        summary["skipped"] = numbers["rows"][0]["note"].removeprefix("not run: ")
     flags = f"--preset {preset} --seed {seed}"
     command = f"python -m benchmarks paper {experiment} {flags}"
     path, payload = out / f"{experiment}.jsonl", {"title": title, "command": command, **summary, **details}
-    lost = measured(store.earlier(path, experiment=experiment) or {}) - (found := measured(summary))
+    lost = measured(store.earlier(path, experiment=experiment) or {}) - found
     if lost:
         reason = f"{path}: left as it is, since it has what this run lacks: {', '.join(sorted(lost)[:4])}"
         if found:
             reason += f"; this run is in {store.save(path.with_suffix('.partial'), payload).name}"
-        raise Refused(f"{reason} ({numbers['skipped']})" if numbers.get("skipped") else reason)
+        raise Refused(f"{reason} ({summary['skipped']})" if "skipped" in summary else reason)
     store.save(path, payload)
+    if draw is not None and found:
+        draw(store.read(path), path.with_suffix(".png"))
     return summary
 
 

@@ -8,10 +8,7 @@ the larger networks at a J that two cores can pay for, with one seed.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from benchmarks.paper.classification import Cell, run_table
+from benchmarks.paper.classification import Cell
 
 TITLE = "MNIST with dense networks: six methods on DNN 1 to 4 (Figures 5 and 6)"
 NETWORKS = ("dnn1", "dnn2", "dnn3", "dnn4")
@@ -40,11 +37,6 @@ _CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 6}
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
     return [_cell(preset, network, method) for network in NETWORKS for method in PAPER]
-
-
-def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``dense.jsonl`` and ``dense.png``."""
-    return run_table("dense", TITLE, cells, preset, out, data, seed, only)
 
 
 def _cell(preset: str, network: str, method: str) -> Cell:

@@ -81,13 +81,8 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         for label, by in found.items()
     }
     result: dict[str, Any] = {"ensemble": brief, "rows": rows, "seconds": time.perf_counter() - started}
-    if not found:
-        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     curves = {label: {n: m["reliability"] for n, m in by.items()} for label, by in found.items()}
-    summary = finish("ensemble", TITLE, preset, seed, out, result, {"reliability": curves, "settings": settings})
-    if found:
-        draw(out / "ensemble.png", found)
-    return summary
+    return finish("ensemble", TITLE, preset, seed, out, result, {"reliability": curves, "settings": settings}, draw)
 
 
 def measure(problem: Problem, settings: Settings, seed: int) -> dict[str, dict[str, Any]]:
@@ -207,16 +202,16 @@ def _rows(label: str, found: dict[str, dict[str, Any]], settings: Settings) -> l
     return rows
 
 
-def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Reliability, and accuracy against the attack's strength, a row a problem."""
+    found, reliability = result["ensemble"], result["reliability"]
     figure, axes = plt.subplots(len(found), 3, figsize=(13, 3.9 * len(found)), squeeze=False, layout="constrained")
     for (label, by), (left, middle, right) in zip(found.items(), axes, strict=True):
         left.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as sure as right")
         for index, name in enumerate(name for name in SHOWN if name in by):
             numbers, color = by[name], f"C{index}"
-            left.plot(
-                numbers["reliability"]["confidence"], numbers["reliability"]["accuracy"], ".-", color=color, label=name
-            )
+            of = reliability[label][name]
+            left.plot(of["confidence"], of["accuracy"], ".-", color=color, label=name)
             for axis, key in ((middle, "attacked"), (right, "transferred")):
                 for kind, style in (("FGSM", "--"), ("PGD", "-")):
                     values = [numbers["clean"], *(numbers[key][f"{kind} {s:g}"] for s in STRENGTHS)]

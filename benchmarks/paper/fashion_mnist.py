@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from benchmarks.paper.classification import Cell, run_table
+from benchmarks.paper.classification import Cell
 
 TITLE = "Fashion-MNIST with DNN 2: SGD, momentum SGD and the EKI methods (slides)"
 METHODS = ("sgd", "msgd", "eki", "meki", "eki-r", "meki-r")
@@ -24,8 +21,3 @@ def cells(preset: str) -> list[Cell]:
     if preset == "cpu":
         return [cell._replace(particles=300, epochs=3, images=20_000) if cell.is_ensemble else cell for cell in table]
     return table
-
-
-def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``fashion-mnist.jsonl`` and ``fashion-mnist.png``."""
-    return run_table("fashion-mnist", TITLE, cells, preset, out, data, seed, only)

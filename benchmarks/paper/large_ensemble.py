@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from benchmarks.paper import dense
-from benchmarks.paper.classification import Cell, run_table
+from benchmarks.paper.classification import Cell
 
 TITLE = "MNIST, DNN 2 with a large ensemble, J = 6000 (Figure 9)"
 # method -> the paper's accuracies after the first and the last epoch
@@ -35,8 +32,3 @@ def cells(preset: str) -> list[Cell]:
     if preset == "cpu":
         return baselines + [cell._replace(particles=500, epochs=2, images=10_000) for cell in table]
     return baselines + table
-
-
-def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``large-ensemble.jsonl`` and ``large-ensemble.png``."""
-    return run_table("large-ensemble", TITLE, cells, preset, out, data, seed, only)

@@ -63,9 +63,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     numbers = dict(zip(("parameters", "outputs", "ensemble_size", "steps"), SIZES[preset], strict=True))
     numbers |= {"dt": STEP / rate, "rows": rows(curves, gaps, at)}
     details = {"at_steps": at, "curves": curves, "gaps": gaps, "step_sizes_times_rate": REFINEMENTS}
-    summary = finish("linear", TITLE, preset, seed, out, numbers, details)
-    draw(out / "linear.png", curves, gaps, at)
-    return summary
+    return finish("linear", TITLE, preset, seed, out, numbers, details, draw)
 
 
 def make_problem(parameters: int, outputs: int, ensemble_size: int, seed: int) -> Problem:
@@ -145,10 +143,11 @@ def rows(curves: dict[str, Any], gaps: dict[str, list[float]], at: np.ndarray) -
     return lines
 
 
-def draw(path: Path, curves: dict[str, Any], gaps: dict[str, list[float]], at: np.ndarray) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """The slides' figure, and beside it how the iteration approaches the flow."""
     from matplotlib.figure import Figure
 
+    curves, gaps, at = result["curves"], result["gaps"], result["at_steps"]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for colour, (name, curve) in zip(("tab:blue", "tab:red"), curves.items(), strict=True):

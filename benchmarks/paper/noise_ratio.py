@@ -5,6 +5,7 @@ The bounds are ``|mean u| / max_j |eta_j|`` and ``|mean u| / min_j |eta_j|``.
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
                 rows.append(row(label, f"noise ratio, {moment} epoch, {bound} bound over particles", None, value, note))
     last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
     result: dict[str, Any] = {"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}
-    if not bounds:
-        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
-    summary = finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds})
-    if bounds:
-        draw(out / "noise-ratio.png", bounds)
-    return summary
+    return finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds}, draw)
 
 
 def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Array:
@@ -70,10 +66,10 @@ def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Ar
     return norm(eki_jax.mean_particle(ensemble)) / jnp.stack([noise.max(), noise.min()])
 
 
-def draw(path: Path, bounds: dict[str, Any]) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """A band a network, between the largest and the smallest noise of a particle."""
     figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
-    for (label, found), style in zip(bounds.items(), ("-", "--", ":", "-.") * len(bounds), strict=False):
+    for (label, found), style in zip(result["curves"].items(), itertools.cycle(("-", "--", ":", "-.")), strict=False):
         values = np.array(found)
         epochs = np.arange(1, len(values) + 1)
         axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.35, linewidth=0)

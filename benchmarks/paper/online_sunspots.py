@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.series import draw as draw
 from benchmarks.paper.series import run_series
 from benchmarks.problems import tables
 

@@ -55,20 +55,16 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         rows.append(row(label, "accuracy of the mean particle", None, last.mean, note))
         rows.append(row(label, "accuracy of the particles", None, last.particles, of="particles"))
     result: dict[str, Any] = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
-    if not seen:
-        result["skipped"] = rows[0]["note"].removeprefix("not run: ")
     curves = {
         label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
         for label, epochs in seen.items()
     }
-    summary = finish("particles", TITLE, preset, seed, out, result, {"curves": curves})
-    if seen:
-        draw(out / "particles.png", curves)
-    return summary
+    return finish("particles", TITLE, preset, seed, out, result, {"curves": curves}, draw)
 
 
-def draw(path: Path, curves: dict[str, dict[str, Any]]) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """All particles as bands of shares of them, and the mean particle."""
+    curves = result["curves"]
     bands = {"all particles": (0, 100, 0.2), "all but the extreme twentieths": (5, 95, 0.3), "half": (25, 75, 0.5)}
     figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 3.8), squeeze=False, layout="constrained")
     for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from benchmarks.paper.classification import Cell, run_table
+from benchmarks.paper.classification import Cell
 
 TITLE = "MNIST by rows with a two-layer recurrent network: SGD and EKI(R) (Figure 12)"
 
@@ -22,8 +19,3 @@ def cells(preset: str) -> list[Cell]:
     if preset == "cpu":
         return [sgd, eki._replace(particles=250, growth=250, limit=1000, epochs=4)]
     return [sgd, eki]
-
-
-def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``rnn.jsonl`` and ``rnn.png``."""
-    return run_table("rnn", TITLE, cells, preset, out, data, seed, only)

@@ -81,7 +81,7 @@ def run_series(
         series = load(data)
     except MissingFile as error:
         rows = [skipped(name.split("_")[0], name.split("_")[1], value, error.reason) for name, value in paper.items()]
-        return finish(experiment, title, preset, seed, out, {"skipped": error.reason, "rows": rows}, {})
+        return finish(experiment, title, preset, seed, out, {"rows": rows}, {})
     series = series._replace(train_x=series.train_x[: settings.samples], train_y=series.train_y[: settings.samples])
     keys = jax.random.split(jax.random.key(seed), settings.seeds)
     eki, seconds = _timed(learn_by_eki, series, settings, keys)
@@ -105,10 +105,17 @@ def run_series(
     details = {
         "settings": settings._asdict() | {"units": UNITS, "particles": PARTICLES, "ogd_rate": RATE, "noise": NOISE},
         "curves": {"eki": eki.curve, "ogd": ogd.curve, "eki_best_particle": eki.best},
+        "shown": shown(series, {"OGD": ogd, "EKI": eki}),
     }
-    summary = finish(experiment, title, preset, seed, out, numbers | {"rows": rows}, details)
-    _draw(out / f"{experiment}.png", title, series, {"OGD": ogd, "EKI": eki}, paper)
-    return summary
+    return finish(experiment, title, preset, seed, out, numbers | {"rows": rows}, details, draw)
+
+
+def shown(series: Series, methods: dict[str, Learned]) -> dict[str, np.ndarray]:
+    """The beginning of the test part as it was measured, and as each method's median seed predicts it."""
+    scale = lambda values: series.minimum + (series.maximum - series.minimum) * values[:SHOWN]
+    middle = lambda learned: np.argsort(learned.curve[:, -1])[len(learned.curve) // 2]
+    fits = {name: scale(learned.fit[middle(learned)]) for name, learned in methods.items()}
+    return {"series": scale(series.test_y[:, 0]), **fits}
 
 
 def network() -> tuple[Any, Any]:
@@ -190,25 +197,25 @@ def _timed(learn: Any, *arguments: Any) -> tuple[Learned, float]:
     return learned, time.perf_counter() - started
 
 
-def _draw(path: Path, title: str, series: Series, methods: dict[str, Learned], paper: dict[str, float]) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Test errors after every pass; and what each method predicts, of whose samples all would hide each other."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True, width_ratios=(1, 1.3, 1.3))
-    for (name, learned), color in zip(methods.items(), ("tab:orange", "tab:blue"), strict=True):
-        passes = np.arange(1, learned.curve.shape[1] + 1)
-        axes[0].fill_between(passes, *np.quantile(learned.curve, [0.1, 0.9], axis=0), color=color, alpha=0.2)
-        axes[0].plot(passes, np.median(learned.curve, axis=0), color=color, label=name)
-        axes[0].axhline(paper[f"{name.lower()}_final"], color=color, linestyle=":")
+    for name, color, axis in zip(("OGD", "EKI"), ("tab:orange", "tab:blue"), axes[1:], strict=True):
+        curve = np.array(result["curves"][name.lower()])
+        passes = np.arange(1, curve.shape[1] + 1)
+        axes[0].fill_between(passes, *np.quantile(curve, [0.1, 0.9], axis=0), color=color, alpha=0.2)
+        axes[0].plot(passes, np.median(curve, axis=0), color=color, label=name)
+        last = "test error, final pass"
+        (paper,) = (row["paper"] for row in result["rows"] if (row["name"], row["quantity"]) == (name, last))
+        axes[0].axhline(paper, color=color, linestyle=":")
+        axis.plot(result["shown"][name], color=color, linewidth=2.5, alpha=0.7)
+        axis.plot(result["shown"]["series"], color="0.15", linewidth=0.8)
+        axis.plot([], [], color="0.15", linewidth=0.8, label="series")
+        axis.plot([], [], color=color, linewidth=2.5, alpha=0.7, label=f"{name}, median seed")
+        axis.set(title=f"{name} on the test part, first {len(result['shown'][name])} samples", xlabel="sample")
+        axis.legend(fontsize=8)
     axes[0].set(xlabel="pass over the training part", ylabel="test error", xscale="log", yscale="log")
     axes[0].set_title("Median, 10 % to 90 % of the seeds")
     axes[0].legend(title="dotted: the paper's final error", fontsize=8, title_fontsize=8)
-    scale = series.maximum - series.minimum
-    for axis, (name, learned), color in zip(axes[1:], methods.items(), ("tab:orange", "tab:blue"), strict=True):
-        middle = np.argsort(learned.curve[:, -1])[len(learned.curve) // 2]
-        shown = slice(SHOWN)  # of all samples, one line would hide the other
-        axis.plot(series.minimum + scale * learned.fit[middle][shown], color=color, linewidth=2.5, alpha=0.7)
-        axis.plot(series.minimum + scale * series.test_y[shown, 0], color="0.15", linewidth=0.8)
-        axis.plot([], [], color="0.15", linewidth=0.8, label="series")
-        axis.plot([], [], color=color, linewidth=2.5, alpha=0.7, label=f"{name}, median seed")
-        axis.set(title=f"{name} on the test part, first {len(series.test_y[shown])} samples", xlabel="sample")
-        axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(result["title"], fontsize=10)
     save(figure, path)

@@ -63,7 +63,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         votes = tables.votes(data)
     except MissingFile as error:
         rows = [skipped(name, "accuracy", PAPER[name], error.reason) for name in PAPER]
-        return finish("voting", TITLE, preset, seed, out, {"skipped": error.reason, "rows": rows}, {})
+        return finish("voting", TITLE, preset, seed, out, {"rows": rows}, {})
     laplacian = graphs.graph_laplacian(graphs.gaussian_affinity(votes.records, WIDTH))
     basis, whole = graphs.eigenbasis(laplacian, settings.modes), graphs.eigenbasis(laplacian)
     cut = np.sign(graphs.fiedler_vector(whole))
@@ -106,10 +106,9 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         "accuracy": {"eki": eki["final"], "eki_all_modes": all_modes["final"], "mcmc": mcmc["final"]},
         "curve": eki["curve"],
         "observed": observed,
+        "eigenvalues": whole.eigenvalues,
     }
-    summary = finish("voting", TITLE, preset, seed, out, summary | {"rows": rows}, details)
-    _draw(out / "voting.png", fiedler, eki, mcmc, whole.eigenvalues)
-    return summary
+    return finish("voting", TITLE, preset, seed, out, summary | {"rows": rows}, details, draw)
 
 
 def draw_labels(labels: np.ndarray, draws: int, seed: int) -> np.ndarray:
@@ -172,18 +171,20 @@ def _timed(function: Any, *arguments: Any) -> tuple[dict[str, np.ndarray], float
     return function(*arguments), time.perf_counter() - started
 
 
-def _draw(path: Path, fiedler: float, eki: dict, mcmc: dict, eigenvalues: np.ndarray) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
+    """The spectrum; the accuracy after each step; and over the draws of labels."""
+    fiedler, eigenvalues, accuracy = result["fiedler_final"], result["eigenvalues"], result["accuracy"]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
     left.plot(np.arange(1, len(eigenvalues) + 1), eigenvalues, ".", markersize=3)
     left.set(title="Spectrum of the graph Laplacian", xlabel="index", ylabel="eigenvalue")
-    low, middle_line, high = np.quantile(eki["curve"], [0.1, 0.5, 0.9], axis=0)
+    low, middle_line, high = np.quantile(result["curve"], [0.1, 0.5, 0.9], axis=0)
     steps = np.arange(len(middle_line))
     middle.fill_between(steps, low, high, alpha=0.25, label="10 % to 90 % of the draws")
     middle.plot(steps, middle_line, label="EKI, median")
     middle.axhline(fiedler, color="k", linestyle=":", label="Fiedler vector")
     middle.set(title="Accuracy of the mean particle", xlabel="step", ylabel="accuracy")
     middle.legend()
-    for name, values in (("EKI", eki["final"]), ("MCMC (pCN)", mcmc["final"])):
+    for name, values in (("EKI", accuracy["eki"]), ("MCMC (pCN)", accuracy["mcmc"])):
         right.plot(np.sort(values), np.linspace(0, 1, len(values)), drawstyle="steps-post", label=name)
     right.axvline(fiedler, color="k", linestyle=":", label="Fiedler vector")
     right.set(title="Over draws of the five labels", xlabel="accuracy", ylabel="share of the draws below")

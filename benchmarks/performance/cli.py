@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
             print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
             start = time.perf_counter()
             rows = PARTS[name](options_of.get(name, options), lambda row: print("  " + line(row), flush=True))
-            payload = {"part": name, "preset": preset, "seconds": time.perf_counter() - start, "rows": rows}
+            seconds, text = time.perf_counter() - start, f"python -m benchmarks performance --parts {name}"
+            head = {"part": name, "command": f"{text} --preset {preset}", "preset": preset, "seconds": seconds}
+            payload = {**head, "rows": rows}
             path = _file(out, name)
             lost = measured((store.earlier(path) or {}).get("rows", [])) - measured(rows)
             if lost:
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
                 troubles.append(f"{path}: left as it is, as it has {'; '.join(sorted(lost))}; this run is in {beside}")
             else:
                 written[name] = store.save(path, payload)
-        picture, table = draw(out), write(out)
+        picture, table = draw(out, out / "performance.png"), write(out, out / "performance.md")
     files = {"results": {part: path.name for part, path in written.items()}}
     print_result({**files, "picture": picture and picture.name, "table": table.name})
     if troubles:

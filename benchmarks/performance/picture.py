@@ -11,8 +11,8 @@ from benchmarks.harness.store import read
 from benchmarks.performance.tables import times_ours
 
 
-def draw(folder: Path, out: Path | None = None) -> Path | None:
-    """Draw what the files in ``folder`` hold as performance.png, beside them or in ``out``; None of nothing."""
+def draw(folder: Path, path: Path) -> Path | None:
+    """Draw what the files in ``folder`` hold; None of nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,7 +24,7 @@ def draw(folder: Path, out: Path | None = None) -> Path | None:
     figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 6), squeeze=False, layout="constrained")
     for axis, (name, plot) in zip(axes[0], panels, strict=True):
         plot(axis, _rows(folder, name))
-    return save(figure, (out or folder) / "performance.png", dpi=80)
+    return save(figure, path, dpi=80)
 
 
 def _rows(folder: Path, part: str) -> list[dict[str, Any]]:

@@ -13,11 +13,10 @@ from eki_jax.training.files import write_text
 Row = dict[str, Any]
 
 
-def write(folder: Path) -> Path:
-    """Write performance.md beside the files in ``folder``."""
+def write(folder: Path, path: Path) -> Path:
+    """Write the tables of the files in ``folder``; returns the path."""
     files = {name: folder / f"performance-{name}.jsonl" for name in _TABLES}
     sections = [section(name, read(path)) for name, path in files.items() if path.exists()]
-    path = folder / "performance.md"
     text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"
     write_text(path, text + "\n\n".join(sections) + "\n")
     return path
@@ -150,3 +149,5 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
         },
     ),
 }
+#: The parts, and what each is called.
+TITLES = {part: title for part, (title, _) in _TABLES.items()}

@@ -33,30 +33,36 @@ def main(argv: list[str]) -> int:
     images = arguments.images or (_IMAGES if out.resolve() == RESULTS.resolve() else out)
     path = out / "scaling.jsonl"
     with claimed(out, ".scaling.lock"):
-        before = store.earlier(path, command="scaling") or {}
+        before = store.earlier(path, experiment="scaling") or {}
         _make_devices(arguments.virtual_devices)
         machine = _machine(arguments)
+        payload = {"experiment": "scaling", "command": _line(arguments), "kind": _kind()}
         if arguments.predict_only:  # what was measured stays, and says on what
-            payload = {
-                "command": "scaling",
-                "kind": _kind(),
-                **{key: before[key] for key in _MEASURED if key in before},
-            }
+            payload |= {key: before[key] for key in _MEASURED if key in before}
             if "measured" in before:
                 payload.setdefault("measured_in", before["environment"])
         else:
-            payload = {"command": "scaling", "kind": _kind(), **_measure(arguments, _kind(), before)}
+            payload |= _measure(arguments, _kind(), before)
             if arguments.anchor:
                 machine = machine._replace(flops=payload["machine_at_hand"]["1"]["flops"])
         payload |= _predict(arguments, machine)
         store.save(path, payload)
         if "measured" in payload:
-            rows = [measured.Row(**row) for row in payload["measured"]]
-            pictures.draw_measured(images / "scaling_measured.png", rows, payload["kind"])
-        rows = [predicted.Row(**row) for row in payload["predicted"]]
-        pictures.draw_predicted(images / "scaling_predicted.png", rows, _about(machine))
+            pictures.draw_measured(payload, images / "scaling_measured.png")
+        pictures.draw_predicted(payload, images / "scaling_predicted.png")
     print_result({"command": "scaling", "kind": payload["kind"], "result": path.name, "wins": payload["wins"]})
     return 0
+
+
+def _line(arguments: argparse.Namespace) -> str:
+    """The command, with what is not as always."""
+    usual = vars(_parser().parse_args([]))
+    text = "python -m benchmarks scaling"
+    for name, value in vars(arguments).items():
+        if value != usual[name] and name not in ("out", "images"):
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            text += " ".join([f" --{name.replace('_', '-')}", *map(str, values)])
+    return text
 
 
 # The entries of a result that a measurement makes.
@@ -111,7 +117,7 @@ def _predict(arguments: argparse.Namespace, machine: sharding.Machine) -> dict[s
         for scaling, particles in (("weak", arguments.per_gpu), ("strong", network.paper_particles)):
             for n in _GPUS:
                 rows += predicted.predict(name, network, scaling, particles, n, machine, arguments.messages)
-    print(f"\npredicted, not measured: {_about(machine)}")
+    print(f"\npredicted, not measured: {pictures.about(_as_dict(machine))}")
     for row in rows:
         if row.scaling == "weak" and row.devices in (8, 64, 1024) and row.wins:
             print(
@@ -128,13 +134,6 @@ def _predict(arguments: argparse.Namespace, machine: sharding.Machine) -> dict[s
 
 def _ranges(counts: list[int]) -> str:
     return ", ".join(map(str, counts))
-
-
-def _about(machine: sharding.Machine) -> str:
-    return (
-        f"{machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.devices_per_host} GPUs a host at "
-        f"{machine.local.bandwidth / 1e9:.0f} GB/s, {machine.remote.bandwidth / 1e9:.0f} GB/s a GPU between hosts"
-    )
 
 
 def _as_dict(machine: sharding.Machine) -> dict[str, Any]:

@@ -17,8 +17,9 @@ _STYLES = dict(zip(sharding.COMMUNICATIONS, ("-o", "-s", "--^", "-D", ":v"), str
 _WIDTHS = dict(zip(sharding.COMMUNICATIONS, (7.0, 4.5, 2.5, 1.5, 1.5), strict=True))  # in the order of drawing
 
 
-def draw_measured(path: Path, rows: list[measured.Row], kind: str) -> None:
+def draw_measured(result: dict[str, Any], path: Path) -> None:
     """Time, communication and memory against the number of devices, strong above weak."""
+    rows = [measured.Row(**row) for row in result["measured"]]
     figure = Figure(figsize=(12, 7), layout="constrained")
     columns: list[tuple[str, Callable[[Any], float]]] = [
         ("milliseconds a step", lambda row: 1e3 * row.seconds),
@@ -37,13 +38,23 @@ def draw_measured(path: Path, rows: list[measured.Row], kind: str) -> None:
     for axes in grid[1]:
         axes.set(xlabel="devices")
     grid[0, 2].legend(fontsize=8)
-    about = "crosses: what the model says is sent; where lines coincide, the thinner lie upon the wider"
-    figure.suptitle(f"Measured on {kind}\n{about}", fontsize=11)
+    marks = "crosses: what the model says is sent; where lines coincide, the thinner lie upon the wider"
+    figure.suptitle(f"Measured on {result['kind']}\n{marks}", fontsize=11)
     save(figure, path, dpi=90)
 
 
-def draw_predicted(path: Path, rows: list[predicted.Row], about: str) -> None:
+def about(machine: dict[str, Any]) -> str:
+    """The machine of the predictions in words."""
+    local, remote = machine["local"]["bandwidth"], machine["remote"]["bandwidth"]
+    return (
+        f"{machine['flops'] / 1e12:.0f} TFLOP/s a GPU, {machine['devices_per_host']} GPUs a host at "
+        f"{local / 1e9:.0f} GB/s, {remote / 1e9:.0f} GB/s a GPU between hosts"
+    )
+
+
+def draw_predicted(result: dict[str, Any], path: Path) -> None:
     """Weak-scaling efficiency and strong-scaling speed-up against the number of GPUs, a column a network."""
+    rows = [predicted.Row(**row) for row in result["predicted"]]
     networks = list(dict.fromkeys(row.network for row in rows))
     figure = Figure(figsize=(11, 8), layout="constrained")
     grid = figure.subplots(2, len(networks), sharex=True, squeeze=False)
@@ -65,7 +76,9 @@ def draw_predicted(path: Path, rows: list[predicted.Row], about: str) -> None:
         axes.axvline(8.5, color="grey", linewidth=0.7)
     grid[0, -1].legend(fontsize=7, loc="lower left")
     grid[1, 0].legend(fontsize=8)
-    figure.suptitle(f"Predicted, not measured: {about}\n(grey line: the end of one host)", fontsize=10)
+    figure.suptitle(
+        f"Predicted, not measured: {about(result['machine'])}\n(grey line: the end of one host)", fontsize=10
+    )
     save(figure, path, dpi=90)
 
 

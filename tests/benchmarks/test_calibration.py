@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.calibration import bounds, cli, crashes, lorenz96, others, page, race, racing
+from benchmarks.calibration import bounds, crashes, lorenz96, others, race, racing
 from benchmarks.calibration import linear as on_linear
 from benchmarks.calibration.methods import LINEAR, RACE, Entry, kalman_step
 from benchmarks.calibration.problems import Problem, linear, lorenz63
@@ -167,21 +167,6 @@ def test_cells_of_other_settings_are_measured(tmp_path: Path) -> None:
         assert kept.get("b", {}, lambda: {"rows": []}) == {"rows": []}
     other = Cells(path, {"preset": "cpu"}, keep=True, say=lambda line: None)
     assert other.get("a", {"J": 2}, lambda: [4.0]) == [4.0]
-
-
-def test_the_page_has_marks_for_all_tables() -> None:
-    """The page holds what its commands wrote: each committed result's table, as made from its JSON."""
-    text = page.PAGE.read_text()
-    for name, module in cli.EXPERIMENTS.items():
-        assert f"<!-- table {name} -->" in text
-        path = cli.COMMITTED / f"{name}.jsonl"
-        if path.exists():
-            result = store.read(path)
-            assert importlib.import_module(module).table(result) in text, name
-            assert page.where(result) in text
-            assert (page.IMAGES / f"calibration_{name}.png").exists()
-    with pytest.raises(ValueError, match="page: has no marks"):
-        page.replaced("nothing", "linear", "x")
 
 
 def test_members_that_fail_are_counted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,18 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 
-from benchmarks import pictures
+from benchmarks import report
+from benchmarks.harness import store
 
-ROOT = Path(__file__).parents[2]
-NAMES = list(pictures.PICTURES)
+PLACES = (report.RESULTS.rglob("*.png"), report.IMAGES.glob("calibration_*.png"), report.IMAGES.glob("scaling_*.png"))
+NAMES = sorted(path.stem for places in PLACES for path in places)
 
 
-def test_the_pictures_are_there() -> None:
-    """Where the pages look for them."""
-    for name, (folder, _) in pictures.PICTURES.items():
-        assert (folder / f"{name}.png").is_file()
+def redraw(name: str, folder: Path) -> Path:
+    """The picture, made again in a folder."""
+    (one,) = (one for one in report.made() if one.path.name == f"{name}.png")
+    one.write(folder / one.path.name)
+    return folder / one.path.name
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def boxes(texts: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_can_be_read(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
     """Labels of an axis do not run into each other, and nothing is cut off at the edge."""
-    assert pictures.redraw(name, tmp_path).stat().st_size > 5_000
+    assert redraw(name, tmp_path).stat().st_size > 5_000
     (figure,) = drawn
     width, height = figure.bbox.width, figure.bbox.height
     for axes in figure.axes:
@@ -71,7 +72,7 @@ def test_labels_can_be_read(name: str, tmp_path: Path, drawn: list[Figure]) -> N
 @pytest.mark.parametrize("name", ["dense", "large-ensemble", "rnn"])
 def test_short_runs_have_room(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
     """Runs of few epochs beside those of many take a tenth of the width at least."""
-    pictures.redraw(name, tmp_path)
+    redraw(name, tmp_path)
     for axes in drawn[0].axes:
         left, right = axes.bbox.x0, axes.bbox.x1
         for line in axes.lines:
@@ -83,10 +84,10 @@ def test_short_runs_have_room(name: str, tmp_path: Path, drawn: list[Figure]) ->
 @pytest.mark.benchmarks
 def test_what_did_not_run_is_said(tmp_path: Path, drawn: list[Figure]) -> None:
     """A picture of other data than its name has says so."""
-    pictures.redraw("cnn-svhn", tmp_path)
-    result = json.loads((ROOT / "benchmarks/results/paper/cnn-svhn.json").read_text())
+    redraw("cnn-svhn", tmp_path)
+    result = store.read(report.RESULTS / "paper/cnn-svhn.jsonl")
     without = {name for row in result["rows"] if row["ours"] is None and (name := row["name"].partition(",")[0])}
-    missing = without - {name.partition(",")[0] for name in result["runs"]}
+    missing = without - {name.partition(",")[0] for name in result["shown"]}
     said = drawn[0].get_suptitle()
     assert missing
     assert all(name in said.partition("not run: ")[2] for name in missing)
@@ -97,7 +98,7 @@ def test_what_did_not_run_is_said(tmp_path: Path, drawn: list[Figure]) -> None:
 @pytest.mark.parametrize("name", ["noise-ratio", "forward_budget_cpu", "particles"])
 def test_bands_are_explained(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
     """By a legend that says what they are of."""
-    pictures.redraw(name, tmp_path)
+    redraw(name, tmp_path)
     legend = drawn[0].axes[0].get_legend()
     words = " ".join([legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())])
     assert "band" in words or "particles" in words

@@ -12,12 +12,10 @@ import pytest
 
 from benchmarks.edf import cli, convergence, harness, stochastic
 from benchmarks.edf.progress import collect
-from benchmarks.edf.tables import table
 from benchmarks.edf.training import Stops, build, full_batch, momentum_sgd
 from benchmarks.harness import store
 from benchmarks.problems import data as datasets
 from benchmarks.problems.data import Dataset
-from benchmarks.reporting import RESULTS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.benchmarks
@@ -189,9 +187,3 @@ def test_missing_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     command = ["convergence", "--preset", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "o.jsonl")]
     assert cli.main(command) == 2
     assert "data_batch_1.bin" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("edf_*.jsonl")), ids=lambda path: path.stem)
-def test_tables_are_those_of_the_results(path: Path) -> None:
-    """docs/edf.md prints every committed result's table as it is."""
-    assert table(store.read(path)) in (ROOT / "docs" / "edf.md").read_text()

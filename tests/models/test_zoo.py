@@ -18,8 +18,8 @@ from flax import linen as nn
 from flax import nnx
 
 import eki_jax
-from benchmarks.calibration.page import where
 from benchmarks.harness import store
+from benchmarks.harness.tables import where
 from benchmarks.models import cli, in_linen, measures, table
 from benchmarks.models.entry import CLASSES, SQUARES, Model, taught, vectors
 from benchmarks.models.zoo import MODELS, model
