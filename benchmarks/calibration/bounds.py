@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.calibration import front_door
 from benchmarks.calibration.problems import decay
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown, number
 from eki_jax import calibrate
@@ -97,9 +97,7 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Errors of the means and ratios of the deviations against J."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    figure, (axes,) = panels(1, 2, (10, 4.4))
     titles = {"mean": "Error of the means, in exact deviations", "deviation": "Deviations over the exact ones"}
     for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
         for index, (kind, label) in enumerate(result["labels"].items()):
@@ -112,7 +110,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.set(title=title, xlabel="members J", xscale="log")
         axis.set_xticks(result["sizes"], map(str, result["sizes"]))
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
     axes[1].axhline(1, color="0.4", lw=0.8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(figure, "", axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save(figure, path)

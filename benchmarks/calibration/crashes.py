@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.calibration import front_door
 from benchmarks.calibration.problems import decay
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import panels, save
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown, number
 from eki_jax import calibrate
@@ -129,10 +129,8 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Errors of the means in every case, a point a seed."""
-    from matplotlib import pyplot as plt
-
     cells = list(result["cells"].values())
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
+    figure, (axes,) = panels(1, 2, (11, 4.6), sharey=True)
     titles = {"mean": "Error of the means, in exact deviations", "deviation": "Deviations over the exact ones"}
     for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
         for index, cell in enumerate(cells):
@@ -143,7 +141,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
             else:
                 axis.annotate("stopped with an error", (0.35, index), xycoords=("axes fraction", "data"), va="center")
         axis.set(title=title, ylim=(len(cells) - 0.5, -0.5))
-        axis.grid(alpha=0.3, which="both")
     labels = [f"{cell['settings']['label']}, {100 * cell['settings']['share']:.0f} %" for cell in cells]
     axes[0].set_yticks(range(len(cells)), labels)
     save(figure, path)

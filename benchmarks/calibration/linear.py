@@ -15,7 +15,7 @@ from benchmarks.calibration.methods import LINEAR, Entry
 from benchmarks.calibration.problems import Problem, linear
 from benchmarks.calibration.problems.linear import Posterior, posterior
 from benchmarks.calibration.race import keys, start
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown, number
 from eki_jax.solvers.protocol import makes_its_particles
@@ -178,9 +178,7 @@ ROUNDING = 1e-6  # below it an error is none
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Errors of mean and covariance against J."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
+    figure, (axes,) = panels(1, 2, (11, 5.4))
     titles = {"mean": "Error of the mean, in posterior standard deviations", "covariance": "Error of the covariance"}
     sizes = np.asarray(result["problem"]["sizes"], float)
     for axis, (quantity, title) in zip(axes, titles.items(), strict=True):
@@ -194,9 +192,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         last = max(scale)
         axis.loglog(sizes, scale[last] * np.sqrt(last / sizes), color="0.8", lw=5, zorder=0, label="$J^{-1/2}$")
         axis.set(title=title, xlabel="particles J", ylim=(4e-3, 12))
-        axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    legend(figure, "", axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     save(figure, path)
 
 

@@ -18,7 +18,7 @@ from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
 from benchmarks.harness import peers, store
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.harness.peers import Unavailable, python_of
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown, number
@@ -230,12 +230,12 @@ def _raced(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The misfit at the mean against simulator runs: the median over the seeds, a panel for each race."""
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps
 
     raced = [name for name in result["sizes"] if name != "linear"]
-    figure, axes = plt.subplots(1, len(raced), figsize=(6.5 * len(raced), 6), layout="constrained", squeeze=False)
+    figure, axes = panels(1, len(raced), (6.5 * len(raced), 6))
     labels = list(dict.fromkeys(label for problem in raced for label in rows_of(result, problem)))
-    shown, colours = {}, plt.get_cmap("tab20")
+    shown, colours = {}, colormaps["tab20"]
     for axis, problem in zip(axes[0], raced, strict=True):
         size = max(result["sizes"][problem])
         for label, by_size in rows_of(result, problem).items():
@@ -255,5 +255,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.set_title(f"{problem}, J = {size}")
     axes[0][0].set_ylabel("misfit at G(mean), median of seeds")
     handles = {label: shown[label] for label in labels if label in shown}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
+    legend(figure, "", (handles.values(), handles.keys()), loc="outside lower center", ncols=2)
     save(figure, path)

@@ -44,4 +44,3 @@ def misfit_axis(axis: Any, most_runs: float) -> None:
     axis.yaxis.set_major_locator(FixedLocator(ticks))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.grid(alpha=0.3)

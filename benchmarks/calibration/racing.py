@@ -12,7 +12,7 @@ from benchmarks.calibration import page
 from benchmarks.calibration.methods import Entry
 from benchmarks.calibration.problems import Problem
 from benchmarks.calibration.race import ITERATIONS, race
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown
 
@@ -115,11 +115,9 @@ def table(result: dict[str, Any], prefix: str = "") -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The misfit at the mean against simulator runs: the median over the seeds, a panel for each J."""
-    from matplotlib import pyplot as plt
-
     found, sizes = outcomes(result), result["sizes"]
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 5.4), layout="constrained", sharey=True)
-    for axis, size in zip(np.atleast_1d(axes), sizes, strict=True):
+    figure, (axes,) = panels(1, len(sizes), (5 * len(sizes), 5.4), sharey=True)
+    for axis, size in zip(axes, sizes, strict=True):
         for index, (label, by_size) in enumerate(found.items()):
             used = size if size in by_size else next(iter(by_size)) if not set(by_size) & set(sizes) else None
             if used is None:
@@ -132,7 +130,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.plot(used * np.arange(longest), np.median(misfits, axis=0), lw=1.5, label=label, **style)
         page.misfit_axis(axis, size * ITERATIONS)
         axis.set_title(f"J = {size}")
-    np.atleast_1d(axes)[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")
-    handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    axes[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")
+    legend(figure, "", axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save(figure, path)

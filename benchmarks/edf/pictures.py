@@ -5,22 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save, whole_numbers
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Draw ``result`` (of any of the experiments) to ``path``, a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = _DRAWINGS[result["experiment"]](result, plt)
-    return save(figure, path, dpi=110)
+    return save(_DRAWINGS[result["experiment"]](result), path, dpi=110)
 
 
-def _convergence(result: dict[str, Any], plt: Any) -> Any:
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
+def _convergence(result: dict[str, Any]) -> Any:
+    figure, (axes,) = panels(1, 3, (13, 4.2), sharey=True)
     for name, curve in result["curves"].items():
         losses = [float("nan") if loss is None else loss for loss in curve["losses"]]
         steps = range(len(losses))
@@ -36,8 +30,8 @@ def _convergence(result: dict[str, Any], plt: Any) -> Any:
     axes[2].set(title="the same by work done", xlabel="gradient-equivalents (a step costs 1 + k)")
     start, lowest = _extent(result["curves"])
     axes[0].set(yscale="log", ylim=(0.8 * max(lowest, result["stops"]["loss"]), 1.5 * start))  # not what diverged
-    axes[0].legend(fontsize=8)
-    axes[2].legend(fontsize=7)
+    legend(axes[0])
+    legend(axes[2])
     figure.suptitle(f"Full batch of {result['images']} CIFAR-10 images, a network of two convolutions", fontsize=11)
     return figure
 
@@ -48,9 +42,9 @@ def _extent(curves: dict[str, Any]) -> tuple[float, float]:
     return losses[0], min(losses)
 
 
-def _stochastic(result: dict[str, Any], plt: Any) -> Any:
+def _stochastic(result: dict[str, Any]) -> Any:
     problems = result["problems"]
-    figure, axes = plt.subplots(2, len(problems), figsize=(5.5 * len(problems), 7), layout="constrained", squeeze=False)
+    figure, axes = panels(2, len(problems), (5.5 * len(problems), 7))
     for column, (problem, found) in zip(axes.T, problems.items(), strict=True):
         for name, method in found.items():
             chosen = method["best"]
@@ -63,14 +57,13 @@ def _stochastic(result: dict[str, Any], plt: Any) -> Any:
         )
         column[1].set(xlabel="epoch", ylabel="test error, %")
         for axis in column:
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.grid(alpha=0.3)
-        column[0].legend(fontsize=8)
+            whole_numbers(axis)
+        legend(column[0])
     return figure
 
 
-def _full_vs_stochastic(result: dict[str, Any], plt: Any) -> Any:
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+def _full_vs_stochastic(result: dict[str, Any]) -> Any:
+    figure, (axes,) = panels(1, 2, (9.5, 4))
     for name, curve in result["curves"].items():
         chosen = curve["best"]
         steps = range(1, len(chosen["train_loss"]) + 1)
@@ -79,19 +72,19 @@ def _full_vs_stochastic(result: dict[str, Any], plt: Any) -> Any:
         axes[1].plot(steps, [100 * error for error in chosen["test_error"]], **style)
     axes[0].set(yscale="log", xlabel="full-batch step, or epoch", ylabel="training loss")
     axes[1].set(yscale="log", xlabel="full-batch step, or epoch", ylabel="test error, %")
-    axes[0].legend(fontsize=8)
+    legend(axes[0])
     figure.suptitle(f"MNIST, {result['images']} images, mini-batches of {result['batch_size']}", fontsize=11)
     return figure
 
 
-def _harness(result: dict[str, Any], plt: Any) -> Any:
-    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+def _harness(result: dict[str, Any]) -> Any:
+    figure, ((axis,),) = panels(1, 1, (7, 4.4))
     for name, curve in result["curves"].items():
         points = [(p, a) for p, a in zip(curve["passes"], curve["test_accuracy"], strict=True) if p]
         axis.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="--" if name.startswith("EKI") else "-")
     axis.set(xscale="log", xlabel=f"forward passes of a mini-batch of {result['batch_size']}", ylabel="test accuracy")
     axis.set_title(f"{result['problem']}: one budget of {result['budget']:,} forward passes", fontsize=11)
-    axis.legend(fontsize=8)
+    legend(axis)
     return figure
 
 

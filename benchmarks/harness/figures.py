@@ -1,18 +1,73 @@
-"""Pictures: one way to write them."""
+"""Pictures: one style, and one way to write them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eki_jax.training.files import replacing
+
+SMALL = 8  # of a legend's letters
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, np.ndarray]:
+    """A figure and its panels, shape (rows, columns), each with a grid.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        size: width and height of the figure in inches.
+        **options: of Matplotlib's ``Figure.subplots``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def band(
+    axis: Any, x: Any, low: Any, middle: Any, high: Any, *, alpha: float = 0.2, marks: str = "", **style: Any
+) -> None:
+    """A line, and the band that it is in.
+
+    Args:
+        axis: panel.
+        x: where the points are.
+        low: lower edge of the band.
+        middle: line.
+        high: upper edge of the band.
+        alpha: opacity of the band.
+        marks: Matplotlib's format of the line.
+        **style: of the line; the band has its color.
+    """
+    (line,) = axis.plot(x, middle, marks, **style)
+    axis.fill_between(x, low, high, color=line.get_color(), alpha=alpha, linewidth=0)
+
+
+def legend(of: Any, title: str = "", handles: Sequence[Any] = (), **options: Any) -> None:
+    """A legend in small letters, of a panel or of a figure with the handles and labels of one."""
+    of.legend(*handles, fontsize=SMALL, title=title or None, title_fontsize=SMALL, **options)
+
+
+def whole_numbers(axis: Any) -> None:
+    """Ticks of whole numbers below a panel."""
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic scale below a panel, with labels at powers alone: others would run into each other."""
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter("")
 
 
 def save(figure: Any, path: Path, dpi: int = 100) -> Path:
-    """Write a figure as a PNG, all of it or nothing, and forget it; returns the path."""
-    from matplotlib import pyplot
-
+    """Write a figure as a PNG, all of it or nothing; returns the path."""
     with replacing(path) as new:
         figure.savefig(new, dpi=dpi, format="png")
-    pyplot.close(figure)
     return path

@@ -103,14 +103,12 @@ def write(found: Model, params: Any, text: Text, settings: dict[str, Any], numbe
 
 def draw(progress: Progress, settings: dict[str, Any], path: Path) -> None:
     """Nats of held-out text against steps."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, ((axes,),) = figures.panels(1, 1, (6, 4))
     rows = progress.history
     axes.plot([row["step"] for row in rows], [row["test_nats"] for row in rows], label="held-out text")
     axes.plot([row["step"] for row in rows[1:]], [row["train_nats"] for row in rows[1:]], alpha=0.5, label="batches")
     axes.set(xlabel="steps", ylabel="nats a character", title=f"{settings['method']}: {settings['text']}")
-    axes.legend()
+    figures.legend(axes)
     figures.save(figure, path)
 
 

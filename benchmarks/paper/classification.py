@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import methods
 from benchmarks.harness import store
 from benchmarks.harness.command import Refused
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import band, legend, logarithmic, panels, save, whole_numbers
 from benchmarks.harness.store import Runs, differences
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.problems import registry
@@ -268,8 +267,7 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
         return
     lengths = [len(record["history"]) for records in runs.values() for record in records]
     is_mixed, ticks = max(lengths) >= 5 * min(lengths), [1, 2, 3, 5, 10, 20, 30, 50, 100, 200]
-    width = max(4.2 * len(shown), 6.0)
-    figure, axes = plt.subplots(1, len(shown), figsize=(width, 4), squeeze=False, layout="constrained")
+    figure, axes = panels(1, len(shown), (max(4.2 * len(shown), 6.0), 4))
     missing = [label for label in labels if label not in shown]
     notes = [title] * bool(title) + [f"not run: {', '.join(missing)}"] * bool(missing)
     figure.suptitle("\n".join(notes), fontsize=10)
@@ -277,20 +275,18 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
         for name, records in runs.items():
             if name.startswith(f"{label},"):
                 seeds = np.array([[line["test_accuracy_mean"] for line in record["history"]] for record in records])
-                epochs = np.arange(1, seeds.shape[1] + 1)
-                method = name.removeprefix(f"{label}, ")
-                (line,) = axis.plot(epochs, seeds.mean(0), _MARKS.get(method, ".-"), label=method, markersize=5)
-                axis.fill_between(epochs, seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.25, linewidth=0)
+                epochs, method = np.arange(1, seeds.shape[1] + 1), name.removeprefix(f"{label}, ")
+                style = {"alpha": 0.25, "marks": _MARKS.get(method, ".-"), "label": method, "markersize": 5}
+                band(axis, epochs, seeds.min(0), seeds.mean(0), seeds.max(0), **style)
         axis.set(title=label, xlabel="epoch", ylabel="test accuracy")
         if is_mixed:
-            axis.set(xscale="log", xlim=(0.92, 1.08 * max(lengths)))
+            logarithmic(axis)
+            axis.set_xlim(0.92, 1.08 * max(lengths))
             axis.set_xticks([tick for tick in ticks if tick <= max(lengths)], minor=False)
             axis.xaxis.set_major_formatter("{x:.0f}")
-            axis.xaxis.set_minor_formatter("")
         else:
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+            whole_numbers(axis)
+        legend(axis)
     save(figure, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, folder
+from benchmarks.harness.command import Parser, Refused, command, folder, require
 from benchmarks.paper.classification import run_table
 from benchmarks.paper.table import results, write_table
 from benchmarks.reporting import RESULTS, print_result
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         for name, module in EXPERIMENTS.items():
             print(f"{name:22}{importlib.import_module(module).TITLE}")
         return 0
+    require("matplotlib")
     out = arguments.out or (Path("runs/paper-smoke") if arguments.preset == "smoke" else COMMITTED)
     experiment = importlib.import_module(EXPERIMENTS[arguments.name])
     only = "" if arguments.only is None else _checked(arguments.only, arguments.name, experiment)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 
 import eki_jax
 from benchmarks import methods
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper import predictors
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.predictors import Predictor
@@ -205,7 +204,7 @@ def _rows(label: str, found: dict[str, dict[str, Any]], settings: Settings) -> l
 def draw(result: dict[str, Any], path: Path) -> None:
     """Reliability, and accuracy against the attack's strength, a row a problem."""
     found, reliability = result["ensemble"], result["reliability"]
-    figure, axes = plt.subplots(len(found), 3, figsize=(13, 3.9 * len(found)), squeeze=False, layout="constrained")
+    figure, axes = panels(len(found), 3, (13, 3.9 * len(found)))
     for (label, by), (left, middle, right) in zip(found.items(), axes, strict=True):
         left.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as sure as right")
         for index, name in enumerate(name for name in SHOWN if name in by):
@@ -228,8 +227,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
         right.set(title="attacks on SGD, shown to all", ylabel="accuracy")
         for axis in (middle, right):
             axis.set(xlabel="largest change of a pixel, as a share of its range", ylim=(0, 1))
-        for axis in (left, middle, right):
-            axis.grid(alpha=0.3)
-        left.legend(fontsize=8)
-        middle.legend(title="dashed: FGSM, full: PGD", fontsize=8, title_fontsize=8)
+        legend(left)
+        legend(middle, "dashed: FGSM, full: PGD")
     save(figure, path)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper.common import check_preset, finish, row
 from eki_jax.flows import nesterov_flow, nesterov_start
 
@@ -145,11 +145,8 @@ def rows(curves: dict[str, Any], gaps: dict[str, list[float]], at: np.ndarray) -
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The slides' figure, and beside it how the iteration approaches the flow."""
-    from matplotlib.figure import Figure
-
     curves, gaps, at = result["curves"], result["gaps"], result["at_steps"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure, ((left, right),) = panels(1, 2, (9, 3.6), width_ratios=(3, 2))
     for colour, (name, curve) in zip(("tab:blue", "tab:red"), curves.items(), strict=True):
         left.loglog(at, curve["flow"], color=colour, label=f"{name}, flow")
         left.loglog(at, curve["iteration"], "o", color=colour, ms=4, mfc="none", label=f"{name}, iteration")
@@ -164,13 +161,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
             fontsize=9,
         )
     left.set(xlabel="steps", ylabel=r"$\|\bar u - u^\dagger\|_2$", title="Linear problem: error of the mean particle")
-    left.legend(fontsize=9)
+    legend(left)
     right.set_xticks(REFINEMENTS, [f"{size:g}" for size in REFINEMENTS])
     right.minorticks_off()
     right.set(ylim=(None, 4 * max(gaps["Nesterov EKI"])))
     right.set(xlabel="dt × fastest rate", ylabel="relative distance", title="Iteration against flow")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
     save(figure, path, dpi=110)
 
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 import eki_jax
 from benchmarks import methods
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import band, legend, panels, save, whole_numbers
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.epochs import observe_epochs
 from benchmarks.problems import registry
@@ -68,15 +67,13 @@ def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Ar
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """A band a network, between the largest and the smallest noise of a particle."""
-    figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    figure, ((axis,),) = panels(1, 1, (5.6, 4))
     for (label, found), style in zip(result["curves"].items(), itertools.cycle(("-", "--", ":", "-.")), strict=False):
         values = np.array(found)
         epochs = np.arange(1, len(values) + 1)
-        axis.fill_between(epochs, values[:, 0], values[:, 1], alpha=0.35, linewidth=0)
-        axis.plot(epochs, values.mean(1), style, label=label)
+        band(axis, epochs, values[:, 0], values.mean(1), values[:, 1], alpha=0.35, marks=style, label=label)
     axis.set(xlabel="epoch", ylabel="norm of the mean / norm of the noise")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
+    whole_numbers(axis)
     title = "band: the particle with the largest noise\nto the one with the smallest; line: their middle"
-    axis.legend(title=title, fontsize=8, title_fontsize=8, loc="upper left")
+    legend(axis, title, loc="upper left")
     save(figure, path)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import methods
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.epochs import observe_epochs
 from benchmarks.problems import registry
@@ -66,7 +65,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """All particles as bands of shares of them, and the mean particle."""
     curves = result["curves"]
     bands = {"all particles": (0, 100, 0.2), "all but the extreme twentieths": (5, 95, 0.3), "half": (25, 75, 0.5)}
-    figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 3.8), squeeze=False, layout="constrained")
+    figure, axes = panels(1, len(curves), (5.2 * len(curves), 3.8))
     for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):
         particles = np.array(curve["particles"])
         epochs = np.arange(1, len(particles) + 1)
@@ -76,6 +75,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.plot(epochs, np.median(particles, axis=1), ".-", color="tab:blue", linewidth=1, label="median particle")
         axis.plot(epochs, curve["mean"], ".-", color="k", label="mean particle")
         axis.set(title=f"{label}, J = {particles.shape[1]}", xlabel="epoch", ylabel="test accuracy", xticks=epochs)
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8, loc="lower right")
+    legend(axes[0, 0], loc="lower right")
     save(figure, path)

@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
 import eki_jax
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import band, legend, panels, save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.problems.files import MissingFile
 from benchmarks.problems.tables import Series
@@ -199,23 +198,22 @@ def _timed(learn: Any, *arguments: Any) -> tuple[Learned, float]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Test errors after every pass; and what each method predicts, of whose samples all would hide each other."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True, width_ratios=(1, 1.3, 1.3))
-    for name, color, axis in zip(("OGD", "EKI"), ("tab:orange", "tab:blue"), axes[1:], strict=True):
+    figure, ((errors, *fits),) = panels(1, 3, (13, 3.6), width_ratios=(1, 1.3, 1.3))
+    for name, color, axis in zip(("OGD", "EKI"), ("tab:orange", "tab:blue"), fits, strict=True):
         curve = np.array(result["curves"][name.lower()])
-        passes = np.arange(1, curve.shape[1] + 1)
-        axes[0].fill_between(passes, *np.quantile(curve, [0.1, 0.9], axis=0), color=color, alpha=0.2)
-        axes[0].plot(passes, np.median(curve, axis=0), color=color, label=name)
+        quantiles = np.quantile(curve, [0.1, 0.5, 0.9], axis=0)
+        band(errors, np.arange(1, curve.shape[1] + 1), *quantiles, color=color, label=name)
         last = "test error, final pass"
         (paper,) = (row["paper"] for row in result["rows"] if (row["name"], row["quantity"]) == (name, last))
-        axes[0].axhline(paper, color=color, linestyle=":")
+        errors.axhline(paper, color=color, linestyle=":")
         axis.plot(result["shown"][name], color=color, linewidth=2.5, alpha=0.7)
         axis.plot(result["shown"]["series"], color="0.15", linewidth=0.8)
         axis.plot([], [], color="0.15", linewidth=0.8, label="series")
         axis.plot([], [], color=color, linewidth=2.5, alpha=0.7, label=f"{name}, median seed")
         axis.set(title=f"{name} on the test part, first {len(result['shown'][name])} samples", xlabel="sample")
-        axis.legend(fontsize=8)
-    axes[0].set(xlabel="pass over the training part", ylabel="test error", xscale="log", yscale="log")
-    axes[0].set_title("Median, 10 % to 90 % of the seeds")
-    axes[0].legend(title="dotted: the paper's final error", fontsize=8, title_fontsize=8)
+        legend(axis)
+    errors.set(xlabel="pass over the training part", ylabel="test error", xscale="log", yscale="log")
+    errors.set_title("Median, 10 % to 90 % of the seeds")
+    legend(errors, "dotted: the paper's final error")
     figure.suptitle(result["title"], fontsize=10)
     save(figure, path)

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 import eki_jax
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper.common import check_preset, finish, row, skipped
 from benchmarks.paper.pcn import pcn
 from benchmarks.problems import tables
@@ -174,7 +173,7 @@ def _timed(function: Any, *arguments: Any) -> tuple[dict[str, np.ndarray], float
 def draw(result: dict[str, Any], path: Path) -> None:
     """The spectrum; the accuracy after each step; and over the draws of labels."""
     fiedler, eigenvalues, accuracy = result["fiedler_final"], result["eigenvalues"], result["accuracy"]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
+    figure, ((left, middle, right),) = panels(1, 3, (12, 3.6))
     left.plot(np.arange(1, len(eigenvalues) + 1), eigenvalues, ".", markersize=3)
     left.set(title="Spectrum of the graph Laplacian", xlabel="index", ylabel="eigenvalue")
     low, middle_line, high = np.quantile(result["curve"], [0.1, 0.5, 0.9], axis=0)
@@ -183,10 +182,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     middle.plot(steps, middle_line, label="EKI, median")
     middle.axhline(fiedler, color="k", linestyle=":", label="Fiedler vector")
     middle.set(title="Accuracy of the mean particle", xlabel="step", ylabel="accuracy")
-    middle.legend()
+    legend(middle)
     for name, values in (("EKI", accuracy["eki"]), ("MCMC (pCN)", accuracy["mcmc"])):
         right.plot(np.sort(values), np.linspace(0, 1, len(values)), drawstyle="steps-post", label=name)
     right.axvline(fiedler, color="k", linestyle=":", label="Fiedler vector")
     right.set(title="Over draws of the five labels", xlabel="accuracy", ylabel="share of the draws below")
-    right.legend()
+    legend(right)
     save(figure, path, dpi=110)

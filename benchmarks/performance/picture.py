@@ -6,23 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.harness.store import read
 from benchmarks.performance.tables import times_ours
 
 
 def draw(folder: Path, path: Path) -> Path | None:
     """Draw what the files in ``folder`` hold; None of nothing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = [(name, plot) for name, plot in _PANELS.items() if _rows(folder, name)]
-    if not panels:
+    plots = [(name, plot) for name, plot in _PANELS.items() if _rows(folder, name)]
+    if not plots:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 6), squeeze=False, layout="constrained")
-    for axis, (name, plot) in zip(axes[0], panels, strict=True):
+    figure, axes = panels(1, len(plots), (6.4 * len(plots), 6))
+    for axis, (name, plot) in zip(axes[0], plots, strict=True):
         plot(axis, _rows(folder, name))
     return save(figure, path, dpi=80)
 
@@ -64,9 +59,8 @@ def _linear(axis: Any, rows: list[dict[str, Any]]) -> None:
     power = lambda number: f"$10^{{{round(math.log10(number))}}}$"
     axis.set_yticks(range(len(cases)), [f"P = {power(p)}, M = {power(m)}, J = {j}" for p, m, j in cases])
     axis.invert_yaxis()
-    axis.grid(axis="y", alpha=0.3)
     axis.set(xscale="log", xlabel="seconds / seconds of eki_jax's Kalman step", title="One step of an inverse problem")
-    axis.legend(fontsize=8, loc="lower right")
+    legend(axis, loc="lower right")
 
 
 _PANELS = {"steps": _steps, "frameworks": _frameworks, "linear": _linear}

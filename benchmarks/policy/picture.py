@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import band, legend, logarithmic, panels, save
 from benchmarks.policy.settings import NAMES, TASKS
 from benchmarks.policy.summary import runs_of
 
@@ -19,15 +19,13 @@ _COLUMNS = 3
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Median over the seeds as a line, quartiles as a band; nothing is drawn of nothing."""
-    import matplotlib.pyplot as plt
-
     by = runs_of(found)
     if not by:
         return
     columns = min(_COLUMNS, len(by))
     rows = -(-len(by) // columns)
     size = (4.4 * columns, 5.6 * rows)
-    figure, axes = plt.subplots(2 * rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = panels(2 * rows, columns, size)
     for axis in axes.ravel():
         axis.set_visible(False)
     for index, (environment, row) in enumerate(by.items()):
@@ -39,12 +37,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 _line(axis, cell["found"]["rows"], key, method)
             axis.set(xlabel="environment steps, thousands" if key == "steps" else "episodes", ylabel="return")
             if key == "episodes":
-                axis.set_xscale("log")
-                axis.xaxis.set_minor_formatter("")  # its labels would run into each other
+                logarithmic(axis)
         axes[top, column].set_title(TASKS[environment].title)
-    lines, names = axes[0, 0].get_legend_handles_labels()
-    title = "line: median of the seeds; band: their quartiles"
-    figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize=8, title=title, title_fontsize=8)
+    title, handles = "line: median of the seeds; band: their quartiles", axes[0, 0].get_legend_handles_labels()
+    legend(figure, title, handles, loc="outside lower center", ncols=4)
     save(figure, path, dpi=90)
 
 
@@ -52,5 +48,5 @@ def _line(axis: Any, rows: list[dict[str, Any]], key: str, method: str) -> None:
     low, middle, high = np.quantile([row["returns"] for row in rows], [0.25, 0.5, 0.75], axis=0)
     x = np.median([row[key] for row in rows], axis=0) / (1e3 if key == "steps" else 1)
     begin = 1 if key == "episodes" else 0  # no zero on a logarithmic axis
-    axis.plot(x[begin:], middle[begin:], color=_COLORS[method], label=NAMES[method])
-    axis.fill_between(x[begin:], low[begin:], high[begin:], color=_COLORS[method], alpha=0.2, linewidth=0)
+    edges = low[begin:], middle[begin:], high[begin:]
+    band(axis, x[begin:], *edges, color=_COLORS[method], label=NAMES[method])

@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import legend, panels, save
 from benchmarks.scaling import measured, predicted
 from eki_jax import sharding
 
@@ -20,13 +17,12 @@ _WIDTHS = dict(zip(sharding.COMMUNICATIONS, (7.0, 4.5, 2.5, 1.5, 1.5), strict=Tr
 def draw_measured(result: dict[str, Any], path: Path) -> None:
     """Time, communication and memory against the number of devices, strong above weak."""
     rows = [measured.Row(**row) for row in result["measured"]]
-    figure = Figure(figsize=(12, 7), layout="constrained")
     columns: list[tuple[str, Callable[[Any], float]]] = [
         ("milliseconds a step", lambda row: 1e3 * row.seconds),
         ("MB sent by a device a step", lambda row: row.sent / 1e6),
         ("peak MB of a device", lambda row: row.memory / 1e6),
     ]
-    grid = figure.subplots(2, 3, sharex=True)
+    figure, grid = panels(2, 3, (12, 7), sharex=True)
     for axes_row, scaling in zip(grid, ("strong", "weak"), strict=True):
         some = [row for row in rows if row.scaling == scaling]
         held = f"J = {some[0].particles}" if scaling == "strong" else f"J = {some[0].particles} a device"
@@ -37,7 +33,7 @@ def draw_measured(result: dict[str, Any], path: Path) -> None:
                 _predicted_marks(axes, some)
     for axes in grid[1]:
         axes.set(xlabel="devices")
-    grid[0, 2].legend(fontsize=8)
+    legend(grid[0, 2])
     marks = "crosses: what the model says is sent; where lines coincide, the thinner lie upon the wider"
     figure.suptitle(f"Measured on {result['kind']}\n{marks}", fontsize=11)
     save(figure, path, dpi=90)
@@ -56,8 +52,7 @@ def draw_predicted(result: dict[str, Any], path: Path) -> None:
     """Weak-scaling efficiency and strong-scaling speed-up against the number of GPUs, a column a network."""
     rows = [predicted.Row(**row) for row in result["predicted"]]
     networks = list(dict.fromkeys(row.network for row in rows))
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    grid = figure.subplots(2, len(networks), sharex=True, squeeze=False)
+    figure, grid = panels(2, len(networks), (11, 8), sharex=True)
     for column, network in enumerate(networks):
         weak = [row for row in rows if row.network == network and row.scaling == "weak"]
         strong = [row for row in rows if row.network == network and row.scaling == "strong"]
@@ -74,15 +69,15 @@ def draw_predicted(result: dict[str, Any], path: Path) -> None:
         grid[1, column].set(yscale="log", xlabel="GPUs", ylim=(0.5, None))
     for axes in grid.flat:
         axes.axvline(8.5, color="grey", linewidth=0.7)
-    grid[0, -1].legend(fontsize=7, loc="lower left")
-    grid[1, 0].legend(fontsize=8)
+    legend(grid[0, -1], loc="lower left")
+    legend(grid[1, 0])
     figure.suptitle(
         f"Predicted, not measured: {about(result['machine'])}\n(grey line: the end of one host)", fontsize=10
     )
     save(figure, path, dpi=90)
 
 
-def _lines(axes: Axes, rows: Iterable[Any], label: Callable[[Any], str], value: Callable[[Any], float]) -> None:
+def _lines(axes: Any, rows: Iterable[Any], label: Callable[[Any], str], value: Callable[[Any], float]) -> None:
     groups: dict[str, list[Any]] = {}
     for row in rows:
         groups.setdefault(label(row), []).append(row)
@@ -99,8 +94,7 @@ def _lines(axes: Axes, rows: Iterable[Any], label: Callable[[Any], str], value: 
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.grid(alpha=0.3)
 
 
-def _predicted_marks(axes: Axes, rows: list[measured.Row]) -> None:
+def _predicted_marks(axes: Any, rows: list[measured.Row]) -> None:
     axes.plot([row.devices for row in rows], [row.predicted_sent / 1e6 for row in rows], "kx", markersize=7)
