@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import store
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import machine, markdown
 from benchmarks.reporting import RESULTS
 
 ROOT = RESULTS.parents[1]
@@ -103,17 +103,11 @@ def origin(path: Path) -> str:
     found = store.result(path, "wanted a clone of the repository, which has the numbers")
     skipped = f"Not run: {found['skipped']}\n\n" if isinstance(found.get("skipped"), str) else ""
     numbers = f"[numbers](../{path.relative_to(ROOT)})"
-    return f"{skipped}`{found['command']}`; {machine(found['environment'])}; {numbers}"
+    return f"{skipped}`{found['command']}`; {_on(found['environment'])}; {numbers}"
 
 
-def machine(environment: dict[str, Any]) -> str:
-    """A machine and a day in words.
-
-    >>> machine({"device": "gpu: H200", "processors": 16, "versions": {"jax": "0.10.2"}, "date": "2026-11-29"})
-    'H200, 16 processors, jax 0.10.2, 2026-11-29'
-    """
-    device, jax = environment["device"].rpartition(": ")[2], environment["versions"]["jax"]
-    return f"{device}, {environment['processors']} processors, jax {jax}, {environment['date']}"
+def _on(environment: dict[str, Any]) -> str:
+    return f"{machine(environment).removeprefix('cpu: ')}, {environment['date']}"
 
 
 def _training() -> str:
@@ -122,6 +116,6 @@ def _training() -> str:
     for run in store.result(RESULTS / "train.jsonl", "wanted a clone of the repository")["runs"].values():
         last = run["history"][-1]
         accuracy = last.get("test_accuracy_mean", last.get("test_accuracy"))
-        rows.append([f"`{run['command']}`", f"{accuracy:.4f}", machine(run["environment"])])
+        rows.append([f"`{run['command']}`", f"{accuracy:.4f}", _on(run["environment"])])
     table = markdown(["command", "test accuracy", "machine"], rows, "---")
     return f"## Training runs\n\n[Numbers](../benchmarks/results/train.jsonl), the history of each.\n\n{table}\n"

@@ -198,34 +198,26 @@ def _linear(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int])
     rows = []
     for label, by_size in found.items():
         values = {n: np.median([linear_distance(run) for run in runs], axis=0) for n, runs in by_size.items() if runs}
-        others = [n for n in by_size if n not in sizes]
-        shown = others + [0] * (len(sizes) - 1) if others else sizes  # no run has no particles
-        name = label + "".join(f" (J = {n})" for n in others)
+        name, shown = racing.columns(label, by_size, sizes)
         rows.append([name, *(number(values[n][i] if n in values else None) for i in (0, 1) for n in shown)])
     return markdown(header, rows)
 
 
 def _raced(found: dict[str, dict[int, list[dict[str, Any]]]], sizes: list[int]) -> str:
     header = ["library and method", *(f"J = {n}" for n in sizes), *(f"least misfit, J = {n}" for n in sizes)]
+    header.append("least simulator runs, all seeds")
     rows = []
     for label, by_size in found.items():
-        others = [n for n in by_size if n not in sizes]
-        shown = others + [0] * (len(sizes) - 1) if others else sizes  # no run has no particles
+        name, shown = racing.columns(label, by_size, sizes)
         least = {n: np.median([min(run["misfits"]) for run in runs]) for n, runs in by_size.items() if runs}
-        name = label + "".join(f" (J = {n})" for n in others)
         broken = {n: [run["ended"] for run in runs if run["ended"].startswith("error")] for n, runs in by_size.items()}
         cells = [
             racing.cell(by_size.get(n)) + (f" ({len(broken[n])} by {broken[n][0]})" if broken.get(n) else "")
             for n in shown
         ]
-        rows.append([name, *cells, *(number(least.get(n)) for n in shown)])
-    return markdown(
-        [*header, "least simulator runs, all seeds"],
-        [
-            [*row, racing.simulator_runs({n: runs for n, runs in by_size.items() if runs})]
-            for row, by_size in zip(rows, found.values(), strict=True)
-        ],
-    )
+        asked = racing.simulator_runs({n: runs for n, runs in by_size.items() if runs})
+        rows.append([name, *cells, *(number(least.get(n)) for n in shown), asked])
+    return markdown(header, rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -245,12 +237,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
             if not runs:
                 continue
             ours = label.startswith("eki_jax")
-            longest = max(len(run["misfits"]) for run in runs)
-            misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
+            misfits = racing.median_misfits(runs)
             cost = np.median([run["runs"] / max(1, run["iterations"]) for run in runs])
             style = {"lw": 2 if ours else 1.2, "ls": "-" if ours else "--", "color": colours(index % 20)}
             style["marker"] = "osD^v<>Ph*Xd"[index % 12]
-            (shown[label],) = axis.plot(cost * np.arange(longest), np.median(misfits, axis=0), ms=4, **style)
+            (shown[label],) = axis.plot(cost * np.arange(len(misfits)), misfits, ms=4, **style)
         misfit_axis(axis, size * ITERATIONS)
         axis.set_title(f"{problem}, J = {size}")
     axes[0][0].set_ylabel("misfit at G(mean), median of seeds")

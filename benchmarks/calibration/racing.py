@@ -97,6 +97,16 @@ def simulator_runs(by_size: dict[int, list[dict[str, Any]]]) -> str:
     return f"{whole[best]:g}, J = {best}"
 
 
+def columns(label: str, by_size: Iterable[int], sizes: list[int]) -> tuple[str, list[int]]:
+    """A method's name in a table, and the J of each column; one that makes its particles has its own J in the first.
+
+    >>> columns("UKI", [81], [20, 50])  # no run has no particles
+    ('UKI (J = 81)', [81, 0])
+    """
+    others = [size for size in by_size if size not in sizes]
+    return label + "".join(f" (J = {n})" for n in others), others + [0] * (len(sizes) - 1) if others else sizes
+
+
 def table(result: dict[str, Any], prefix: str = "") -> str:
     """Seeds that reached the target and iterations until then, for every method and J."""
     found = outcomes(result, prefix)
@@ -104,13 +114,17 @@ def table(result: dict[str, Any], prefix: str = "") -> str:
     header = ["method", *(f"J = {size}" for size in sizes), "least simulator runs, all seeds", "members failed"]
     rows = []
     for label, by_size in found.items():
-        others = [size for size in by_size if size not in sizes]
-        name = label + "".join(f" (J = {size})" for size in others)
-        cells = [cell(by_size.get(size)) for size in sizes] if not others else [cell(by_size[others[0]])]
-        cells += ["–"] * (len(sizes) - len(cells))
+        name, shown = columns(label, by_size, sizes)
         failed = sum(run["failed"] for runs in by_size.values() for run in runs)
-        rows.append([name, *cells, simulator_runs(by_size), str(failed)])
+        rows.append([name, *(cell(by_size.get(n)) for n in shown), simulator_runs(by_size), str(failed)])
     return markdown(header, rows)
+
+
+def median_misfits(runs: list[dict[str, Any]]) -> np.ndarray:
+    """The misfit at the mean before each iteration, median over the seeds; a race that is over stays where it ended."""
+    longest = max(len(run["misfits"]) for run in runs)
+    misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
+    return np.median(misfits, axis=0)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -122,12 +136,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
             used = size if size in by_size else next(iter(by_size)) if not set(by_size) & set(sizes) else None
             if used is None:
                 continue
-            runs = by_size[used]
             style = {"color": f"C{index % 10}", "ls": ("-", "--", ":")[index // 10 % 3]}
-            longest = max(len(run["misfits"]) for run in runs)
-            # A race that is over stays where it ended.
-            misfits = [run["misfits"] + run["misfits"][-1:] * (longest - len(run["misfits"])) for run in runs]
-            axis.plot(used * np.arange(longest), np.median(misfits, axis=0), lw=1.5, label=label, **style)
+            misfits = median_misfits(by_size[used])
+            axis.plot(used * np.arange(len(misfits)), misfits, lw=1.5, label=label, **style)
         page.misfit_axis(axis, size * ITERATIONS)
         axis.set_title(f"J = {size}")
     axes[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")

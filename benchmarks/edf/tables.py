@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import machine, markdown
 
 
 def table(result: dict[str, Any]) -> str:
     """``result`` (of any of the experiments) as a Markdown table, with a line about where it comes from."""
     header, rows = _TABLES[result["experiment"]](result)
-    return f"{markdown(header, rows)}\n\n{_where(result)}"
-
-
-def _where(result: dict[str, Any]) -> str:
-    environment = result["environment"]
-    return (
-        f"(`{result['command']}`, {environment['device']}, "
-        f"{environment['processors']} processors, jax {environment['versions']['jax']})"
-    )
+    return f"{markdown(header, rows)}\n\n(`{result['command']}`, {machine(result['environment'])})"
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.forward_budget.settings import MILLION, NAMES, RIVALS, TITLES, TUNING_SEED
 from benchmarks.harness.command import Refused
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import machine, markdown
 
 #: From this budget on the natural gradient is to be ahead.
 FROM = 5 * MILLION
@@ -157,11 +157,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _footer(result: dict[str, Any]) -> str:
-    environment = result["environment"]
     chosen = ", ".join(f"{key} {value:g}" for key, value in result["chosen"].items())
     return (
         "Test accuracy after that many sample-forward passes (a gradient counts as three), mean ± standard deviation "
         f"over {len(result['seeds'])} seeds; seconds of the steps to the last budget. Step sizes of the evolution "
-        f"strategies, chosen from a grid: {chosen or 'none'}. `{result['command']}`, {environment['device']}, "
-        f"{environment['processors']} processors, jax {environment['versions']['jax']}."
+        f"strategies, chosen from a grid: {chosen or 'none'}. `{result['command']}`, {machine(result['environment'])}."
     )

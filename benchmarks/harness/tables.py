@@ -41,6 +41,15 @@ def replaced(page: str, name: str, text: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
 
 
+def machine(environment: dict[str, Any]) -> str:
+    """A machine in words.
+
+    >>> machine({"device": "gpu: H200", "processors": 16, "versions": {"jax": "0.10.2"}})
+    'gpu: H200, 16 processors, jax 0.10.2'
+    """
+    return f"{environment['device']}, {environment['processors']} processors, jax {environment['versions']['jax']}"
+
+
 def where(result: dict[str, Any]) -> str:
     """Where the numbers come from."""
     environment = result["environment"]

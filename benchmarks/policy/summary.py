@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import machine, markdown
 from benchmarks.policy.settings import GRIDS, NAMES, TASKS, TUNING_SEED
 
 #: Shares of the budget of environment steps that the table shows.
@@ -65,10 +65,9 @@ def table(found: dict[str, Any]) -> str:
 def _footer(found: dict[str, Any]) -> str:
     settings = next(iter(found["cells"].values()))["settings"] if found["cells"] else {"test_episodes": 0}
     grids = "; ".join(f"{NAMES[method]}: {name.replace('_', ' ')} {values}" for method, (name, values) in GRIDS.items())
-    where = found["environment"]
     return (
         f"Return of the greedy policy in {settings['test_episodes']} episodes, which are the same at all points and "
         "not counted, after that many environment steps: median over the seeds (and quartiles); episodes and seconds "
         f"to the end. Settings were chosen with seed {TUNING_SEED}, on half of the budget, from grids ({grids}). "
-        f"`{found['command']}`, {where['device']}, {where['processors']} processors, jax {where['versions']['jax']}."
+        f"`{found['command']}`, {machine(found['environment'])}."
     )
