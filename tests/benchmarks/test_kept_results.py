@@ -187,7 +187,7 @@ def test_models_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a library that cannot be had now are not lost, nor is what was measured instead."""
     rows: list[dict[str, Any]] = [{"network": "dnn1", "J": 2, "what": name, "median": 1.0} for name in ("a", "b")]
-    monkeypatch.setattr("benchmarks.performance.cli.draw", lambda out: None)
+    monkeypatch.setattr("benchmarks.performance.cli.draw", lambda out, path: None)
 
     def part(options: Any, say: Any) -> list[dict[str, Any]]:
         """A part."""
