@@ -84,11 +84,11 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``long-memory.json`` and ``long-memory.png``."""
+    """Writes ``long-memory.jsonl`` and ``long-memory.png``."""
     check_preset(preset)
     command = f"python -m benchmarks paper long-memory --preset {preset} --seed {seed}"
     head = {"experiment": "long-memory", "preset": preset, "seed": seed, "title": TITLE, "command": command}
-    store = Cells(out / "long-memory.json", head, keep=True)
+    store = Cells(out / "long-memory.jsonl", head, keep=True)
     for cell in cells(preset):
         if only in cell.name:
             best = _best(store, cell)
@@ -97,9 +97,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
     found = store.finish(is_whole=not only)["cells"]
     reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
     rows = _rows(reported)
-    summary = finish("long-memory", TITLE, preset, seed, out, {"rows": rows}, {"cells": found})
-    draw(out / "long-memory.png", reported)
-    return summary
+    return finish("long-memory", TITLE, preset, seed, out, {"rows": rows}, {"cells": found}, draw)
 
 
 def _best(store: Cells, cell: Cell) -> float:
@@ -165,13 +163,15 @@ def _rows(reported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(path: Path, reported: dict[str, dict[str, Any]]) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Test error against forward passes, a panel a network and length, and against the number of examples."""
     import matplotlib.pyplot as plt
 
     panels: dict[str, list[dict[str, Any]]] = {}
-    for cell in reported.values():
+    for cell in result["cells"].values():
         of = cell["settings"]
+        if of["seeds"] == [TUNING_SEED]:
+            continue
         where = f"{of['task']}, T = {of['length']}, {KINDS[of['kind']].label}"
         panels.setdefault(where, []).append(cell)
     columns = min(3, len(panels))

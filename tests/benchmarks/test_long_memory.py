@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import json
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.harness import store
 from benchmarks.paper import long_memory
 from benchmarks.paper.memory import networks, tasks
 from benchmarks.paper.memory.learners import METHODS, Learner, Method, compiled, follow
@@ -169,10 +169,11 @@ def test_an_interrupted_run_goes_on(tmp_path: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(long_memory, "follow", measured)
     with pytest.raises(KeyboardInterrupt):
         long_memory.run("cpu", tmp_path, None, 3)
-    assert not (tmp_path / "long-memory.json").exists()
+    path = tmp_path / "long-memory.jsonl"
+    assert store.is_begun(store.read(path))
     long_memory.run("cpu", tmp_path, None, 3)
     assert len(runs) == 8 + 3  # two cells of five runs, of which one was interrupted
-    found = json.loads((tmp_path / "long-memory.json").read_text())
+    found = store.read(path)
     reported = found["cells"][cell.name]["settings"]
     assert reported["rate"] == 0.01
     assert reported["seeds"] == [3, 4]
