@@ -83,12 +83,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         before, skipped = store.earlier(path, experiment="forward-budget") or {}, {}
         runs = Curves(path, arguments.data, arguments.peers or default_folder())
+        is_asked = lambda run: run.get("problem") in asked and run.get("method") in wanted
+        others = {name: run for name, run in runs.kept.all.items() if not is_asked(run)}
+        summarized(path, {**before, store.RUNS: others})  # which are to be whole before the work begins
         for problem in asked:
             for method in wanted:
                 try:
                     runs.measure(preset, problem, method)
                 except (Unavailable, RuntimeError) as error:
                     skipped[f"{problem}, {method}"] = str(error)
+        had = [one for one in preset.budgets if one in asked or any(run["problem"] == one for run in others.values())]
         head = {
             "experiment": "forward-budget",
             "command": f"python -m benchmarks forward-budget --preset {arguments.preset}",
@@ -96,7 +100,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "seeds": preset.seeds,
             "budgets": preset.budgets,
             "grids": GRIDS,
-            "parameters": before.get("parameters", {}) | {one: _parameters(one, arguments.data) for one in asked},
+            "parameters": before.get("parameters", {}) | {one: _parameters(one, arguments.data) for one in had},
             "skipped": skipped,
         }
         found = {**head, store.RUNS: runs.kept.all}

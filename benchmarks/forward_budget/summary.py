@@ -36,23 +36,24 @@ def summarized(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
     remedy = f"run `{found.get('command', 'the command')}` again"
+    by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for name, run in found.get("runs", {}).items():
         try:
             trouble = is_cut(run)
+            if run["seed"] != TUNING_SEED:
+                by_seed.setdefault((run["problem"], run["method"]), {})[run["seed"]] = run
         except (KeyError, IndexError, TypeError) as error:
             trouble = f"damaged ({type(error).__name__}: {error})"
         if trouble:
             raise Refused(f"{path}: {name}: {trouble}; {remedy}")
-    runs = list(found.get("runs", {}).values())
     chosen = {}
     for problem in found.get("budgets", {}):
         of_problem = curves.setdefault(problem, {})
         for method in NAMES:
-            own = [run for run in runs if (run["problem"], run["method"]) == (problem, method)]
-            by_seed = {run["seed"]: run for run in own if run["seed"] != TUNING_SEED}
-            if not set(found["seeds"]) <= set(by_seed):
+            runs = by_seed.get((problem, method), {})
+            if not set(found["seeds"]) <= set(runs):
                 continue
-            of_problem[method] = [by_seed[seed] for seed in found["seeds"]]
+            of_problem[method] = [runs[seed] for seed in found["seeds"]]
             first, *others = ({k: v for k, v in run.items() if k not in _OF_A_RUN} for run in of_problem[method])
             if any(other != first for other in others):
                 raise Refused(f"{path}: {problem}, {method}: runs of several settings; {remedy}")

@@ -283,6 +283,9 @@ def test_damaged_runs_of_a_budget(tmp_path: Path, capsys: Any, monkeypatch: pyte
         capsys.readouterr()
         assert main([*command, "--summary"]) == 2
         assert f"{path}: " in said(capsys)
+        if run is not None:  # one that nobody asks for is refused before the work begins
+            assert main([*command[:-1], "natural-eki"]) == 2
+            assert f"{path}: {name}: " in said(capsys)
         assert main(command) == 0
         assert store.read(path)["runs"][name]["passes"] == whole["passes"]
         assert (tmp_path / "forward_budget_smoke.md").read_text() == table
