@@ -177,8 +177,8 @@ def test_recorded_commands_are_accepted() -> None:
     from benchmarks import train
 
     for name, run in store.read(ROOT / "benchmarks/results/train.jsonl")["runs"].items():
-        command = run.get("command")
-        if command is None:
+        command = run["command"]
+        if "examples/" in command:
             continue
         arguments = train.parser().parse_args(command.split()[4:])
         again, epochs = train._settings(arguments)
