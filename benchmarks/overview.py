@@ -14,7 +14,7 @@ from benchmarks.reporting import RESULTS
 ROOT = RESULTS.parents[1]
 _HEAD = """# All results
 
-Every result that is committed, with its picture, the command that measured it, the machine and the day (of those before
+Every result that is committed, with its picture, the command that measured it, the machine and the day (of those until
 2026-11-29, the day on which they were committed). The numbers are lines of JSON, a file a result. This page, all tables
 and all pictures are made of them by `python -m benchmarks report`; with `--check` it says which are not what they give.
 Seconds are those of the machine, which other work shared; accuracies and passes do not depend on it.
