@@ -524,11 +524,12 @@ CORE: dict[str, Call] = {
     "natural.learned_feedback": Call(
         natural.learned_feedback,
         {
-            "example": ("matrix", np.zeros((3, 2), np.float32)),
+            "example": ("rows", np.zeros((3, 2), np.float32)),
             "decay": ("share", 0.9),
             "bins": ("whole", 4),
             "unbiased": ("flag", False),
         },
+        fine={"example": ("complex",)},  # of which the shapes alone are used
     ),
     "natural.describe": Call(
         lambda forward, params, x, deviations: len(natural.describe(forward, {"w": params}, x, deviations).leaves),
