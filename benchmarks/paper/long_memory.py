@@ -27,8 +27,8 @@ ENOUGH = 0.01  # error of a problem that is solved
 TUNING_SEED, TESTS, TUNING_TESTS = 1000, 2000, 2001
 LENGTHS = (100, 200, 300)
 FEW = (100, 50, 200)  # numbers of different examples
-# Forward passes of an example, a gradient counted as three: thirty steps on all of a hundred, or thousands on a few.
-BUDGETS = {method: 6e5 if METHODS[method].is_small else 1.2e6 for method in METHODS}
+# Forward passes of an example, a gradient counted as three: fifty steps on all of a hundred, or thousands on a few.
+BUDGETS = {method: 6e5 if METHODS[method].is_small else 2e6 for method in METHODS}
 SLOW = "per-sample"  # a step has noise at every place of a sequence
 
 
