@@ -35,7 +35,8 @@ def over_devices(
       :func:`jax.vmap`, and the compiler turns what crosses that axis into communication.
 
     How the results are spread is found by tracing ``body`` for one device and for all of them: an axis that is n times
-    as long for one is a particle axis, and what has no such axis must be the same on all devices.
+    as long for one is a particle axis, and what has no such axis must be the same on all devices (``"shard_map"``
+    checks that, but on TPUs, where the check would refuse JAX's own factorizations).
 
     Args:
         body: function of local arrays.
@@ -92,8 +93,9 @@ def _check_context(driver: Driver) -> None:
 def _by_shard_map(
     flat: Callable[..., Any], mesh: Mesh, in_specs: list[PartitionSpec], out_specs: tuple[PartitionSpec, ...]
 ) -> Callable[..., Any]:
-    # On one device there is nothing to spread, so no result is said to vary and there is nothing to check.
-    check = mesh.shape[PARTICLES] > 1
+    # On one device there is nothing to spread, so no result is said to vary and there is nothing to check. On TPUs JAX
+    # makes loops of factorizations, and begins them with constants: in a loop over what varies the check refuses these.
+    check = mesh.shape[PARTICLES] > 1 and jax.default_backend() != "tpu"
     return jax.shard_map(flat, mesh=mesh, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=check)
 
 
