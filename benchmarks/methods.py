@@ -31,9 +31,9 @@ KALMAN_NOISE = 0.1
 KALMAN_STEP = 0.1
 
 
-def kalman_step(problem: Problem) -> eki_jax.Solver:
+def kalman_step(problem: Problem, **settings: Any) -> eki_jax.Solver:
     """The Kalman step, whose data are the labels' distributions."""
-    solver = kalman.enkf(problem.forward, KALMAN_NOISE, KALMAN_STEP)
+    solver = kalman.enkf(problem.forward, KALMAN_NOISE, KALMAN_STEP, **settings)
 
     def step(state: Any, batch: Any) -> tuple[Any, eki_jax.Info]:
         x, labels = batch
@@ -135,7 +135,9 @@ class Natural(NamedTuple):
     norm_constraint: float | None = None
 
 
-def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_rank: bool) -> Method:
+def natural_gradient(
+    problem: Problem, J: Particles, settings: Natural, *, low_rank: bool, precision: str | None = None
+) -> Method:
     """The natural gradient with deviations around one draw of the prior; with low rank localized where they can be."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for a natural-gradient method")
@@ -151,6 +153,7 @@ def natural_gradient(problem: Problem, J: Particles, settings: Natural, *, low_r
         averaging=_averaging if settings.averaging else None,
         localized=local,
         norm_constraint=LOCAL_NORM if local and settings.norm_constraint is None else settings.norm_constraint,
+        precision=precision,
     )
     return ensemble_method(solver, problem.logits, problem.prior, J)
 
@@ -165,13 +168,14 @@ class Entry(NamedTuple):
     Attributes:
         kind: What it moves: an "ensemble"; one mean by "natural" gradients; or one particle by "gradient"s, which may
             come from noise "per_sample".
-        make: Function of a problem, J, a learning rate, a momentum factor and the natural gradient's settings.
+        make: Function of a problem, J, a learning rate, a momentum factor and the natural gradient's settings; and of a
+            precision by name, where that is among the settings.
         deviations: Function of a problem and those settings, where the leaves are treated each in its own way.
         more: Names of settings that the method has beside those of its kind.
     """
 
     kind: Literal["ensemble", "natural", "per_sample", "gradient"]
-    make: Callable[[Problem, Particles, float, float, Natural], Method]
+    make: Callable[..., Method]
     deviations: Callable[[Problem, Natural], natural.Deviations] | None = None
     more: tuple[str, ...] = ()
 
@@ -182,7 +186,7 @@ class Entry(NamedTuple):
 
 
 _OF_KIND = {
-    "ensemble": ("particles",),
+    "ensemble": ("particles", "precision"),
     "natural": ("particles", "sigma", "damping", "rate", "norm_constraint"),
     "per_sample": ("particles", "learning_rate", "momentum", "sigma"),
     "gradient": ("learning_rate",),
@@ -192,30 +196,37 @@ _OF_KIND = {
 STEP = eki_jax.paper_step_size()
 
 METHODS: dict[str, Entry] = {
-    "eki": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.euler(p.forward, p.loss, STEP))),
+    "eki": Entry("ensemble", lambda p, J, rate, m, n, **s: ensemble(p, J, eki_jax.euler(p.forward, p.loss, STEP, **s))),
     "meki": Entry(
         "ensemble",
-        lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m)),
+        lambda p, J, rate, m, n, **s: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m, **s)),
         more=("momentum",),
     ),
     "eki-r": Entry(
-        "ensemble", lambda p, J, rate, m, n: ensemble(p, J, eki_jax.euler(p.forward, p.loss, STEP), resample=True)
+        "ensemble",
+        lambda p, J, rate, m, n, **s: ensemble(p, J, eki_jax.euler(p.forward, p.loss, STEP, **s), resample=True),
     ),
     "meki-r": Entry(
         "ensemble",
-        lambda p, J, rate, m, n: ensemble(p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m), step_noise=True),
+        lambda p, J, rate, m, n, **s: ensemble(
+            p, J, eki_jax.nesterov(p.forward, p.loss, STEP, m, **s), step_noise=True
+        ),
         more=("momentum",),
     ),
     "heavy-ball": Entry(
         "ensemble",
-        lambda p, J, rate, m, n: ensemble(
-            p, J, eki_jax.heavy_ball(p.forward, p.loss, eki_jax.frobenius_step_size(0.2), m)
+        lambda p, J, rate, m, n, **s: ensemble(
+            p, J, eki_jax.heavy_ball(p.forward, p.loss, eki_jax.frobenius_step_size(0.2), m, **s)
         ),
         more=("momentum",),
     ),
-    "eki-compact": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, compact_euler(p.forward, p.loss, STEP))),
-    "enkf-r": Entry("ensemble", lambda p, J, rate, m, n: ensemble(p, J, kalman_step(p), resample=True)),
-    "natural-eki": Entry("natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=False)),
+    "eki-compact": Entry(
+        "ensemble", lambda p, J, rate, m, n, **s: ensemble(p, J, compact_euler(p.forward, p.loss, STEP, **s))
+    ),
+    "enkf-r": Entry("ensemble", lambda p, J, rate, m, n, **s: ensemble(p, J, kalman_step(p, **s), resample=True)),
+    "natural-eki": Entry(
+        "natural", lambda p, J, rate, m, n, **s: natural_gradient(p, J, n, low_rank=False, **s), more=("precision",)
+    ),
     "natural-eki-lowrank": Entry(
         "natural", lambda p, J, rate, m, n: natural_gradient(p, J, n, low_rank=True), _low_rank, ("rank",)
     ),
@@ -239,15 +250,30 @@ def get(
     rate: float = 0.1,
     momentum: float = 0.9,
     settings: Natural = Natural(),  # noqa: B008
+    precision: str | None = None,
 ) -> Method:
     """The method called ``name`` for ``problem``.
 
+    Args:
+        name: One of ``METHODS``.
+        problem: What it solves.
+        J: Number of particles, or a function of the epoch.
+        rate: Learning rate of a gradient method.
+        momentum: Factor of the methods with momentum.
+        settings: Of the natural-gradient methods.
+        precision: ``"bf16"`` for products in bfloat16, the model's included, of methods that have this setting.
+
     Raises:
-        ValueError: There is no such method.
+        ValueError: There is no such method, or it has no precision.
     """
     if name not in METHODS:
         raise ValueError(f"method: {name!r}; wanted one of {', '.join(METHODS)}")
-    return METHODS[name].make(problem, J, rate, momentum, settings)
+    entry = METHODS[name]
+    if precision is not None and "precision" not in entry.settings:
+        able = ", ".join(name for name, other in METHODS.items() if "precision" in other.settings)
+        raise ValueError(f"precision: {precision!r} for {name}, which has none; wanted None, or one of {able}")
+    more = {} if precision is None else {"precision": precision}
+    return entry.make(problem, J, rate, momentum, settings, **more)
 
 
 def describe(

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import methods
+from benchmarks import methods, precision
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, number, say, whole
 from benchmarks.problems import registry
@@ -54,6 +54,10 @@ def parser() -> Parser:
     add("--rate", metavar="E", type=float, help="of natural-eki*: eta (default: 1, or 0.5 if localized)")
     words = "of natural-eki*: largest squared norm of a step (default: none, or 3 if localized)"
     add("--norm-constraint", metavar="N", type=float, help=words)
+    words = (
+        "of the products of ensembles: float32, bf16 (the model's included), or auto, the faster here (default: auto)"
+    )
+    add("--precision", choices=precision.CHOICES, help=words)
     add("--out", metavar="DIR", type=folder, help="folder for the results (default: a new one in runs/)")
     parser.add_data()
     add("--resume", metavar="DIR", type=folder, help="go on with the run in DIR")
@@ -81,6 +85,10 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     problem = registry.get(settings["problem"], arguments.data)
     for name, (x, labels) in (("train", problem.train), ("test", problem.test)):
         check_labels(problem.forward, problem.template, x, labels, name=name)
+    if "precision" in settings:
+        found, why = precision.choose(settings.pop("precision"))
+        say(f"precision: {found} ({why})")
+        settings |= {} if found == "float32" else {"precision": found}  # which older records do not name
     own = methods.Natural(**{name: settings[name] for name in _OWN if name in settings})
     method = methods.get(
         settings["method"],
@@ -89,6 +97,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
         settings["learning_rate"],
         settings["momentum"],
         own,
+        settings.get("precision"),
     )
     description = None if arguments.quiet else methods.describe(settings["method"], problem, settings["batch"], own)
     if description is not None:
@@ -110,6 +119,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     first, last = result.history[0], result.history[-1]
     summary = {
         **settings,
+        "precision": settings.get("precision", "float32"),
         "epochs": len(result.history),
         **{name: last[name] for name in last if name.startswith("test_accuracy")},
         "test_accuracy_first_epoch": first["test_accuracy_mean"],
@@ -117,7 +127,7 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
         "seconds": round(sum(row["seconds"] for row in result.history), 2),  # those before a resume included
         "device": environment()["device"],
     }
-    text = f"python -m benchmarks train {_flags({**settings, 'epochs': max(epochs, len(result.history))})}"
+    text = f"python -m benchmarks train {_flags({**summary, 'epochs': max(epochs, len(result.history))})}"
     save_result(out / "result.json", {"command": text, **summary, "history": result.history})
     return summary, result, out
 
@@ -151,6 +161,9 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
             settings.update({} if value is None else {name: value})
     if kind == "gradient":
         settings["particles"] = 1
+    if chosen in methods.METHODS and "precision" in methods.METHODS[chosen].settings:
+        given = None if arguments.precision == "auto" else arguments.precision
+        settings["precision"] = given or before.get("precision", "float32" if before else "auto")
     return settings, arguments.epochs or before.get("epochs", epochs)
 
 
@@ -179,8 +192,10 @@ def _check_flags(arguments: argparse.Namespace, method: str, defaults: dict[str,
     if method not in methods.METHODS:
         return  # which is refused elsewhere
     own, recorded = methods.METHODS[method].settings, {**defaults, "particles": 1}
-    for name in ("particles", "learning_rate", "momentum", *_OWN):
+    for name in ("particles", "learning_rate", "momentum", "precision", *_OWN):
         value = getattr(arguments, name)
+        if name == "precision" and value != "bf16":
+            continue  # what all others have
         if value is not None and name not in own and value != recorded.get(name):
             flags = ", ".join(f"--{one.replace('_', '-')}" for one in own)
             raise Refused(f"--{name.replace('_', '-')}: {value}; {method} has no such setting; wanted some of {flags}")

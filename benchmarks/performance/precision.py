@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.problems import registry
 from eki_jax import direction, euler, losses, priors
-from eki_jax.compact import compact, compact_euler, expand
+from eki_jax.compact import compact, compact_euler
 from eki_jax.ensembles import resample_around_mean, sample_ensemble
 from eki_jax.losses.support import evaluate_support
 
@@ -20,7 +20,7 @@ class Variant(NamedTuple):
     """A precision.
 
     Attributes:
-        precision: of the products, as :func:`eki_jax.direction` takes it.
+        precision: of the products, as a solver takes it; "bf16" is that of the model's too.
         stored: whether the ensemble is stored as a float32 mean and bfloat16 deviations.
     """
 
@@ -62,14 +62,18 @@ def _has_images() -> bool:
 
 
 def direction_error(problem: registry.Problem, variant: Variant, size: int, batch: int) -> float:
-    """Relative distance of the direction from its float64 value, on the first batch with the prior's ensemble."""
+    """Relative distance of the direction from its float64 value, on the first batch with the prior's ensemble.
+
+    The model of that value is in float32, so that the distance is that of its outputs too.
+    """
     x, labels = (jnp.asarray(array[:batch]) for array in problem.train)
     ensemble = jax.jit(lambda key: sample_ensemble(key, priors.xavier(problem.template), size))(jax.random.key(0))
-    entries, reduced = evaluate_support(problem.forward, problem.loss, ensemble, x, labels)
+    entries, reduced = evaluate_support(problem.forward, problem.loss, ensemble, x, labels, precision=variant.precision)
     _, cotangents = losses.value_and_cotangents(reduced, entries, labels)
     stored = compact(ensemble).deviations if variant.stored else ensemble
     found = direction(stored, entries, cotangents, precision=variant.precision)
-    u, z, r = (_rows(tree) for tree in (ensemble, entries, cotangents))
+    exact, reduced = evaluate_support(problem.forward, problem.loss, ensemble, x, labels)
+    u, z, r = map(_rows, (ensemble, exact, losses.value_and_cotangents(reduced, exact, labels)[1]))
     wanted = r @ ((z - z.mean(0)).T @ (u - u.mean(0))) / size
     return float(np.linalg.norm(_rows(found) - wanted) / np.linalg.norm(wanted))
 
@@ -89,10 +93,8 @@ def accuracy(problem: registry.Problem, variant: Variant, size: int, batch: int,
     def epoch(state: Any, key: jax.Array) -> Any:
         rows = jax.random.permutation(key, len(labels))[: count * batch].reshape(count, batch)
         state, _ = jax.lax.scan(lambda s, i: solver.step(s, (x[i], labels[i])), state, rows)
-        particles = expand(state.ensemble) if variant.stored else state.ensemble
-        mean = jax.tree.map(lambda u: u.mean(0), particles)
-        particles = resample_around_mean(key, particles, prior)
-        return state._replace(ensemble=compact(particles) if variant.stored else particles), mean
+        particles = resample_around_mean(key, solver.ensemble(state), prior)
+        return solver.with_ensemble(state, particles), solver.estimate(state)
 
     state = solver.init(jax.jit(lambda key: sample_ensemble(key, prior, size))(jax.random.key(0)))
     for number in range(epochs):

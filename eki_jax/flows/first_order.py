@@ -15,6 +15,7 @@ from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import ensemble_size
+from eki_jax.kernel.precision import check_precision
 from eki_jax.kernel.products import direction
 from eki_jax.losses.shortcut import by_shortcut
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
@@ -37,7 +38,8 @@ def value_and_direction(
         axis_name: mapped axis over which the particles are spread.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
         communication: layout in which devices share their particles, see :func:`direction`; the cheapest by default.
-        precision: precision of the kernel's matrix products.
+        precision: precision of the kernel's matrix products; ``"bf16"`` is that of the model's too, see
+            :func:`eki_jax.evaluate`.
 
     Returns:
         ``f(ensemble, (x, targets)) -> (losses, direction)``: the particles' losses, shape (J,), and
@@ -61,13 +63,16 @@ def value_and_direction(
     function("loss", loss, "a function of outputs and targets", arguments=2)
     if chunk_size is not None:
         whole("chunk_size", chunk_size, or_="None for a memory budget")
+    check_precision(precision)
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, Ensemble]:
         x, targets = batch
         ensemble_size(ensemble, axis_name=axis_name)
 
         def of_targets(loss: LossFn, targets: Any) -> tuple[Array, Ensemble]:
-            entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
+            entries, reduced = evaluate_support(
+                forward, loss, ensemble, x, targets, chunk_size=chunk_size, precision=precision
+            )
             losses, cotangents = value_and_cotangents(reduced, entries, targets)
             d = direction(
                 ensemble, entries, cotangents, axis_name=axis_name, communication=communication, precision=precision

@@ -16,6 +16,7 @@ from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import on_devices
 from eki_jax.kernel.particles import local_size
+from eki_jax.kernel.precision import Precision, check_precision, model_in
 
 # What the intermediate values of one chunk may take, unless the caller says otherwise. A processor wants them, and the
 # packed weights of the chunk's matrix products, to stay in its cache; an accelerator wants enough work to fill it.
@@ -81,6 +82,7 @@ def evaluate(
     *,
     chunk_size: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    precision: Precision = None,
 ) -> Any:
     """The outputs G(u_j | x) of every particle.
 
@@ -95,12 +97,15 @@ def evaluate(
         chunk_size: particles at a time. By default as many as keep one chunk's intermediate values below 8 MiB on a
             CPU (256 MiB elsewhere) and below an eighth of the ensemble.
         axis_name: mapped axis over which the particles are spread; only a model that is told their indices asks.
+        precision: ``"bf16"`` for products in bfloat16 with float32 sums, whatever the model is written with: matrices
+            and what layers return are rounded where a product takes them, all else is what it was, the outputs' dtype
+            included. A product whose precision the model names keeps it. Others leave the model as it is.
 
     Returns:
         The outputs, each array with a leading particle axis, shape (J, ...).
 
     Raises:
-        ValueError: leaves that disagree on J, or ``chunk_size`` < 1.
+        ValueError: leaves that disagree on J, ``chunk_size`` < 1, or a ``precision`` that no product takes.
 
     >>> import jax.numpy as jnp
     >>> evaluate(lambda params, x: params["w"] * x, {"w": jnp.array([1.0, 2.0, 3.0])}, 10.0, chunk_size=2)
@@ -109,12 +114,14 @@ def evaluate(
     function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     traceable("x", x)
     local_size(ensemble, name="ensemble")
+    check_precision(precision)
     if chunk_size is not None:
         whole("chunk_size", chunk_size, or_="None for a memory budget")
     one, rows = of_rows(forward, None, ensemble, Axis(axis_name))
     if chunk_size is None:
         chunk_size = default_chunk_size(one, rows, x)
-    return map_particles(lambda row: one(row, x), rows, chunk_size)
+    every = lambda rows, x: map_particles(lambda row: one(row, x), rows, chunk_size)
+    return model_in(precision, every)(rows, x)
 
 
 def map_particles(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:

@@ -1,13 +1,15 @@
-"""Matrix products of reduced precision."""
+"""Products of reduced precision: the kernel's own, and a model's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array
+from eki_jax.kernel.interpreter import narrowed
 
 Precision = Any
 
@@ -41,7 +43,26 @@ def product(a: Array, b: Array, precision: Precision = None) -> Array:
     >>> product(jnp.array([[1.0 + 2**-9]]), jnp.array([[1.0]]), "bf16")
     Array([[1.]], dtype=float32)
     """
-    if not isinstance(precision, str) or precision != "bf16":
+    if not is_bf16(precision):
         return jnp.matmul(a, b, precision=precision)
     narrow = jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
     return narrow.astype(jnp.result_type(a, b))
+
+
+def model_in(precision: Precision, model: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that evaluates a model, with its products in bfloat16 for ``"bf16"``; else as it is.
+
+    >>> a = jnp.array([[1.0 + 2**-9]])
+    >>> model_in("bf16", lambda a: a @ a)(a), model_in("highest", lambda a: a @ a)(a)
+    (Array([[1.]], dtype=float32), Array([[1.00391]], dtype=float32))
+    """
+    return narrowed(model) if is_bf16(precision) else model
+
+
+def is_bf16(precision: Precision) -> bool:
+    """Whether a precision is ``"bf16"``, which JAX has no name for.
+
+    >>> is_bf16("bf16"), is_bf16(jax.lax.Precision.HIGHEST)
+    (True, False)
+    """
+    return isinstance(precision, str) and precision == "bf16"

@@ -13,6 +13,7 @@ from eki_jax._types import Array, Ensemble, ForwardFn, LossFn
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import default_chunk_size, map_particles, of_rows
 from eki_jax.kernel.particles import local_size
+from eki_jax.kernel.precision import Precision, model_in
 from eki_jax.losses.protocol import supported
 
 
@@ -117,6 +118,7 @@ def evaluate_support(
     chunk_size: int | None = None,
     axis: Axis = Axis(),  # noqa: B008
     particle: Callable[[Any], Any] | None = None,
+    precision: Precision = None,
 ) -> tuple[Any, LossFn]:
     """The entries of the outputs on which the loss depends, and the loss as a function of those.
 
@@ -136,6 +138,10 @@ def evaluate_support(
     if chunk_size is None:
         chunk_size = default_chunk_size(one, rows, x)
     select, reduced = support_of(loss, targets)
-    if targets_axis is None:
-        return map_particles(lambda row: select(one(row, x), targets), rows, chunk_size), reduced
-    return map_particles(lambda pair: select(one(pair[0], x), pair[1]), (rows, targets), chunk_size), reduced
+
+    def every(rows: Any, x: Any, targets: Any) -> Any:
+        if targets_axis is None:
+            return map_particles(lambda row: select(one(row, x), targets), rows, chunk_size)
+        return map_particles(lambda pair: select(one(pair[0], x), pair[1]), (rows, targets), chunk_size)
+
+    return model_in(precision, every)(rows, x, targets), reduced

@@ -61,7 +61,7 @@ class Setup(NamedTuple):
         cloud: particles around the mean.
         batch_axis: devices over which samples are spread.
         chunk_size: number of particles evaluated at a time.
-        precision: precision of the products that form the matrix, or None for the highest.
+        precision: precision of the products that form the matrix, or None for the highest; "bf16" is the model's.
         norm_constraint: largest squared norm of a step in the outputs' curvature, or None.
         outlier_cut: largest squared distance of a particle's outputs from the others', as a multiple of the median, or
             None.

@@ -12,6 +12,7 @@ from eki_jax._types import Array, Ensemble, ForwardFn, Params
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import IndexedForward, activation_bytes, map_particles, of_rows
 from eki_jax.kernel.interpreter import Roles, Use, Watcher
+from eki_jax.kernel.precision import model_in
 from eki_jax.natural.deviations import Deviations, LowRankDeviations
 from eki_jax.natural.deviations.matrix import low_rank_call
 from eki_jax.natural.deviations.treatment import Watched, treatments, warn_of_lost
@@ -102,6 +103,7 @@ class Cloud(NamedTuple):
         sigma: Array,
         x: Any,
         chunk_size: int | None,
+        precision: Any = None,
     ) -> Any:
         """The model's outputs, shape (J, ...).
 
@@ -112,6 +114,7 @@ class Cloud(NamedTuple):
             sigma: scale of the deviations.
             x: inputs that ``forward`` takes.
             chunk_size: number of particles evaluated at a time; None for a memory budget's.
+            precision: precision of the model's products, as :func:`eki_jax.evaluate` takes it.
         """
 
         def particle(row: Any) -> Params:
@@ -122,7 +125,8 @@ class Cloud(NamedTuple):
         if chunk_size is None:
             budget = _ACTIVATION_BYTES.get(jax.default_backend(), _DEVICE_BYTES)
             chunk_size = max(1, budget // max(1, activation_bytes(one, rows, x)))
-        return map_particles(lambda row: one(row, x), rows, chunk_size)
+        every = lambda rows, x: map_particles(lambda row: one(row, x), rows, chunk_size)
+        return model_in(precision, every)(rows, x)
 
     def see(self, forward: ForwardFn, mean: Params, x: Any) -> Seen:
         """Evaluate the mean particle, and watch; a warning names the leaves whose locality is lost."""

@@ -30,7 +30,8 @@ class EstimatorSettings(TypedDict, total=False):
         axis_name: mapped axis over which the particles are spread; all its devices have the same state, x and targets.
         batch_axis_name: mapped axis over which the samples of x and targets are spread.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
-        precision: precision of the products that form the matrix; by default the highest.
+        precision: precision of the products that form the matrix; by default the highest. ``"bf16"`` is for the model,
+            whose products are then in bfloat16 (see :func:`eki_jax.evaluate`), and leaves the matrix at the highest.
         norm_constraint: largest squared norm ``w^T Z H Z^T w`` of a whole step (before eta); a longer one is made
             shorter, as in K-FAC (Ba, Grosse, Martens, 2017). For :func:`softmax_cross_entropy` half of it is, to second
             order, how far the predictions move: their mean Kullback-Leibler divergence in nats. None for no limit.

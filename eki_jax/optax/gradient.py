@@ -17,6 +17,7 @@ from eki_jax.kernel.costs import Communication
 from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like, local_size, wide_dtype
+from eki_jax.kernel.precision import Precision, check_precision
 from eki_jax.kernel.products import Contraction, Products
 from eki_jax.losses.support import evaluate_support, value_and_cotangents
 from eki_jax.optax._checks import check_extra_args, check_given, check_params, check_stacked, check_zeros
@@ -24,7 +25,7 @@ from eki_jax.solvers.step_sizes import frobenius_step_size
 
 
 def value_and_extra_args(
-    forward: ForwardFn, loss: LossFn, *, chunk_size: int | None = None
+    forward: ForwardFn, loss: LossFn, *, chunk_size: int | None = None, precision: Precision = None
 ) -> Callable[[Ensemble, Batch], tuple[Array, dict[str, Any]]]:
     """The particles' losses, and the extra arguments that :func:`ensemble_gradient` and its chains want.
 
@@ -32,6 +33,7 @@ def value_and_extra_args(
         forward: function ``forward(params, x) -> outputs`` of one particle.
         loss: function ``loss(outputs, targets) -> scalar`` of one particle.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
+        precision: ``"bf16"`` for a model whose products are in bfloat16, see :func:`eki_jax.evaluate`.
 
     Returns:
         ``f(ensemble, (x, targets)) -> (losses, {"outputs": ..., "cotangents": ...})``: losses of shape (J,), the
@@ -51,11 +53,14 @@ def value_and_extra_args(
     """
     function("forward", forward, "a model, forward(params, x) -> outputs", arguments=2)
     function("loss", loss, "a function of outputs and targets", arguments=2)
+    check_precision(precision)
 
     def f(ensemble: Ensemble, batch: Batch) -> tuple[Array, dict[str, Any]]:
         x, targets = traceable("batch", pair("batch", batch))
         local_size(ensemble, name="ensemble", floating=True)
-        entries, reduced = evaluate_support(forward, loss, ensemble, x, targets, chunk_size=chunk_size)
+        entries, reduced = evaluate_support(
+            forward, loss, ensemble, x, targets, chunk_size=chunk_size, precision=precision
+        )
         losses, cotangents = value_and_cotangents(reduced, entries, targets)
         return losses, {"outputs": entries, "cotangents": cotangents}
 

@@ -129,6 +129,7 @@ def discretization(
                 chunk_size=options.chunk_size,
                 axis=options.axis,
                 particle=getattr(state, "particle", None),
+                precision=options.precision,
             )
             return advance(state, entries, reduced, targets)
 

@@ -113,7 +113,9 @@ class SharedSettings(TypedDict, total=False):
             the outputs have to be as far from all others'. By default 10^6, residuals a thousand times as long; None
             for no cut.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
-        precision: precision of the kernel's matrix products, as in :func:`jax.numpy.matmul`, or ``"bf16"``.
+        precision: precision of the kernel's matrix products, as in :func:`jax.numpy.matmul`; or ``"bf16"``: products in
+            bfloat16 with float32 sums, in the kernel and in the model that a step evaluates (see
+            :func:`eki_jax.evaluate`). The state stays in its own dtype.
     """
 
     axis_name: str | None

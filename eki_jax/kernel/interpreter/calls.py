@@ -13,15 +13,15 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Constant
 
-from eki_jax.kernel.interpreter import products, shapes
-from eki_jax.kernel.interpreter.binding import bound, varying, varying_over
+from eki_jax.kernel.interpreter import binding, products, shapes
+from eki_jax.kernel.interpreter.binding import varying, varying_over
 from eki_jax.kernel.interpreter.values import Perturbed, Tagged, plain
 from eki_jax.kernel.interpreter.watching import Loop, Watcher
 
 # Calls that are their body, for whoever does not differentiate or map them.
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
-_CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"}
-_PRODUCTS = {"dot_general": products.dot_general, "conv_general_dilated": products.conv_general_dilated}
+CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"}
+PRODUCTS = {"dot_general": products.dot_general, "conv_general_dilated": products.conv_general_dilated}
 
 
 def interpreted(
@@ -40,20 +40,7 @@ def interpreted(
     Returns:
         The outputs, as arrays.
     """
-    structures: list[Any] = []
-
-    def flat(params: Any, inputs: Any) -> list[Any]:
-        found, structure = jax.tree.flatten(forward(params, *inputs))
-        structures.append(structure)
-        return found
-
-    # Of shapes alone: the values may be spread over devices, of which the model's own constants know nothing.
-    trace = jax.make_jaxpr(flat)(*jax.tree.map(_shape, (params, inputs)))
-    interpreter = _Interpreter(watcher)
-    results = interpreter.closed(trace, [*values, *jax.tree.leaves(inputs)], ())
-    if watcher is not None:
-        watcher.finished(results)
-    return structures[-1].unflatten(interpreter.added_up(results, ()))
+    return evaluated(Interpreter(watcher), forward, (params, *inputs), [*values, *jax.tree.leaves(inputs)])
 
 
 def on_devices(forward: Callable[..., Any], params: Any, *inputs: Any) -> Any:
@@ -67,12 +54,29 @@ def on_devices(forward: Callable[..., Any], params: Any, *inputs: Any) -> Any:
     return interpreted(forward, params, jax.tree.leaves(params), inputs)
 
 
+def evaluated(interpreter: Interpreter, fn: Callable[..., Any], args: tuple[Any, ...], values: Sequence[Any]) -> Any:
+    """``fn(*args)``, evaluated by an interpreter with these values in the places of the arguments' leaves."""
+    structures: list[Any] = []
+
+    def flat(*args: Any) -> list[Any]:
+        found, structure = jax.tree.flatten(fn(*args))
+        structures.append(structure)
+        return found
+
+    # Of shapes alone: the values may be spread over devices, of which the function's own constants know nothing.
+    trace = jax.make_jaxpr(flat)(*jax.tree.map(_shape, args))
+    results = interpreter.closed(trace, values, ())
+    if interpreter.watcher is not None:
+        interpreter.watcher.finished(results)
+    return structures[-1].unflatten(interpreter.added_up(results, ()))
+
+
 def _shape(value: Any) -> jax.ShapeDtypeStruct:
     kind: Any = jax.typeof(value)
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)
 
 
-class _Interpreter:
+class Interpreter:
     """Evaluates traces; what it meets with a value that is no array it does by its own rules."""
 
     def __init__(self, watcher: Watcher | None) -> None:
@@ -94,25 +98,26 @@ class _Interpreter:
             if self.watcher is not None:
                 alone = [isinstance(atom, Constant) or used[atom] == 1 for atom in eqn.invars]
                 operands = self.watcher.seen(operands, alone)
-            values.update(zip(eqn.outvars, self._equation(eqn, operands, inside), strict=True))
+            values.update(zip(eqn.outvars, self.equation(eqn, operands, inside), strict=True))
         results = [read(atom) for atom in jaxpr.outvars]
         if self.watcher is None:
             return results
         return self.watcher.seen(results, [isinstance(atom, Constant) or used[atom] == 1 for atom in jaxpr.outvars])
 
-    def _equation(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
-        kind, bodies = eqn.primitive.name, _bodies(eqn)
+    def equation(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+        """The results of an equation; ``inside`` names the loops that it is in."""
+        kind, bodies = eqn.primitive.name, bodies_of(eqn)
         is_plain = not any(isinstance(value, Perturbed | Tagged) for value in operands)
         if is_plain and not (bodies and varying(operands)):
-            results = self._bound(eqn, operands)
+            results = self.bound(eqn, operands)
             of_nothing = self.watcher is not None and all(isinstance(atom, Constant) for atom in eqn.invars)
             return [Tagged(result, vectors=frozenset()) for result in results] if of_nothing else results
-        if kind in _CALLS and bodies:
+        if kind in CALLS and bodies:
             return self.closed(bodies[0], operands, inside)
-        if kind in _LOOPS:
-            return _LOOPS[kind](self, eqn, operands, (*inside, kind))
+        if kind in LOOPS:
+            return LOOPS[kind](self, eqn, operands, (*inside, kind))
         if not any(isinstance(value, Perturbed) for value in operands):
-            return self._told(eqn, operands, self._bound(eqn, [plain(value) for value in operands]), inside)
+            return self._told(eqn, operands, self.bound(eqn, [plain(value) for value in operands]), inside)
         known = [value if isinstance(value, Perturbed) else plain(value) for value in operands]
         if kind in shapes.SAME and len(known) == len(eqn.outvars):
             return [self._same(eqn, value) for value in known]
@@ -123,15 +128,15 @@ class _Interpreter:
             for value in known:
                 if isinstance(value, Perturbed):
                     self.watcher.used(value, "formed", (*inside, *([kind] if bodies else [])), eqn)
-        return self._bound(eqn, [plain(value) for value in known])
+        return self.bound(eqn, [plain(value) for value in known])
 
     def _by_rule(self, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> Any:
         """The result of an equation with a perturbed operand; None where it must be added up."""
         kind = eqn.primitive.name
-        if kind in _PRODUCTS:
+        if kind in PRODUCTS:
             if all(isinstance(value, Perturbed) for value in operands):
                 operands = [*self.added_up(operands[:1], inside), operands[1]]
-            found = _PRODUCTS[kind](eqn, operands)
+            found = PRODUCTS[kind](eqn, operands)
             if found is None:
                 return None
             result, product = found
@@ -146,7 +151,7 @@ class _Interpreter:
 
     def _same(self, eqn: Any, value: Any) -> Any:
         """A value behind an equation that leaves it what it is."""
-        own = lambda x: self._bound(eqn, [x])[0]
+        own = lambda x: self.bound(eqn, [x])[0]
         if not isinstance(value, Perturbed):
             return own(value)
         # The factors are of another shape, and may be spread over devices already.
@@ -173,16 +178,17 @@ class _Interpreter:
         return [varying_over(value, axes) for value in self.added_up(values, inside)]
 
     @staticmethod
-    def _bound(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    def bound(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        """The results of an equation with arrays for its operands."""
         if eqn.primitive.name == "pvary":  # here values may vary already
             return [varying_over(value, frozenset(eqn.params["axes"])) for value in operands]
-        results = bound(eqn, *operands)
+        results = binding.bound(eqn, *operands)
         return list(results) if eqn.primitive.multiple_results else [results]
 
 
-def _scan(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+def _scan(self: Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
     """A loop that is handed what is fixed, what is carried, and a slice a turn of the rest."""
-    (body,) = _bodies(eqn)
+    (body,) = bodies_of(eqn)
     carried = _unsliced(eqn.invars, body.jaxpr.invars)
     fixed = carried - _unsliced(eqn.outvars, body.jaxpr.outvars)
     # What a loop carries on as it is, is fixed.
@@ -225,7 +231,7 @@ class _Slices:
         self.rows, self.at = rows, at
 
     @classmethod
-    def of(cls, interpreter: _Interpreter, value: Any, inside: tuple[str, ...], loop: Loop | None) -> _Slices:
+    def of(cls, interpreter: Interpreter, value: Any, inside: tuple[str, ...], loop: Loop | None) -> _Slices:
         """Of layers that lie one behind the other only the factor with that axis is sliced."""
         if isinstance(value, Tagged) and value.leaf and loop is not None:
             return cls(value.value, lambda row: loop.sliced(value, row))
@@ -240,7 +246,7 @@ class _Slices:
         return cls((value.mean, value.right), at)
 
 
-def _while(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+def _while(self: Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
     """A loop with a condition, both of which may close over values."""
     conditions, fixed = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
@@ -266,17 +272,17 @@ def _carried(own: list[Any], same: list[bool], moved: Sequence[Any]) -> list[Any
     return [value if is_same else next(moving) for value, is_same in zip(own, same, strict=True)]
 
 
-def _cond(self: _Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
+def _cond(self: Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:
     """Branches, each of which may close over values."""
     index, *args = operands
     branch = lambda body: lambda: self.added_up(self.closed(body, args, inside), inside)
     return lax.switch(*self.added_up([index], inside), [branch(body) for body in eqn.params["branches"]])
 
 
-_LOOPS: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
+LOOPS: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
 
 
-def _bodies(eqn: Any) -> list[Any]:
+def bodies_of(eqn: Any) -> list[Any]:
     """The traces that an equation holds."""
     params = [param if isinstance(param, tuple | list) else [param] for param in eqn.params.values()]
     return [value for values in params for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]

@@ -15,6 +15,7 @@ from eki_jax.ensembles.priors import xavier
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted, leaf_name
+from eki_jax.kernel.precision import is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
 from eki_jax.natural.estimates.feedback import Features, Learned, Prediction, predicted, updated
@@ -52,6 +53,11 @@ class Gradient(NamedTuple):
         for name, value in others.items():
             if value is not None:
                 raise TypeError(f"{name}: {value!r} with per_sample(...), whose direction is a gradient; wanted none")
+        if is_bf16(setup.precision):
+            raise TypeError(
+                "precision: 'bf16' with per_sample(...), whose noise is smaller than what bfloat16 rounds; wanted "
+                "None, or what jax.numpy.matmul takes"
+            )
 
     def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Learned] | None:
         """What is learned of the layers' slopes, by their numbers, before the first step; None without feedback."""

@@ -14,6 +14,7 @@ from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.health import finite_particles, near_particles
 from eki_jax.kernel.linear_algebra import HIGHEST, damped_solve
 from eki_jax.kernel.particles import flatten_outputs, wide_dtype
+from eki_jax.kernel.precision import is_bf16
 from eki_jax.losses.curvature import check_convex, curvature
 from eki_jax.losses.protocol import reduction_of
 from eki_jax.losses.shortcut import by_shortcut
@@ -247,7 +248,7 @@ class Span(NamedTuple):
         """The direction, evaluating the model."""
         del memory
         x, targets = batch
-        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size)
+        outputs = setup.cloud.evaluate(forward, mean, drawn, sigma, x, setup.chunk_size, setup.precision)
         return self.from_outputs(setup, mean, drawn, sigma, damping, outputs, targets)
 
     def from_outputs(
@@ -257,7 +258,8 @@ class Span(NamedTuple):
 
         def solved(loss: LossFn, targets: Any) -> SpanStep:
             space, axes = self.space, setup.axes
-            precision = HIGHEST if setup.precision is None else setup.precision
+            # What is inverted has no digits to lose: "bf16" is for the model.
+            precision = HIGHEST if setup.precision is None or is_bf16(setup.precision) else setup.precision
             cut = setup.outlier_cut
             return span_step(
                 loss, outputs, targets, damping, space=space, axes=axes, precision=precision, outlier_cut=cut

@@ -222,7 +222,12 @@ def aldi(
         check_state(state, LangevinState, "aldi")
         x, targets = pair("batch", batch)
         outputs = evaluate(
-            given(forward), state.ensemble, x, chunk_size=options.chunk_size, axis_name=options.axis_name
+            given(forward),
+            state.ensemble,
+            x,
+            chunk_size=options.chunk_size,
+            axis_name=options.axis_name,
+            precision=options.precision,
         )
         return update(state, outputs, targets)
 

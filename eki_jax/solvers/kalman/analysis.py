@@ -228,7 +228,12 @@ def analysis(
         check_state(state, KalmanState, method.name)
         x, targets = pair("batch", batch)
         outputs = evaluate(
-            given(forward), state.ensemble, x, chunk_size=options.chunk_size, axis_name=options.axis_name
+            given(forward),
+            state.ensemble,
+            x,
+            chunk_size=options.chunk_size,
+            axis_name=options.axis_name,
+            precision=options.precision,
         )
         return update(state, outputs, targets)
 

@@ -248,7 +248,12 @@ def sparse(
         check_state(state, SparseState, "sparse")
         x, targets = pair("batch", batch)
         outputs = evaluate(
-            given(forward), state.inner.ensemble, x, chunk_size=options.chunk_size, axis_name=options.axis_name
+            given(forward),
+            state.inner.ensemble,
+            x,
+            chunk_size=options.chunk_size,
+            axis_name=options.axis_name,
+            precision=options.precision,
         )
         return update(state, outputs, targets)
 
