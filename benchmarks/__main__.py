@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "paper": ("benchmarks.paper.cli", "re-run a table or a figure of the paper"),
     "performance": ("benchmarks.performance.cli", "speed and memory of the step, beside other libraries"),
     "scaling": ("benchmarks.scaling.cli", "strong and weak scaling over devices, measured and predicted"),
+    "accelerator": ("benchmarks.accelerator.cli", "on a GPU or TPU: correctness, the anchor, the tables, in a budget"),
     "edf": ("benchmarks.edf.cli", "exponentially decaying flows against first-order methods"),
     "calibration": ("benchmarks.calibration.cli", "calibrate simulators with every method, and beside other libraries"),
     "models": ("benchmarks.models.cli", "models that people bring: which are trained, and how well low rank does"),

@@ -43,14 +43,26 @@ def measured(repeats: int = 5) -> Rates:
     return Rates(*(2 * rows**3 / min(times[1:]) for times in seconds))
 
 
-def choose(asked: str) -> tuple[str, str]:
-    """``"float32"`` or ``"bf16"``, and why.
+class Choice(NamedTuple):
+    """A precision.
+
+    Attributes:
+        name: ``"float32"`` or ``"bf16"``.
+        why: The reason, for a line to the user.
+    """
+
+    name: str
+    why: str
+
+
+def choose(asked: str) -> Choice:
+    """The precision of a run.
 
     Args:
         asked: One of ``CHOICES``; ``"auto"`` is bfloat16 where its products are worth it.
     """
     if asked == "float32":
-        return asked, "as asked"
+        return Choice(asked, "as asked")
     rates = measured()
     ratio = rates.bf16 / rates.float32
     found = (
@@ -58,5 +70,5 @@ def choose(asked: str) -> tuple[str, str]:
         f"{rates.float32 / 1e9:.3g} GFLOP/s"
     )
     if asked == "bf16":
-        return asked, f"as asked; {found}"
-    return ("bf16" if ratio >= WORTH else "float32"), f"{found}; bf16 is taken from {WORTH} on"
+        return Choice(asked, f"as asked; {found}")
+    return Choice("bf16" if ratio >= WORTH else "float32", f"{found}; bf16 is taken from {WORTH} on")

@@ -85,10 +85,9 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     problem = registry.get(settings["problem"], arguments.data)
     for name, (x, labels) in (("train", problem.train), ("test", problem.test)):
         check_labels(problem.forward, problem.template, x, labels, name=name)
-    if "precision" in settings:
-        found, why = precision.choose(settings.pop("precision"))
-        say(f"precision: {found} ({why})")
-        settings |= {} if found == "float32" else {"precision": found}  # which older records do not name
+    multiplied = precision.choose(settings.pop("precision")) if "precision" in settings else None
+    if multiplied is not None and multiplied.name != "float32":  # which older records do not name
+        settings["precision"] = multiplied.name
     own = methods.Natural(**{name: settings[name] for name in _OWN if name in settings})
     method = methods.get(
         settings["method"],
@@ -99,6 +98,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
         own,
         settings.get("precision"),
     )
+    if multiplied is not None:
+        say(f"precision: {multiplied.name} ({multiplied.why})")
     description = None if arguments.quiet else methods.describe(settings["method"], problem, settings["batch"], own)
     if description is not None:
         say(str(description))

@@ -26,6 +26,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "repository/contributing",
     "CHANGELOG.md": "repository/changes",
     "SECURITY.md": "repository/security",
+    "benchmarks/accelerator.md": "repository/accelerator",
     "benchmarks/results/paper.md": "repository/paper_results",
     "benchmarks/results/performance.md": "repository/performance_results",
     "benchmarks/results/forward_budget_cpu.md": "repository/forward_budget_results",

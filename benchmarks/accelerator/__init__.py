@@ -1,0 +1,1 @@
+"""What a person with a GPU or a TPU runs: ``python -m benchmarks accelerator``."""
