@@ -11,6 +11,7 @@ import jax
 
 from benchmarks.paper import classification, cli
 from benchmarks.paper.classification import Cell
+from benchmarks.paper.table import write_table
 from benchmarks.problems import registry
 from benchmarks.scaling.measured import forward_flops
 from eki_jax import flax as models
@@ -106,4 +107,5 @@ def run(table: str, name: str, seed: int, preset: str, out: Path, data: Path | N
     record = classification.run_cell(cell, out / "cells", data, seed)
     # Whose cells have this in their names: none, so that all others are taken as they are.
     module.run(preset, out, data, seed, only="\0")
+    write_table(out, out / "paper.md")
     return {"seconds": record["seconds"], "test_accuracy": record["history"][-1]["test_accuracy_mean"]}

@@ -50,6 +50,8 @@ _SCALING = {
     "full": "--widths 500 300 100 10 --batch-size 600 --strong 2000 --weak 2000",
 }
 _PERFORMANCE = {"smoke": ("quick", ("steps",)), "full": ("default", _PARTS)}
+# Of every stage whose file names no other.
+_PRECISION = "float32, multiplied as JAX does by itself"
 _MOST_CELLS = {"smoke": 1, "full": None}
 
 
@@ -82,9 +84,10 @@ def _run(arguments: argparse.Namespace, record: Record, end: float) -> list[str]
     if "scaling" in left or time.monotonic() >= end:
         return [*left, "the paper's cells"]
     planning = Stage("plan", _worker(stage="plan", preset=arguments.preset, out=arguments.out, seed=arguments.seed))
-    _done(planning, record, end, again=True)
-    for stage in _cells(arguments):
-        if not _done(stage, record, end):
+    if not _done(planning, record, end, again=True):
+        return [*left, "the paper's cells"]
+    for stage in _cells(arguments):  # none of which is finished: the plan has looked
+        if not _done(stage, record, end, again=True):
             left.append(stage.name)
     return left
 
@@ -141,9 +144,10 @@ def run(arguments: list[str], limit: float) -> int | None:
 
     What it prints goes to standard error. It gets a Ctrl-C, so that it saves, before it is ended.
     """
-    # Each process takes what it needs of a GPU's memory, not most of it: stages start processes of their own.
+    # Each process takes what it needs of a GPU's memory, not most of it: stages start processes of their own. Ctrl-C of
+    # the terminal comes to this one alone, since a second signal would end a stage before it has saved.
     variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    process = subprocess.Popen([sys.executable, *arguments], cwd=_ROOT, env=variables, stdout=2)
+    process = subprocess.Popen([sys.executable, *arguments], cwd=_ROOT, env=variables, stdout=2, start_new_session=True)
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -194,7 +198,8 @@ class Record:
         seconds += self.stages.get(name, {}).get("seconds", 0.0)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages[name] = {"status": status, "seconds": round(seconds, 1), "date": when}
-        text = json.dumps({**self._head, "device": self.device, "stages": self.stages}, indent=1)
+        about = {"device": self.device, "precision": _PRECISION, "stages": self.stages}
+        text = json.dumps({**self._head, **about}, indent=1)
         write_text(self._path, text + "\n")
 
 
