@@ -98,8 +98,9 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
         own,
         settings.get("precision"),
     )
-    if multiplied is not None:
-        say(f"precision: {multiplied.name} ({multiplied.why})")
+    told = "" if multiplied is None else f"precision: {multiplied.name} ({multiplied.why})"
+    if told and not arguments.quiet:
+        say(told)
     description = None if arguments.quiet else methods.describe(settings["method"], problem, settings["batch"], own)
     if description is not None:
         say(str(description))
@@ -117,6 +118,8 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
             checkpoint_every=arguments.checkpoint_every,
             progress=not arguments.quiet,
         )
+    if told and arguments.quiet:  # once nothing can be refused any more, whose one line would be two
+        say(told)
     first, last = result.history[0], result.history[-1]
     summary = {
         **settings,
