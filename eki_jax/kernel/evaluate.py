@@ -97,9 +97,10 @@ def evaluate(
         chunk_size: particles at a time. By default as many as keep one chunk's intermediate values below 8 MiB on a
             CPU (256 MiB elsewhere) and below an eighth of the ensemble.
         axis_name: mapped axis over which the particles are spread; only a model that is told their indices asks.
-        precision: ``"bf16"`` for products in bfloat16 with float32 sums, whatever the model is written with: matrices
-            and what layers return are rounded where a product takes them, all else is what it was, the outputs' dtype
-            included. A product whose precision the model names keeps it. Others leave the model as it is.
+        precision: precision of the model's products: ``"bf16"`` has them in bfloat16 with float32 sums, whatever the
+            model is written with. Matrices and what layers return are rounded where a product takes them; all else is
+            what it was, the outputs' dtype included, and a product whose precision the model names keeps it. Others
+            leave the model as it is.
 
     Returns:
         The outputs, each array with a leading particle axis, shape (J, ...).

@@ -33,7 +33,7 @@ def value_and_extra_args(
         forward: function ``forward(params, x) -> outputs`` of one particle.
         loss: function ``loss(outputs, targets) -> scalar`` of one particle.
         chunk_size: number of particles evaluated at a time; by default from a memory budget.
-        precision: ``"bf16"`` for a model whose products are in bfloat16, see :func:`eki_jax.evaluate`.
+        precision: precision of the model's products, ``"bf16"`` or its own, see :func:`eki_jax.evaluate`.
 
     Returns:
         ``f(ensemble, (x, targets)) -> (losses, {"outputs": ..., "cotangents": ...})``: losses of shape (J,), the

@@ -140,7 +140,7 @@ def test_a_step_in_bfloat16_is_near() -> None:
     assert 1e-5 < float(jnp.linalg.norm(moved(state) - exact) / jnp.linalg.norm(exact)) < 1e-2
 
 
-def test_an_unknown_precision_names_those_that_are() -> None:
+def test_an_unknown_precision_names_others() -> None:
     """In every call that takes one."""
     known = "precision: 'half'; wanted None, 'bf16', or what jax.numpy.matmul takes"
     for call in (
