@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.harness import store
 from benchmarks.paper import classification, cli
 from benchmarks.paper.classification import Cell
 from benchmarks.paper.table import write_table
@@ -64,18 +65,21 @@ def plan(preset: str, folder: Path, seed: int, rate: float) -> list[Job]:
 
     Args:
         preset: Of the cells.
-        folder: Where finished cells are.
+        folder: Where the tables of finished cells are.
         seed: The first.
         rate: Operations a second of a step.
     """
     jobs = []
+    files = [path for place in (cli.COMMITTED, folder) for path in sorted(place.glob("*.jsonl"))]
+    finished = {name: run for path in files for name, run in store.read(path).get(store.RUNS, {}).items()}
     for table, module in tables().items():
+        kept = store.Runs(folder / f"{table}.jsonl", others=finished)
         for cell in module.cells(preset):
             if cell.reason:
                 continue
             first = VALUES["without" if cell.final is None else "with the paper's number"]
             for one in range(seed, seed + cell.seeds):
-                if any(classification._found(cell, place, one) for place in (folder, cli.COMMITTED / "cells")):
+                if classification._found(cell, kept, one):
                     continue
                 value = first if one == seed else VALUES["a further seed"]
                 jobs.append(Job(table, cell.name, one, value, START + operations(cell) / rate))
@@ -104,7 +108,7 @@ def run(table: str, name: str, seed: int, preset: str, out: Path, data: Path | N
     """
     module = tables()[table]
     (cell,) = (cell for cell in module.cells(preset) if cell.name == name)
-    record = classification.run_cell(cell, out / "cells", data, seed)
+    record = classification.run_cell(cell, store.Runs(out / f"{table}.jsonl"), data, seed)
     # Whose cells have this in their names: none, so that all others are taken as they are.
     module.run(preset, out, data, seed, only="\0")
     write_table(out, out / "paper.md")

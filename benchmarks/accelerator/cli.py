@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, number, require, say
 from benchmarks.reporting import plain, print_result
-from eki_jax.training.files import claimed, write_text
+from eki_jax.training.files import claimed
 
 _ROOT = Path(__file__).parents[2]
 _GRACE = 60  # seconds in which a stage that is stopped saves what it has
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     require("matplotlib", "flax", "optax", "orbax.checkpoint")
     arguments.out = arguments.out.resolve()
     with claimed(arguments.out, ".accelerator.lock"):
-        record = Record(arguments.out / "accelerator.json", arguments.preset, arguments.seed)
+        record = Record(arguments.out / "accelerator.jsonl", arguments.preset, arguments.seed)
         end = time.monotonic() + arguments.budget
         left = _run(arguments, record, end)
     print_result({"command": "accelerator", "device": record.device, "done": len(record.done), "left": left})
@@ -104,7 +104,7 @@ def _before_the_cells(arguments: argparse.Namespace) -> list[Stage]:
 
 
 def _cells(arguments: argparse.Namespace) -> list[Stage]:
-    jobs = store.result(arguments.out / "plan.json", "run the same command again")["jobs"]
+    jobs = store.result(arguments.out / "plan.jsonl", "run the same command again")["jobs"]
     data = None if arguments.data is None else arguments.data.resolve()
     common = {"stage": "cell", "preset": arguments.preset, "out": arguments.out, "data": data}
     return [
@@ -163,7 +163,7 @@ def run(arguments: list[str], limit: float) -> int | None:
 
 
 class Record:
-    """What was done, with its day: ``accelerator.json``.
+    """What was done, with its day: ``accelerator.jsonl``.
 
     Args:
         path: Its file.
@@ -190,7 +190,7 @@ class Record:
     @property
     def device(self) -> str | None:
         """The device, as the first stage saw it."""
-        path = self._path.with_name("correctness.json")
+        path = self._path.with_name("correctness.jsonl")
         return store.read(path)["environment"]["device"] if path.is_file() else None
 
     def keep(self, name: str, status: str, seconds: float) -> None:
@@ -199,8 +199,7 @@ class Record:
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self.stages[name] = {"status": status, "seconds": round(seconds, 1), "date": when}
         about = {"device": self.device, "precision": _PRECISION, "stages": self.stages}
-        text = json.dumps({**self._head, **about}, indent=1)
-        write_text(self._path, text + "\n")
+        store.write(self._path, {**self._head, **about})
 
 
 def _say_device(record: Record) -> None:

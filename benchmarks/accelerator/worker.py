@@ -13,7 +13,7 @@ import jax
 from benchmarks.accelerator import cells, correctness
 from benchmarks.harness import store
 from benchmarks.harness.command import Refused, command
-from benchmarks.reporting import print_result, save_result
+from benchmarks.reporting import print_result
 
 
 @command("accelerator")
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
 
 def correct(preset: str, out: str) -> dict[str, Any]:
-    """Writes ``correctness.json``; an error where the device's steps are not the processor's."""
+    """Writes ``correctness.jsonl``; an error where the device's steps are not the processor's."""
     device = jax.devices()[0]
     if device.platform == "cpu" and preset != "smoke":
         raise Refused(
@@ -33,7 +33,7 @@ def correct(preset: str, out: str) -> dict[str, Any]:
             "jax.devices(), with the jaxlib for it, or --preset smoke"
         )
     rows = correctness.measure(preset)
-    save_result(Path(out) / "correctness.json", {"command": "accelerator", "preset": preset, "rows": rows})
+    store.save(Path(out) / "correctness.jsonl", {"command": "accelerator", "preset": preset, "rows": rows})
     correctness.check(rows)
     worst = {
         name: max(row["error"] for row in rows if row["precision"] == name) for name in {r["precision"] for r in rows}
@@ -42,16 +42,16 @@ def correct(preset: str, out: str) -> dict[str, Any]:
 
 
 def planned(preset: str, out: str, seed: int) -> dict[str, Any]:
-    """Writes ``plan.json``: the paper's cells that are left, in their order."""
+    """Writes ``plan.jsonl``: the paper's cells that are left, in their order."""
     folder = Path(out)
     remedy = "run the same command again"
-    rate = store.result(folder / "scaling.json", remedy)["machine_at_hand"]["1"]["flops"]
-    steps = folder / "performance-steps.json"
+    rate = store.result(folder / "scaling.jsonl", remedy)["machine_at_hand"]["1"]["flops"]
+    steps = folder / "performance-steps.jsonl"
     rows = store.result(steps, remedy)["rows"] if steps.is_file() else []
     share = median([row["of_matmul_rate"] for row in rows if "of_matmul_rate" in row] or [cells.SHARE])
-    jobs = cells.plan(preset, folder / "paper" / "cells", seed, rate * share)
+    jobs = cells.plan(preset, folder / "paper", seed, rate * share)
     found = {"rate": rate, "share": share, "jobs": [job._asdict() for job in jobs]}
-    save_result(folder / "plan.json", {"command": "accelerator", "preset": preset, **found})
+    store.save(folder / "plan.jsonl", {"command": "accelerator", "preset": preset, **found})
     return {"cells": len(jobs)}
 
 

@@ -13,8 +13,8 @@ pytest.importorskip("sklearn")
 
 from benchmarks.__main__ import main
 from benchmarks.accelerator import cells, cli, correctness, worker
+from benchmarks.harness import store
 from benchmarks.harness.command import Refused
-from eki_jax.training.files import write_text
 
 SMOKE = ["accelerator", "--preset", "smoke"]
 
@@ -88,11 +88,11 @@ class Stages:
         if limit < 1:
             return None
         if name == "correctness":
-            write_text(self.out / "correctness.json", json.dumps({"environment": {"device": "gpu: Test"}}))
+            store.write(self.out / "correctness.jsonl", {"environment": {"device": "gpu: Test"}})
         if name == "plan":
             names = [f"cell {n}" for n in range(3) if f"cell {n}" not in self.kept]
             jobs = [{"table": "dense", "name": name, "seed": 0, "seconds": 9.0} for name in names]
-            write_text(self.out / "plan.json", json.dumps({"jobs": jobs}))
+            store.write(self.out / "plan.jsonl", {"jobs": jobs})
         self.kept |= set() if self.codes.get(name) else {name}
         return self.codes.get(name, 0)
 
@@ -112,7 +112,7 @@ def test_stages_run_in_their_order_and_go_on(tmp_path: Path, capsys: Any, monkey
     assert stages.ran == WHOLE[:10]
     assert json.loads(captured.out)["left"] == [f"paper, dense: cell {n}, seed 0" for n in (1, 2)]
     assert "2 stages are left" in captured.err
-    record = json.loads((tmp_path / "accelerator.json").read_text())
+    record = store.read(tmp_path / "accelerator.jsonl")
     assert record["device"] == "gpu: Test"
     assert record["stages"]["paper, dense: cell 1, seed 0"]["status"] == "stopped"
     assert main([*command, "100"]) == 0
@@ -168,11 +168,11 @@ def test_the_smoke_preset_runs_all_of_it(tmp_path: Path, capfd: Any) -> None:
     summary = json.loads(captured.out.splitlines()[-1])
     assert summary["device"].startswith("cpu")
     assert summary["left"] == []
-    rows = json.loads((tmp_path / "correctness.json").read_text())["rows"]
+    rows = store.read(tmp_path / "correctness.jsonl")["rows"]
     assert {row["solver"] for row in rows} == {"euler", "etki", "natural gradient"}
-    rate = json.loads((tmp_path / "scaling.json").read_text())
+    rate = store.read(tmp_path / "scaling.jsonl")
     assert rate["machine"]["flops"] == rate["machine_at_hand"]["1"]["flops"] > 0
-    assert json.loads((tmp_path / "performance-steps.json").read_text())["preset"] == "quick"
-    assert (tmp_path / "plan.json").is_file()
-    record = json.loads((tmp_path / "accelerator.json").read_text())
+    assert store.read(tmp_path / "performance-steps.jsonl")["preset"] == "quick"
+    assert (tmp_path / "plan.jsonl").is_file()
+    record = store.read(tmp_path / "accelerator.jsonl")
     assert all(stage["status"] == "done" and stage["date"] for stage in record["stages"].values())
