@@ -53,11 +53,7 @@ class Job(NamedTuple):
 def tables() -> dict[str, Any]:
     """The experiments that are tables of trained networks, and their modules."""
     modules = {name: importlib.import_module(module) for name, module in cli.EXPERIMENTS.items()}
-    return {
-        name: module
-        for name, module in modules.items()
-        if hasattr(module, "cells") and all(isinstance(cell, Cell) for cell in module.cells("smoke"))
-    }
+    return {name: module for name, module in modules.items() if hasattr(module, "cells") and not hasattr(module, "run")}
 
 
 def plan(preset: str, folder: Path, seed: int, rate: float) -> list[Job]:
@@ -110,6 +106,6 @@ def run(table: str, name: str, seed: int, preset: str, out: Path, data: Path | N
     (cell,) = (cell for cell in module.cells(preset) if cell.name == name)
     record = classification.run_cell(cell, store.Runs(out / f"{table}.jsonl"), data, seed)
     # Whose cells have this in their names: none, so that all others are taken as they are.
-    module.run(preset, out, data, seed, only="\0")
+    classification.run_table(table, module.TITLE, module.cells, preset, out, data, seed, only="\0")
     write_table(out, out / "paper.md")
     return {"seconds": record["seconds"], "test_accuracy": record["history"][-1]["test_accuracy_mean"]}
