@@ -582,7 +582,7 @@ def passes(r: Run, tmp_path: Path) -> None:
     def counted(params: Any, x: Any) -> Any:
         return jax.pure_callback(lambda rows: (seen.append(len(rows)), rows)[1], x, x, vmap_method="sequential")
 
-    model = lambda p, x: forward(p, counted(p, x + 0 * p["b"][0]))
+    model = lambda p, x: forward(p, counted(p, x + 0 * jnp.sum(p["b"])))
     jax.block_until_ready(compiled(r.row.make(model).step)(r.start, BATCH))
     assert r.solver.passes(r.row.particles) * len(X) == sum(seen)
 
