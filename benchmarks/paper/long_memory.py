@@ -152,7 +152,7 @@ def _rows(reported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     for name, cell in reported.items():
         settings = cell["settings"]
         setting = METHODS[settings["method"]].setting
-        note = f"{settings['passes']:.2g} forward passes, {setting} {settings[setting]:g}"
+        note = f"{cell['found']['rows'][0]['passes'][-1]:.2g} forward passes, {setting} {settings[setting]:g}"
         rows.append(row(name, "test error", None, _last(cell), note))
         group = ", ".join(name.split(", ")[:-1]) + (", new examples" if settings["examples"] is None else "")
         count = needed(cell)
