@@ -31,6 +31,24 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
     return figure, axes
 
 
+def pairs(number: int, size: tuple[float, float], columns: int = 3) -> tuple[Any, list[tuple[Any, Any]]]:
+    """A figure and pairs of panels, one below the other.
+
+    Args:
+        number: number of pairs.
+        size: width and height of a pair in inches.
+        columns: largest number of pairs side by side.
+    """
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure, axes = panels(2 * rows, columns, (size[0] * columns, size[1] * rows))
+    found = [tuple(axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]) for i in range(rows * columns)]
+    for pair in found[number:]:
+        for axis in pair:
+            axis.set_visible(False)
+    return figure, found[:number]
+
+
 def band(
     axis: Any, x: Any, low: Any, middle: Any, high: Any, *, alpha: float = 0.2, marks: str = "", **style: Any
 ) -> None:

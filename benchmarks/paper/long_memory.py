@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness.figures import save
+from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
 from benchmarks.harness.store import Cells
 from benchmarks.paper.common import check_preset, finish, row
 from benchmarks.paper.memory.learners import METHODS, compiled, follow
@@ -75,6 +75,12 @@ def cells(preset: str) -> list[Cell]:
         found += [Cell("adding", length, "lstm", "sgd", few, BUDGETS["sgd"]) for few in (100, None)]
     for length in LENGTHS:
         found += [Cell("adding", length, "lstm", method, 100, BUDGETS[method]) for method in ("eki", "eki-r")]
+    if preset == "full":
+        found += [
+            Cell("copying", length, "lstm", method, 100, BUDGETS[method])
+            for length in LENGTHS
+            for method in ("natural", "adam")
+        ]
     for length in LENGTHS if preset == "full" else LENGTHS[:1]:
         found.append(Cell("adding", length, "lstm", SLOW, 100, BUDGETS[SLOW]))
         for kind in KINDS:
@@ -165,38 +171,25 @@ def _rows(reported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Test error against forward passes, a panel a network and length, and against the number of examples."""
-    import matplotlib.pyplot as plt
-
-    panels: dict[str, list[dict[str, Any]]] = {}
+    by: dict[str, list[dict[str, Any]]] = {}
     for cell in result["cells"].values():
         of = cell["settings"]
-        if of["seeds"] == [TUNING_SEED]:
-            continue
-        where = f"{of['task']}, T = {of['length']}, {KINDS[of['kind']].label}"
-        panels.setdefault(where, []).append(cell)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        2 * rows, columns, figsize=(4.4 * columns, 6.4 * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.ravel():
-        axis.set_visible(False)
-    for index, (where, cells) in enumerate(panels.items()):
-        top, column = 2 * (index // columns), index % columns
-        for offset, key in enumerate(("passes", "examples")):
-            axis = axes[top + offset, column]
-            axis.set_visible(True)
+        if of["seeds"] != [TUNING_SEED]:
+            by.setdefault(f"{of['task']}, T = {of['length']}, {KINDS[of['kind']].label}", []).append(cell)
+    figure, below = pairs(len(by), (4.4, 6.4))
+    for (where, cells), pair in zip(by.items(), below, strict=True):
+        for axis, key in zip(pair, ("passes", "examples"), strict=True):
             for cell in cells:
                 _line(axis, cell, key)
             axis.axhline(ENOUGH, color="0.6", linewidth=1, linestyle=":")
-            axis.set(xscale="log", yscale="log", ylabel="test error")
+            axis.set(yscale="log", ylabel="test error")
             axis.set_xlabel("forward passes of an example" if key == "passes" else "different examples")
-        axes[top, column].set_title(where, fontsize=9)
-    marks = {text: line for axis in axes.ravel() for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+            logarithmic(axis)
+        pair[0].set_title(where, fontsize=9)
     title = "line: median of the seeds; band: least to most; dashed: new examples at every step; points: end of a run"
-    figure.legend(
-        marks.values(), marks.keys(), loc="outside lower center", ncols=3, fontsize=8, title=title, title_fontsize=8
-    )
+    of_all = [axis.get_legend_handles_labels() for pair in below for axis in pair]
+    marks = {text: line for lines, texts in of_all for line, text in zip(lines, texts, strict=True)}
+    legend(figure, title, (list(marks.values()), list(marks)), loc="outside lower center", ncols=3)
     save(figure, path, dpi=90)
 
 
@@ -210,10 +203,9 @@ def _line(axis: Any, cell: dict[str, Any], key: str) -> None:
     x = np.array(rows[0][key], float)
     style = {"color": _COLORS[settings["method"]], "label": METHODS[settings["method"]].label}
     if settings["examples"] is None:
-        style |= {"linestyle": "--", "label": f"{style['label']}, new examples"}
+        style |= {"marks": "--", "label": f"{style['label']}, new examples"}
     if key == "examples" and settings["examples"] is not None:
         spread = [[middle[-1] - low[-1]], [high[-1] - middle[-1]]]
         axis.errorbar(x[-1:], middle[-1:], yerr=spread, fmt="o", capsize=2, color=style["color"])
     elif key == "examples" or settings["examples"] in (None, 100):
-        axis.plot(x[1:], middle[1:], **style)
-        axis.fill_between(x[1:], low[1:], high[1:], color=style["color"], alpha=0.2, linewidth=0)
+        band(axis, x[1:], low[1:], middle[1:], high[1:], **style)

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.figures import band, legend, logarithmic, panels, save
+from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
 from benchmarks.policy.settings import NAMES, TASKS
 from benchmarks.policy.summary import runs_of
 
 _COLORS = dict(
     zip(NAMES, ("tab:red", "tab:purple", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True)
 )
-_COLUMNS = 3
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -22,24 +21,16 @@ def draw(found: dict[str, Any], path: Path) -> None:
     by = runs_of(found)
     if not by:
         return
-    columns = min(_COLUMNS, len(by))
-    rows = -(-len(by) // columns)
-    size = (4.4 * columns, 5.6 * rows)
-    figure, axes = panels(2 * rows, columns, size)
-    for axis in axes.ravel():
-        axis.set_visible(False)
-    for index, (environment, row) in enumerate(by.items()):
-        top, column = 2 * (index // columns), index % columns
-        for offset, key in enumerate(("steps", "episodes")):
-            axis = axes[top + offset, column]
-            axis.set_visible(True)
+    figure, below = pairs(len(by), (4.4, 5.6))
+    for (environment, row), pair in zip(by.items(), below, strict=True):
+        for axis, key in zip(pair, ("steps", "episodes"), strict=True):
             for method, cell in row.items():
                 _line(axis, cell["found"]["rows"], key, method)
             axis.set(xlabel="environment steps, thousands" if key == "steps" else "episodes", ylabel="return")
             if key == "episodes":
                 logarithmic(axis)
-        axes[top, column].set_title(TASKS[environment].title)
-    title, handles = "line: median of the seeds; band: their quartiles", axes[0, 0].get_legend_handles_labels()
+        pair[0].set_title(TASKS[environment].title)
+    title, handles = "line: median of the seeds; band: their quartiles", below[0][0].get_legend_handles_labels()
     legend(figure, title, handles, loc="outside lower center", ncols=4)
     save(figure, path, dpi=90)
 

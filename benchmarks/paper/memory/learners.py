@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -204,56 +205,43 @@ def _per_sample(network: Network, task: Task, rate: float) -> Learner:
     example = jax.eval_shape(lambda key: task.draw(key, 1)[0], jax.random.key(0))
     deviations = natural.per_sample(feedback=natural.learned_feedback(example))
     solver = natural.natural_gradient(
-        network.forward, task.loss, NOISY, 0.05, deviations=deviations, optimizer=_adam(rate)
+        network.forward, task.loss, NOISY, 0.05, deviations=deviations, optimizer=_clipped(optax.adam(rate))
     )
     return Learner(solver.init, _stepping(solver), solver.estimate, NOISY + 1, BATCH)
 
 
-def _stepping(solver: Any) -> Any:
+def _stepping(solver: Any) -> Callable[[Any, Any, jax.Array], Any]:
     return lambda state, batch, key: solver.step(state, batch)[0]
 
 
-def _through_time(network: Network, task: Task, optimizer: Any) -> Learner:
-    """Backpropagation through time, whose gradients are clipped to a norm of one."""
+def _through_time(rule: Callable[[float], Any]) -> Callable[[Network, Task, float], Learner]:
+    """Backpropagation through time with one of optax's rules, of gradients that are clipped to a norm of one."""
 
-    def init(params: Any, key: jax.Array) -> Any:
-        return params, optimizer.init(params)
+    def build(network: Network, task: Task, rate: float) -> Learner:
+        optimizer = _clipped(rule(rate))
 
-    def step(state: Any, batch: Any, key: jax.Array) -> Any:
-        params, inner = state
-        x, targets = batch
-        gradients = jax.grad(lambda params: task.mean_loss(network.forward(params, x), targets))(params)
-        updates, inner = optimizer.update(gradients, inner, params)
-        return optax.apply_updates(params, updates), inner
+        def step(state: Any, batch: Any, key: jax.Array) -> Any:
+            params, inner = state
+            x, targets = batch
+            gradients = jax.grad(lambda params: task.mean_loss(network.forward(params, x), targets))(params)
+            updates, inner = optimizer.update(gradients, inner, params)
+            return optax.apply_updates(params, updates), inner
 
-    return Learner(init, step, lambda state: state[0], 3, BATCH)
+        return Learner(lambda params, key: (params, optimizer.init(params)), step, lambda state: state[0], 3, BATCH)
 
-
-def _adam(rate: float) -> Any:
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    return build
 
 
-def _sgd(rate: float) -> Any:
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate, momentum=0.9))
+def _clipped(rule: Any) -> Any:
+    return optax.chain(optax.clip_by_global_norm(1.0), rule)
 
 
+_momentum = partial(optax.sgd, momentum=0.9)
 METHODS = {
-    "eki": Method("EKI", lambda *a: _ensemble(*a, redraws=False), "spread", (0.3, 1.0)),
-    "eki-r": Method("EKI(R)", lambda *a: _ensemble(*a, redraws=True), "spread", (0.3, 1.0)),
+    "eki": Method("EKI", partial(_ensemble, redraws=False), "spread", (0.3, 1.0)),
+    "eki-r": Method("EKI(R)", partial(_ensemble, redraws=True), "spread", (0.3, 1.0)),
     "natural": Method("natural EKI", _natural, "sigma", (0.003, 0.03)),
     "per-sample": Method("natural EKI, per sample", _per_sample, "rate", (0.003, 0.01, 0.03), True),
-    "sgd": Method(
-        "momentum SGD through time",
-        lambda network, task, rate: _through_time(network, task, _sgd(rate)),
-        "rate",
-        (0.01, 0.03, 0.1, 0.3),
-        True,
-    ),
-    "adam": Method(
-        "Adam through time",
-        lambda network, task, rate: _through_time(network, task, _adam(rate)),
-        "rate",
-        (0.001, 0.003, 0.01, 0.03),
-        True,
-    ),
+    "sgd": Method("momentum SGD through time", _through_time(_momentum), "rate", (0.01, 0.03, 0.1, 0.3), True),
+    "adam": Method("Adam through time", _through_time(optax.adam), "rate", (0.001, 0.003, 0.01, 0.03), True),
 }
