@@ -52,7 +52,7 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
     def of_flat(z: Array) -> Array:
         return scalar(loss(unravel(z), targets))
 
-    value, gradient, hessian = of_flat(flat), jax.grad(of_flat)(flat), jax.hessian(of_flat)(flat)
+    value, gradient, hessian = jax.jit(lambda z: (of_flat(z), jax.grad(of_flat)(z), jax.hessian(of_flat)(z)))(flat)
 
     def compare(name: str, found: Any, wanted: Any, what: str = "its value is") -> None:
         a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
@@ -65,7 +65,7 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
             )
 
     select, reduced = support_of(loss, targets)
-    by_support = jax.value_and_grad(lambda z: reduced(select(unravel(z), targets), targets))(flat)
+    by_support = jax.jit(jax.value_and_grad(lambda z: reduced(select(unravel(z), targets), targets)))(flat)
     compare("of_support", by_support[0], value)
     compare("of_support's gradient", by_support[1], gradient, "its gradient is")
     by_samples = separable(loss)
@@ -88,6 +88,6 @@ def check_loss(loss: LossFn, outputs: Any, targets: Any, *, tolerance: float = 1
             compare(f"{name} coordinates", factor @ model.coordinates + rest, gradient, "its gradient is")
     short = shortcut_of(loss, targets)
     if short is not None and bool(short.flag):
-        found = jax.value_and_grad(lambda z: scalar(short.loss(unravel(z), short.targets)))(flat)
+        found = jax.jit(jax.value_and_grad(lambda z: scalar(short.loss(unravel(z), short.targets))))(flat)
         compare("shortcut", found[0], value)
         compare("shortcut's gradient", found[1], gradient, "its gradient is")

@@ -198,6 +198,39 @@ def test_low_rank_equals_the_explicit_ensemble(name: str) -> None:
     np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
 
 
+ARRANGED = {
+    "reversed": lambda w: lax.rev(w, (0, 1)),
+    "negated": lambda w: -w,
+    "taken from": lambda w: 1 - w,
+    "a difference": lambda w: w - jnp.ones((3, 3)),
+    "a difference of two": lambda w: w - lax.rev(-w, (0,)),
+    "repeated": lambda w: jnp.broadcast_to(w[None], (2, 3, 3))[1],
+    "cut": lambda w: w[1:, ::2],
+    "cut at a computed place": lambda w: lax.dynamic_slice(w, (jnp.argmax(X[:, 0]) // 4 + 1, 0), (2, 3)),
+    "taken apart": lambda w: jnp.concatenate(jnp.split(w, [1], axis=1)[::-1], axis=1),
+    "divided": lambda w: w / 3,
+}
+
+
+def test_arranged_matrices_keep_their_factors() -> None:
+    """A matrix that is cut, turned or put together is not added up, and gives what the particles in full give."""
+    cloud, sigma, params = Cloud(low_rank(2, 0.5), 5), jnp.asarray(0.3), {"w": PARAMS["w"]}
+    forward = lambda p, x: {name: x[:, : len(w := change(p["w"]))] @ w for name, change in ARRANGED.items()}
+    for change in ARRANGED.values():
+        (leaf,) = describe(lambda p, x, change=change: x[:, : len(w := change(p["w"]))] @ w, params, X).leaves
+        assert leaf.deviation == "low rank"
+
+    @jax.jit
+    def both(key: Any) -> Any:
+        drawn = cloud.draw(key, params)
+        found = cloud.evaluate(forward, params, drawn, sigma, X, None)
+        return found, jax.vmap(forward, (0, None))(cloud.ensemble(params, drawn, sigma), X)
+
+    found, wanted = both(jax.random.key(0))
+    for name in ARRANGED:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5, atol=1e-5, err_msg=name)
+
+
 def test_maps_that_change_nothing_are_allowed() -> None:
     for change in (lambda q: q, lax.stop_gradient, jnp.asarray):
         forward = model(lambda p, x, change=change: hidden(jax.tree.map(change, p), x))

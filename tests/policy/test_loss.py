@@ -33,19 +33,23 @@ def case(name: str) -> tuple[Any, Any, Any, Any]:
     forward, distribution, params = linear, policy.categorical(), {"w": w, "b": b}
     if name == "normal":
         forward, distribution, params = gaussian, policy.normal(), params | {"log_scale": jnp.full(ACTIONS, -0.3)}
-    outputs = forward(params, X)
-    actions = distribution.sample(jax.random.key(3), outputs)
-    visited = policy.Visited(actions, ADVANTAGES, distribution.log_prob(outputs, actions))
-    return forward, distribution, params, visited
+
+    @jax.jit
+    def act(params: Any) -> policy.Visited:
+        outputs = forward(params, X)
+        actions = distribution.sample(jax.random.key(3), outputs)
+        return policy.Visited(actions, ADVANTAGES, distribution.log_prob(outputs, actions))
+
+    return forward, distribution, params, act(params)
 
 
 def exact_step(forward: Any, distribution: Any, params: Any, visited: Any, precision: Any) -> np.ndarray:
     """(F + precision)^-1 g with scores and Fisher matrix of the parameters, by differentiating the policy."""
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     log_probs = lambda u: distribution.log_prob(forward(unravel(u), X), visited.actions)
-    g = -jnp.mean(jax.jacobian(log_probs)(flat) * visited.advantages[:, None], axis=0)
+    score = lambda u: -jnp.mean(jax.jacobian(log_probs)(u) * visited.advantages[:, None], axis=0)
     divergence = lambda u: jnp.mean(distribution.divergence(forward(unravel(flat), X), forward(unravel(u), X)))
-    fisher = jax.hessian(divergence)(flat)
+    g, fisher = jax.jit(lambda u: (score(u), jax.hessian(divergence)(u)))(flat)
     return np.linalg.solve(np.asarray(fisher, np.float64) + precision, np.asarray(g, np.float64))
 
 
@@ -67,15 +71,15 @@ def test_a_step_is_the_natural_policy_gradient(name: str) -> None:
         antithetic=True,
         loss_limit=None,
     )
-    state = solver.init(params, jax.random.key(4))
-    flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
-    particles = jax.vmap(flat)(solver.ensemble(state))
+    state = jax.jit(solver.init)(params, jax.random.key(4))
+    flat = jax.jit(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])
+    particles = jax.jit(jax.vmap(flat))(solver.ensemble(state))
     after, _ = solver.step(state, (X, visited))
     found = flat(params) - flat(after.position)
     covariance = np.cov(np.asarray(particles, np.float64).T)
     wanted = exact_step(forward, distribution, params, visited, damping * np.linalg.inv(covariance))
     np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
-    gradient = flat(jax.grad(lambda p: policy.policy_loss(distribution)(forward(p, X), visited))(params))
+    gradient = flat(jax.jit(jax.grad(lambda p: policy.policy_loss(distribution)(forward(p, X), visited)))(params))
     cosine = gradient @ wanted / np.linalg.norm(gradient) / np.linalg.norm(wanted)
     assert cosine < 0.98  # so the test can tell the natural direction from the gradient
 
@@ -87,7 +91,7 @@ def test_the_trust_region_holds() -> None:
     solver = natural.natural_gradient(
         forward, policy.policy_loss(distribution), 400, 0.05, 1e-8, natural.full_rank(), norm_constraint=2 * limit
     )
-    state, info = solver.step(solver.init(params, jax.random.key(5)), (X, visited))
+    state, info = solver.step(jax.jit(solver.init)(params, jax.random.key(5)), (X, visited))
     assert bool(info.moved)
     moved = distribution.divergence(forward(params, X), forward(state.position, X))
     np.testing.assert_allclose(jnp.mean(moved), limit, rtol=0.15)
@@ -103,7 +107,7 @@ def test_a_divergent_step_is_shortened() -> None:
     for limit in (None, 1.5):
         loss = policy.policy_loss(distribution, divergence=limit)
         solver = natural.natural_gradient(forward, loss, 20, 0.05, 1e-8, natural.full_rank(), norm_constraint=2.0)
-        state, info = solver.step(solver.init(params, jax.random.key(5)), (X, visited))
+        state, info = solver.step(jax.jit(solver.init)(params, jax.random.key(5)), (X, visited))
         assert bool(info.moved)
         moved[limit] = float(jnp.mean(distribution.divergence(outputs, forward(state.position, X)))), float(info.share)
     assert moved[None][0] > 2
@@ -119,22 +123,33 @@ def test_curvature_is_fishers(name: str) -> None:
     """The gradient is minus advantages times scores, and the matrix is Fisher's, whatever the advantages' signs."""
     forward, distribution, params, visited = case(name)
     outputs, loss = forward(params, X), policy.policy_loss(distribution)
-    model = curvature(loss, outputs, visited)
-    score = jax.grad(lambda z: jnp.mean(distribution.log_prob(z, visited.actions) * ADVANTAGES))(outputs)
-    np.testing.assert_allclose(model.gradient, -jax.flatten_util.ravel_pytree(score)[0], atol=1e-6)
-    root = model.times_factor(jnp.eye(model.gradient.size))
-    np.testing.assert_allclose(root @ model.coordinates + model.remainder, model.gradient, atol=1e-6)
-    exact = distribution.fisher(outputs).times(jnp.eye(model.gradient.size))
-    np.testing.assert_allclose(root @ root.T, exact @ exact.T / STATES, atol=1e-6)
+
+    @jax.jit
+    def compared(outputs: Any) -> Any:
+        model = curvature(loss, outputs, visited)
+        root = model.times_factor(jnp.eye(model.gradient.size))
+        score = jax.grad(lambda z: jnp.mean(distribution.log_prob(z, visited.actions) * ADVANTAGES))(outputs)
+        exact = distribution.fisher(outputs).times(jnp.eye(model.gradient.size))
+        gradients = model.gradient, -jax.flatten_util.ravel_pytree(score)[0], root @ model.coordinates + model.remainder
+        return gradients, (root @ root.T, exact @ exact.T / STATES)
+
+    (found, wanted, of_factor), (matrix, fisher) = compared(outputs)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(of_factor, found, atol=1e-6)
+    np.testing.assert_allclose(matrix, fisher, atol=1e-6)
 
 
 def test_a_certain_policy_keeps_its_gradient() -> None:
     """An action that the policy thought impossible has a gradient all the same, in the remainder."""
     outputs = jnp.array([[40.0, 0.0, 0.0]])
     visited = policy.Visited(jnp.array([1]), jnp.array([2.0]), jax.nn.log_softmax(outputs)[0, 1:2])
-    model = curvature(policy.policy_loss(policy.categorical()), outputs, visited)
-    root = model.times_factor(jnp.eye(3))
-    np.testing.assert_allclose(root @ model.coordinates + model.remainder, [2.0, -2.0, 0.0], atol=1e-5)
+
+    @jax.jit
+    def gradient(outputs: Any) -> Any:
+        model = curvature(policy.policy_loss(policy.categorical()), outputs, visited)
+        return model.times_factor(jnp.eye(3)) @ model.coordinates + model.remainder
+
+    np.testing.assert_allclose(gradient(outputs), [2.0, -2.0, 0.0], atol=1e-5)
 
 
 def test_clipping_stops_at_the_ratio() -> None:
@@ -142,10 +157,9 @@ def test_clipping_stops_at_the_ratio() -> None:
     loss = policy.policy_loss(policy.categorical(), clip=0.2)
     outputs = jnp.array([[2.0, 0.0], [2.0, 0.0]])
     visited = policy.Visited(jnp.array([0, 0]), jnp.array([1.0, -1.0]), jnp.log(jnp.array([0.5, 0.5])))
-    np.testing.assert_allclose(
-        loss.per_sample(outputs, visited), [-1.2, jax.nn.softmax(outputs)[0, 0] / 0.5], rtol=1e-5
-    )
-    gradient = jax.grad(loss)(outputs, visited)
+    share = 1 / (1 + np.exp(-2.0))
+    np.testing.assert_allclose(jax.jit(loss.per_sample)(outputs, visited), [-1.2, share / 0.5], rtol=1e-5)
+    gradient = jax.jit(jax.grad(loss))(outputs, visited)
     assert float(jnp.abs(gradient[0]).max()) == 0
     assert float(jnp.abs(gradient[1]).max()) > 0
 
@@ -157,7 +171,7 @@ def test_entropy_pulls_to_the_middle() -> None:
     loss = policy.policy_loss(distribution, entropy=1.0)
     visited = visited._replace(advantages=jnp.zeros(STATES))
     solver = natural.natural_gradient(forward, loss, 100, 0.05, 1e-6, natural.full_rank(), norm_constraint=0.1)
-    state, _ = solver.step(solver.init(params, jax.random.key(6)), (X, visited))
+    state, _ = solver.step(jax.jit(solver.init)(params, jax.random.key(6)), (X, visited))
     entropy = lambda p: float(jnp.mean(distribution.entropy(forward(p, X))))
     assert entropy(state.position) > entropy(params) + 0.05
 
