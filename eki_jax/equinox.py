@@ -128,7 +128,7 @@ def equinox_forward(
         raise TypeError(f"state: a {type(state).__name__}; wanted the state that equinox.nn.make_with_state returns")
     params, static = eqx.partition(module, filter)
     if not jax.tree.leaves(params):
-        raise ValueError(f"module: {kind} has no arrays that are parameters, so there is nothing to train")
+        raise ValueError(f"module: {kind} has no arrays that are parameters; wanted a module with something to train")
     if state is None and any(isinstance(leaf, eqx.nn.StateIndex) for leaf in _indices(module)):
         raise ValueError(
             f"module: {kind} has layers that keep a state; wanted state=state, as equinox.nn.make_with_state returns "
@@ -240,6 +240,9 @@ def xavier(template: Params, *, window: bool = False) -> Gaussian:
     for path, leaf in leaves:
         owner, name = _at(template, path[:-1]), _name_of(path)
         is_scale = isinstance(owner, _NORMALISATIONS) and name == "weight"
+        if not hasattr(leaf, "shape"):
+            where = jax.tree_util.keystr(path)
+            raise TypeError(f"template{where}: {leaf!r}; wanted an array of a floating-point dtype")
         means.append(jnp.full(leaf.shape, float(is_scale), leaf.dtype))
         factors.append(math.sqrt(2 / _fans(owner, name, leaf.shape, is_scale, window)))
     structure: Any = jax.tree.structure(template)

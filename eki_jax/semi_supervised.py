@@ -237,7 +237,7 @@ def observed_sign(u: Array, nodes: Array) -> Array:
 def _checked_nodes(u: Array, nodes: Any) -> Any:
     """``nodes``, which are indices of ``u``; JAX takes what is out of range for the last one."""
     array("u", u)
-    array("nodes", nodes)
+    nodes = array("nodes", nodes) if hasattr(nodes, "dtype") else np.asarray(array("nodes", nodes))
     if np.ndim(u) != 1 or not jnp.issubdtype(jnp.result_type(nodes), jnp.integer):
         raise TypeError(f"nodes: dtype {jnp.result_type(nodes)} for u of shape {np.shape(u)}; wanted indices of (N,)")
     if is_known(nodes) and np.size(nodes) and not (np.min(nodes) >= 0 and np.max(nodes) < len(u)):

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import jax.numpy as jnp
 
-from eki_jax._checks import offers
+from eki_jax._checks import function, offers
 from eki_jax._types import ForwardFn, Schedule
 from eki_jax.losses.logits import mean_over_samples
 from eki_jax.natural import learned_feedback, natural_gradient, per_sample
@@ -75,6 +75,7 @@ def clipped_policy_gradient(
     True
     """
     offers("optimizer", optimizer, ("init", "update"), "an optimizer, such as optax.adam(1e-3)")
+    function("value", value, "a critic, value(params, observations)", arguments=2)
     example = jnp.zeros((1, *check_environment(environment).observation_shape))
 
     def part(model: ForwardFn, loss: Any) -> Part:

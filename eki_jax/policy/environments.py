@@ -87,7 +87,7 @@ def from_gymnax(name: str, **parameters: Any) -> Environment:
     except ImportError as error:
         raise ImportError("gymnax is not installed: pip install 'eki_jax[rl]'") from error
     known = gymnax.registered_envs
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"name: {name!r}, which gymnax does not know; wanted one of {', '.join(sorted(known))}")
     environment, defaults = gymnax.make(name)
     for parameter in parameters:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from eki_jax._checks import POSITIVE, real, whole
+from eki_jax._checks import POSITIVE, function, real, schedule, whole
 from eki_jax._types import ForwardFn, Schedule
 from eki_jax.losses.logits import mean_over_samples
-from eki_jax.natural import Deviations, low_rank, natural_gradient
+from eki_jax.natural import AdaptiveDamping, Deviations, low_rank, natural_gradient
 from eki_jax.natural.direction import Estimate
 from eki_jax.policy.distributions import Distribution
 from eki_jax.policy.environments import Environment
@@ -85,6 +85,9 @@ def natural_policy_gradient(
     )
     critic = None
     if value is not None:
+        function("value", value, "a critic, value(params, observations)", arguments=2)
+        if not isinstance(critic_damping, AdaptiveDamping):
+            schedule("critic_damping", critic_damping, POSITIVE)
         squares = mean_over_samples(lambda z, y: 0.5 * (z - y) ** 2)
         towards = natural_gradient(value, squares, particles, sigma, critic_damping, deviations, estimate=estimate)
         critic = Part(value, towards, whole("critic_epochs", critic_epochs))

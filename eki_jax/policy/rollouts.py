@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import flag, function, whole
+from eki_jax._checks import arrays, flag, function, whole
 from eki_jax._types import Array, ForwardFn, Params
 from eki_jax.kernel.keys import particle_key
 from eki_jax.policy.distributions import Distribution, a_distribution
@@ -130,6 +130,7 @@ def collect(
     """
     check_environment(environment), a_distribution(distribution)
     function("forward", forward, "a policy, forward(params, observations) -> outputs", arguments=2)
+    arrays("params", params)
     whole("steps", steps)
 
     def one(running: Running, key: Array) -> tuple[Running, Trajectory]:
@@ -257,6 +258,7 @@ def evaluate(
     """
     check_environment(environment), a_distribution(distribution)
     function("forward", forward, "a policy, forward(params, observations) -> outputs", arguments=2)
+    arrays("params", params)
     flag("greedy", greedy)
     keys = jax.random.split(particle_key("key", key), whole("episodes", episodes))
     pick = lambda outputs, key: distribution.mode(outputs) if greedy else distribution.sample(key, outputs)
