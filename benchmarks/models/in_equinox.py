@@ -11,19 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.models.entry import (
-    CLASSES,
-    LENGTH,
-    SQUARES,
-    VOCABULARY,
-    Instance,
-    Model,
-    images,
-    sequences,
-    taught,
-    tokens,
-    vectors,
-)
+from benchmarks.models.entry import CLASSES, SQUARES, Instance, taught
+from benchmarks.models.inputs import LENGTH, VOCABULARY, images, sequences, tokens, vectors
 from eki_jax.equinox import equinox_forward
 
 WIDTH = 8
@@ -394,52 +383,43 @@ def half_precision() -> Instance:
     return fit(make, vectors().astype(jnp.bfloat16))
 
 
-MODELS = (
-    Model("dense network", "equinox", dense, note="eqx.nn.MLP"),
-    Model("convolutional network", "equinox", convolutional),
-    Model("residual block, GroupNorm", "equinox", lambda: fit(Residual, channels_first(), CLASSES)),
-    Model("batch norm, eval mode", "equinox", batch_norm_eval),
-    Model("batch norm, training mode", "equinox", batch_norm_training, note='sharded by driver="jit"'),
-    Model("dropout, training mode", "equinox", dropout),
-    Model("LayerNorm", "equinox", layer_norm),
-    Model("WeightNorm", "equinox", weight_norm),
-    Model("LSTM", "equinox", lambda: fit(partial(Recurrent, eqx.nn.LSTMCell), sequences())),
-    Model("GRU", "equinox", lambda: fit(partial(Recurrent, eqx.nn.GRUCell), sequences())),
-    Model("decoder transformer, tied", "equinox", lambda: fit(Decoder, tokens(), CLASSES)),
-    Model("cross-attention", "equinox", cross_attention),
-    Model(
-        "subclass of a layer",
-        "equinox",
-        lambda: fit(sequential(partial(ScaledLinear, 4, 6), jnp.tanh, partial(eqx.nn.Linear, 6, 3)), vectors()),
+MODELS: dict[str, Callable[[], Instance]] = {
+    "dense network": dense,
+    "convolutional network": convolutional,
+    "residual block, GroupNorm": lambda: fit(Residual, channels_first(), CLASSES),
+    "batch norm, eval mode": batch_norm_eval,
+    "batch norm, training mode": batch_norm_training,
+    "dropout, training mode": dropout,
+    "LayerNorm": layer_norm,
+    "WeightNorm": weight_norm,
+    "LSTM": lambda: fit(partial(Recurrent, eqx.nn.LSTMCell), sequences()),
+    "GRU": lambda: fit(partial(Recurrent, eqx.nn.GRUCell), sequences()),
+    "decoder transformer, tied": lambda: fit(Decoder, tokens(), CLASSES),
+    "cross-attention": cross_attention,
+    "subclass of a layer": lambda: fit(
+        sequential(partial(ScaledLinear, 4, 6), jnp.tanh, partial(eqx.nn.Linear, 6, 3)), vectors()
     ),
-    Model("stacked experts", "equinox", lambda: fit(Experts, vectors()), note="eqx.filter_vmap"),
-    Model(
-        "experts, top-1 routing",
-        "equinox",
-        lambda: fit(partial(Experts, is_top_1=True), vectors()),
-        cosine=0.5,
-        note="eqx.filter_vmap",
-    ),
-    Model("stacked layers, scanned", "equinox", lambda: fit(Scanned, vectors()), note="lax.scan"),
-    Model(
-        "rematerialised layers",
-        "equinox",
-        lambda: fit(partial(Lifted, lift=eqx.filter_checkpoint), vectors()),
-        note="eqx.filter_checkpoint",
-    ),
-    Model(
-        "compiled layers",
-        "equinox",
-        lambda: fit(partial(Lifted, lift=eqx.filter_jit), vectors()),
-        note="eqx.filter_jit",
-    ),
-    Model("called twice", "equinox", lambda: fit(Twice, vectors())),
-    Model("depthwise convolution", "equinox", depthwise),
-    Model("grouped convolution", "equinox", grouped),
-    Model("transposed convolution", "equinox", transposed),
-    Model("dilated convolution", "equinox", dilated),
-    Model("tied embedding", "equinox", lambda: fit(TiedWords, tokens(), CLASSES)),
-    Model("dictionary of outputs", "equinox", lambda: fit(Heads, vectors())),
-    Model("tuple of inputs", "equinox", lambda: fit(TwoInputs, (vectors(), vectors()[:, :3]))),
-    Model("bfloat16 parameters", "equinox", half_precision, rounding=3e-2, warns="bfloat16 keeps 7 bits"),
-)
+    "stacked experts": lambda: fit(Experts, vectors()),
+    "experts, top-1 routing": lambda: fit(partial(Experts, is_top_1=True), vectors()),
+    "stacked layers, scanned": lambda: fit(Scanned, vectors()),
+    "rematerialised layers": lambda: fit(partial(Lifted, lift=eqx.filter_checkpoint), vectors()),
+    "compiled layers": lambda: fit(partial(Lifted, lift=eqx.filter_jit), vectors()),
+    "called twice": lambda: fit(Twice, vectors()),
+    "depthwise convolution": depthwise,
+    "grouped convolution": grouped,
+    "transposed convolution": transposed,
+    "dilated convolution": dilated,
+    "tied embedding": lambda: fit(TiedWords, tokens(), CLASSES),
+    "dictionary of outputs": lambda: fit(Heads, vectors()),
+    "tuple of inputs": lambda: fit(TwoInputs, (vectors(), vectors()[:, :3])),
+    "bfloat16 parameters": half_precision,
+}
+NOTES = {
+    "dense network": "eqx.nn.MLP",
+    "batch norm, training mode": 'sharded by driver="jit"',
+    "stacked experts": "eqx.filter_vmap",
+    "experts, top-1 routing": "eqx.filter_vmap",
+    "stacked layers, scanned": "lax.scan",
+    "rematerialised layers": "eqx.filter_checkpoint",
+    "compiled layers": "eqx.filter_jit",
+}

@@ -10,19 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from benchmarks.models.entry import (
-    CLASSES,
-    LENGTH,
-    SQUARES,
-    VOCABULARY,
-    Instance,
-    Model,
-    images,
-    sequences,
-    taught,
-    tokens,
-    vectors,
-)
+from benchmarks.models.entry import CLASSES, SQUARES, Instance, taught
+from benchmarks.models.inputs import LENGTH, VOCABULARY, images, sequences, tokens, vectors
 from eki_jax.flax import Int8Network, linen_forward
 
 WIDTH = 8
@@ -329,42 +318,47 @@ def half_precision() -> Instance:
     return fit(nn.Sequential([layer(6), nn.tanh, layer(3)]), vectors())
 
 
-MODELS = (
-    Model("dense network", "linen", dense),
-    Model("convolutional network", "linen", convolutional),
-    Model("residual block, GroupNorm", "linen", lambda: fit(Residual(), images(), CLASSES)),
-    Model("batch norm, eval mode", "linen", batch_norm_eval),
-    Model("batch norm, training mode", "linen", batch_norm_training),
-    Model("dropout, training mode", "linen", dropout),
-    Model("LayerNorm", "linen", layer_norm),
-    Model("WeightNorm", "linen", lambda: fit(WeightNormed(), vectors())),
-    Model("LSTM", "linen", lambda: recurrent(nn.LSTMCell)),
-    Model("GRU", "linen", lambda: recurrent(nn.GRUCell)),
-    Model("OptimizedLSTMCell", "linen", lambda: recurrent(nn.OptimizedLSTMCell)),
-    Model("bidirectional RNN", "linen", lambda: recurrent(nn.SimpleCell, is_bidirectional=True)),
-    Model("decoder transformer, tied", "linen", lambda: fit(Decoder(), tokens(), CLASSES)),
-    Model("cross-attention", "linen", cross_attention),
-    Model("layer over several axes", "linen", lambda: fit(General(), sequences()), note="DenseGeneral"),
-    Model(
-        "subclass of a layer", "linen", lambda: fit(nn.Sequential([ScaledDense(6), nn.tanh, nn.Dense(3)]), vectors())
-    ),
-    Model("stacked experts", "linen", lambda: fit(Experts(), vectors()), note="nn.vmap"),
-    Model(
-        "experts, top-1 routing", "linen", lambda: fit(Experts(is_top_1=True), vectors()), cosine=0.5, note="nn.vmap"
-    ),
-    Model("stacked layers, scanned", "linen", lambda: fit(Scanned(), vectors()), note="nn.scan"),
-    Model("rematerialised layers", "linen", lambda: fit(Lifted(nn.remat), vectors()), note="nn.remat"),
-    Model("compiled layers", "linen", lambda: fit(Lifted(nn.jit), vectors()), note="nn.jit"),
-    Model("mapped over samples", "linen", over_samples, note="jax.vmap"),
-    Model("called twice", "linen", lambda: fit(Twice(), vectors())),
-    Model("depthwise convolution", "linen", depthwise),
-    Model("grouped convolution", "linen", grouped),
-    Model("transposed convolution", "linen", transposed),
-    Model("dilated convolution", "linen", dilated),
-    Model("tied embedding", "linen", lambda: fit(TiedWords(), tokens(), CLASSES)),
-    Model("spiking units", "linen", lambda: fit(Spiking(), sequences()), has_gradient=False),
-    Model("8-bit weights", "linen", lambda: fit(Int8Network((6, 3)), vectors(), method="logits"), has_gradient=False),
-    Model("dictionary of outputs", "linen", lambda: fit(Heads(), vectors())),
-    Model("tuple of inputs", "linen", lambda: fit(TwoInputs(), (vectors(), vectors()[:, :3]))),
-    Model("bfloat16 parameters", "linen", half_precision, rounding=3e-2, warns="bfloat16 keeps 7 bits"),
-)
+MODELS: dict[str, Callable[[], Instance]] = {
+    "dense network": dense,
+    "convolutional network": convolutional,
+    "residual block, GroupNorm": lambda: fit(Residual(), images(), CLASSES),
+    "batch norm, eval mode": batch_norm_eval,
+    "batch norm, training mode": batch_norm_training,
+    "dropout, training mode": dropout,
+    "LayerNorm": layer_norm,
+    "WeightNorm": lambda: fit(WeightNormed(), vectors()),
+    "LSTM": lambda: recurrent(nn.LSTMCell),
+    "GRU": lambda: recurrent(nn.GRUCell),
+    "OptimizedLSTMCell": lambda: recurrent(nn.OptimizedLSTMCell),
+    "bidirectional RNN": lambda: recurrent(nn.SimpleCell, is_bidirectional=True),
+    "decoder transformer, tied": lambda: fit(Decoder(), tokens(), CLASSES),
+    "cross-attention": cross_attention,
+    "layer over several axes": lambda: fit(General(), sequences()),
+    "subclass of a layer": lambda: fit(nn.Sequential([ScaledDense(6), nn.tanh, nn.Dense(3)]), vectors()),
+    "stacked experts": lambda: fit(Experts(), vectors()),
+    "experts, top-1 routing": lambda: fit(Experts(is_top_1=True), vectors()),
+    "stacked layers, scanned": lambda: fit(Scanned(), vectors()),
+    "rematerialised layers": lambda: fit(Lifted(nn.remat), vectors()),
+    "compiled layers": lambda: fit(Lifted(nn.jit), vectors()),
+    "mapped over samples": over_samples,
+    "called twice": lambda: fit(Twice(), vectors()),
+    "depthwise convolution": depthwise,
+    "grouped convolution": grouped,
+    "transposed convolution": transposed,
+    "dilated convolution": dilated,
+    "tied embedding": lambda: fit(TiedWords(), tokens(), CLASSES),
+    "spiking units": lambda: fit(Spiking(), sequences()),
+    "8-bit weights": lambda: fit(Int8Network((6, 3)), vectors(), method="logits"),
+    "dictionary of outputs": lambda: fit(Heads(), vectors()),
+    "tuple of inputs": lambda: fit(TwoInputs(), (vectors(), vectors()[:, :3])),
+    "bfloat16 parameters": half_precision,
+}
+NOTES = {
+    "layer over several axes": "DenseGeneral",
+    "stacked experts": "nn.vmap",
+    "experts, top-1 routing": "nn.vmap",
+    "stacked layers, scanned": "nn.scan",
+    "rematerialised layers": "nn.remat",
+    "compiled layers": "nn.jit",
+    "mapped over samples": "jax.vmap",
+}

@@ -10,19 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.models.entry import (
-    CLASSES,
-    LENGTH,
-    SQUARES,
-    VOCABULARY,
-    Instance,
-    Model,
-    images,
-    sequences,
-    taught,
-    tokens,
-    vectors,
-)
+from benchmarks.models.entry import CLASSES, SQUARES, Instance, taught
+from benchmarks.models.inputs import LENGTH, VOCABULARY, images, sequences, tokens, vectors
 from eki_jax.flax import nnx_forward, quantized
 
 WIDTH = 8
@@ -352,53 +341,49 @@ def half_precision() -> Instance:
     return fit(sequential(partial(layer, 4, 6), nnx.tanh, partial(layer, 6, 3)), vectors())
 
 
-MODELS = (
-    Model("dense network", "nnx", dense),
-    Model("convolutional network", "nnx", convolutional),
-    Model("residual block, GroupNorm", "nnx", lambda: fit(Residual, images(), CLASSES)),
-    Model("batch norm, eval mode", "nnx", batch_norm_eval),
-    Model("batch norm, training mode", "nnx", batch_norm_training),
-    Model("dropout, training mode", "nnx", dropout),
-    Model("LayerNorm", "nnx", layer_norm),
-    Model("WeightNorm", "nnx", lambda: fit(WeightNormed, vectors())),
-    Model("LSTM", "nnx", lambda: recurrent(nnx.LSTMCell)),
-    Model("GRU", "nnx", lambda: recurrent(nnx.GRUCell)),
-    Model("OptimizedLSTMCell", "nnx", lambda: recurrent(nnx.OptimizedLSTMCell)),
-    Model("bidirectional RNN", "nnx", lambda: recurrent(nnx.SimpleCell, is_bidirectional=True)),
-    Model("decoder transformer, tied", "nnx", lambda: fit(Decoder, tokens(), CLASSES)),
-    Model("cross-attention", "nnx", cross_attention),
-    Model("layer over several axes", "nnx", general, note="LinearGeneral"),
-    Model(
-        "subclass of a layer",
-        "nnx",
-        lambda: fit(sequential(partial(ScaledLinear, 4, 6), nnx.tanh, partial(nnx.Linear, 6, 3)), vectors()),
+MODELS: dict[str, Callable[[], Instance]] = {
+    "dense network": dense,
+    "convolutional network": convolutional,
+    "residual block, GroupNorm": lambda: fit(Residual, images(), CLASSES),
+    "batch norm, eval mode": batch_norm_eval,
+    "batch norm, training mode": batch_norm_training,
+    "dropout, training mode": dropout,
+    "LayerNorm": layer_norm,
+    "WeightNorm": lambda: fit(WeightNormed, vectors()),
+    "LSTM": lambda: recurrent(nnx.LSTMCell),
+    "GRU": lambda: recurrent(nnx.GRUCell),
+    "OptimizedLSTMCell": lambda: recurrent(nnx.OptimizedLSTMCell),
+    "bidirectional RNN": lambda: recurrent(nnx.SimpleCell, is_bidirectional=True),
+    "decoder transformer, tied": lambda: fit(Decoder, tokens(), CLASSES),
+    "cross-attention": cross_attention,
+    "layer over several axes": general,
+    "subclass of a layer": lambda: fit(
+        sequential(partial(ScaledLinear, 4, 6), nnx.tanh, partial(nnx.Linear, 6, 3)), vectors()
     ),
-    Model("stacked experts", "nnx", lambda: fit(Experts, vectors()), note="nnx.vmap"),
-    Model(
-        "experts, top-1 routing",
-        "nnx",
-        lambda: fit(partial(Experts, is_top_1=True), vectors()),
-        cosine=0.5,
-        note="nnx.vmap",
-    ),
-    Model("stacked layers, scanned", "nnx", lambda: fit(Scanned, vectors()), note="nnx.scan"),
-    Model("rematerialised layers", "nnx", lambda: fit(partial(Lifted, lift=nnx.remat), vectors()), note="nnx.remat"),
-    Model("compiled layers", "nnx", lambda: fit(partial(Lifted, lift=nnx.jit), vectors()), note="nnx.jit"),
-    Model("mapped over samples", "nnx", over_samples, note="jax.vmap"),
-    Model("called twice", "nnx", lambda: fit(Twice, vectors())),
-    Model("depthwise convolution", "nnx", depthwise),
-    Model("grouped convolution", "nnx", grouped),
-    Model("transposed convolution", "nnx", transposed),
-    Model("dilated convolution", "nnx", dilated),
-    Model("tied embedding", "nnx", lambda: fit(TiedWords, tokens(), CLASSES)),
-    Model("spiking units", "nnx", lambda: fit(Spiking, sequences()), has_gradient=False),
-    Model(
-        "8-bit weights",
-        "nnx",
-        lambda: fit(sequential(partial(Quantized, 4, 6), nnx.relu, partial(Quantized, 6, 3)), vectors()),
-        has_gradient=False,
-    ),
-    Model("dictionary of outputs", "nnx", lambda: fit(Heads, vectors())),
-    Model("tuple of inputs", "nnx", lambda: fit(TwoInputs, (vectors(), vectors()[:, :3]))),
-    Model("bfloat16 parameters", "nnx", half_precision, rounding=3e-2, warns="bfloat16 keeps 7 bits"),
-)
+    "stacked experts": lambda: fit(Experts, vectors()),
+    "experts, top-1 routing": lambda: fit(partial(Experts, is_top_1=True), vectors()),
+    "stacked layers, scanned": lambda: fit(Scanned, vectors()),
+    "rematerialised layers": lambda: fit(partial(Lifted, lift=nnx.remat), vectors()),
+    "compiled layers": lambda: fit(partial(Lifted, lift=nnx.jit), vectors()),
+    "mapped over samples": over_samples,
+    "called twice": lambda: fit(Twice, vectors()),
+    "depthwise convolution": depthwise,
+    "grouped convolution": grouped,
+    "transposed convolution": transposed,
+    "dilated convolution": dilated,
+    "tied embedding": lambda: fit(TiedWords, tokens(), CLASSES),
+    "spiking units": lambda: fit(Spiking, sequences()),
+    "8-bit weights": lambda: fit(sequential(partial(Quantized, 4, 6), nnx.relu, partial(Quantized, 6, 3)), vectors()),
+    "dictionary of outputs": lambda: fit(Heads, vectors()),
+    "tuple of inputs": lambda: fit(TwoInputs, (vectors(), vectors()[:, :3])),
+    "bfloat16 parameters": half_precision,
+}
+NOTES = {
+    "layer over several axes": "LinearGeneral",
+    "stacked experts": "nnx.vmap",
+    "experts, top-1 routing": "nnx.vmap",
+    "stacked layers, scanned": "nnx.scan",
+    "rematerialised layers": "nnx.remat",
+    "compiled layers": "nnx.jit",
+    "mapped over samples": "jax.vmap",
+}

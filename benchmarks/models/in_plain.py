@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.models.entry import (
-    CLASSES,
-    LENGTH,
-    VOCABULARY,
-    Instance,
-    Model,
-    images,
-    sequences,
-    taught,
-    tokens,
-    vectors,
-)
+from benchmarks.models.entry import CLASSES, Instance, taught
+from benchmarks.models.inputs import LENGTH, VOCABULARY, images, sequences, tokens, vectors
 from eki_jax.flax import quantized
 
 Params = dict[str, Any]
@@ -152,56 +143,32 @@ _ATTENTION: dict[str, tuple[int, ...]] = {
 }
 _DENSE = layers(4, 6, 3)
 
-MODELS = (
-    Model("dense network", "plain", lambda: fit(dense, _DENSE, vectors(), CLASSES)),
-    Model(
-        "convolutional network",
-        "plain",
-        lambda: fit(convolution, {"kernel": (3, 3, 2, 4), "w": (16, 3)}, images(size=4)),
+MODELS: dict[str, Callable[[], Instance]] = {
+    "dense network": lambda: fit(dense, _DENSE, vectors(), CLASSES),
+    "convolutional network": lambda: fit(convolution, {"kernel": (3, 3, 2, 4), "w": (16, 3)}, images(size=4)),
+    "decoder transformer, tied": lambda: fit(attention, _ATTENTION, tokens(), CLASSES),
+    "experts, top-1 routing": lambda: fit(experts, {"gate": (4, 3), "experts": (3, 4, 3)}, vectors()),
+    "stacked layers, scanned": lambda: fit(scanned, {"stack": (3, 4, 4), "w": (4, 2)}, vectors()),
+    "rematerialised layers": lambda: fit(rematerialised, _DENSE, vectors()),
+    "compiled layers": lambda: fit(compiled, _DENSE, vectors()),
+    "mapped over samples": lambda: fit(mapped, _DENSE, vectors()),
+    "matrix on the left": lambda: fit(columns, {"u": (6, 4), "v": (3, 6), "b": (6,)}, vectors()),
+    "called twice": lambda: fit(twice, layers(2, 6, 2), vectors()),
+    "spiking units": lambda: fit(spiking, {"w": (3, 8), "r": (8, 8), "v": (8, 2)}, sequences()),
+    "8-bit weights": lambda: fit(rounded, _DENSE, vectors()),
+    "dictionary of outputs": lambda: fit(heads, {"w": (4, 6), "b": (6,), "place": (6, 2), "shape": (6, 3)}, vectors()),
+    "tuple of inputs": lambda: fit(
+        two_inputs, {"left": (4, 5), "right": (3, 5), "w": (5, 2)}, (vectors(), vectors()[:, :3])
     ),
-    Model(
-        "decoder transformer, tied", "plain", lambda: fit(attention, _ATTENTION, tokens(), CLASSES), note="jnp.einsum"
-    ),
-    Model(
-        "experts, top-1 routing",
-        "plain",
-        lambda: fit(experts, {"gate": (4, 3), "experts": (3, 4, 3)}, vectors()),
-        cosine=0.5,
-        note="looked up by sample",
-    ),
-    Model(
-        "stacked layers, scanned",
-        "plain",
-        lambda: fit(scanned, {"stack": (3, 4, 4), "w": (4, 2)}, vectors()),
-        note="lax.scan",
-    ),
-    Model("rematerialised layers", "plain", lambda: fit(rematerialised, _DENSE, vectors()), note="jax.checkpoint"),
-    Model("compiled layers", "plain", lambda: fit(compiled, _DENSE, vectors()), note="jax.jit"),
-    Model("mapped over samples", "plain", lambda: fit(mapped, _DENSE, vectors()), note="jax.vmap"),
-    Model(
-        "matrix on the left",
-        "plain",
-        lambda: fit(columns, {"u": (6, 4), "v": (3, 6), "b": (6,)}, vectors()),
-        note="w @ x",
-    ),
-    Model("called twice", "plain", lambda: fit(twice, layers(2, 6, 2), vectors())),
-    Model(
-        "spiking units",
-        "plain",
-        lambda: fit(spiking, {"w": (3, 8), "r": (8, 8), "v": (8, 2)}, sequences()),
-        has_gradient=False,
-        note="recurrent",
-    ),
-    Model("8-bit weights", "plain", lambda: fit(rounded, _DENSE, vectors()), has_gradient=False),
-    Model(
-        "dictionary of outputs",
-        "plain",
-        lambda: fit(heads, {"w": (4, 6), "b": (6,), "place": (6, 2), "shape": (6, 3)}, vectors()),
-    ),
-    Model(
-        "tuple of inputs",
-        "plain",
-        lambda: fit(two_inputs, {"left": (4, 5), "right": (3, 5), "w": (5, 2)}, (vectors(), vectors()[:, :3])),
-    ),
-    Model("bfloat16 parameters", "plain", half_precision, rounding=3e-2, warns="bfloat16 keeps 7 bits"),
-)
+    "bfloat16 parameters": half_precision,
+}
+NOTES = {
+    "decoder transformer, tied": "jnp.einsum",
+    "experts, top-1 routing": "looked up by sample",
+    "stacked layers, scanned": "lax.scan",
+    "rematerialised layers": "jax.checkpoint",
+    "compiled layers": "jax.jit",
+    "mapped over samples": "jax.vmap",
+    "matrix on the left": "w @ x",
+    "spiking units": "recurrent",
+}

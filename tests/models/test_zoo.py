@@ -21,7 +21,8 @@ import eki_jax
 from benchmarks.harness import store
 from benchmarks.harness.tables import where
 from benchmarks.models import cli, in_linen, measures, table
-from benchmarks.models.entry import CLASSES, SQUARES, Model, taught, vectors
+from benchmarks.models.entry import CLASSES, SQUARES, Model, taught
+from benchmarks.models.inputs import vectors
 from benchmarks.models.zoo import MODELS, model
 from eki_jax import natural
 from eki_jax.flax import linen_forward, low_rank_forward, nnx_forward
