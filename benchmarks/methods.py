@@ -14,7 +14,7 @@ from benchmarks.problems.registry import Problem
 from eki_jax import kalman, natural
 from eki_jax.compact import compact_euler
 from eki_jax.metrics import particle_accuracy
-from eki_jax.training import Accuracy, Method, ensemble_method
+from eki_jax.training import Method, ensemble_method
 
 Particles = int | Callable[[int], int]
 
@@ -43,6 +43,36 @@ def kalman_step(problem: Problem, **settings: Any) -> eki_jax.Solver:
     return solver._replace(step=step)
 
 
+# Forward passes that a gradient counts for: a backward pass is two.
+PASSES = 3
+
+
+class Descent(NamedTuple):
+    """Steps along the gradient that backpropagation finds, beside which methods without one are shown.
+
+    Attributes:
+        init: Function ``init(params, key=None) -> state``; there is nothing to draw.
+        step: Function ``step(state, batch) -> (state, loss)``.
+        estimate: Function ``estimate(state) -> params``.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    estimate: Callable[[Any], Any]
+
+
+def descent(loss: Callable[[Any, Any], jax.Array], transformation: optax.GradientTransformation) -> Descent:
+    """An optimizer's steps down ``loss(params, batch)``."""
+
+    def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
+        params, inner = state
+        value, gradients = jax.value_and_grad(loss)(params, batch)
+        updates, inner = transformation.update(gradients, inner, params)
+        return (optax.apply_updates(params, updates), inner), value
+
+    return Descent(lambda params, key=None: (params, transformation.init(params)), step, lambda state: state[0])
+
+
 def gradient(
     problem: Problem, transformation: optax.GradientTransformation, *, straight_through: bool = False
 ) -> Method:
@@ -56,9 +86,20 @@ def gradient(
         x, labels = batch
         return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), labels).mean()
 
-    # A backward pass counts for two; on processors, gradients of convolutions are slow in a compiled loop.
-    method = _following(problem, lambda params, batch, key: jax.value_and_grad(loss)(params, batch), transformation, 3)
-    return method._replace(compiled_loop=jax.default_backend() != "cpu")
+    by = descent(loss, transformation)
+
+    def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        state, value = by.step(state, batch)
+        return state, {"train_loss": value}
+
+    return Method(
+        lambda key: by.init(problem.prior.sample(key)),
+        step,
+        lambda state, x, labels: particle_accuracy(problem.logits, by.estimate(state), x, labels),
+        passes=lambda size: PASSES,
+        compiled_loop=jax.default_backend() != "cpu",  # on processors, gradients of convolutions are slow in one
+        estimate=by.estimate,
+    )
 
 
 def per_sample(
@@ -77,30 +118,6 @@ def per_sample(
         averaging=_averaging if settings.averaging else None,
     )
     return ensemble_method(solver, problem.logits, problem.prior, J)
-
-
-def _following(
-    problem: Problem,
-    value_and_direction: Callable[..., Any],
-    transformation: optax.GradientTransformation,
-    passes: int,
-) -> Method:
-    """One particle that goes where an optimizer takes it, given a function of parameters, batch and key."""
-
-    def init(key: jax.Array) -> Any:
-        params = problem.prior.sample(key)
-        return params, transformation.init(params)
-
-    def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        params, inner = state
-        value, gradients = value_and_direction(params, batch, key)
-        updates, inner = transformation.update(gradients, inner, params)
-        return (optax.apply_updates(params, updates), inner), {"train_loss": value}
-
-    def accuracy(state: Any, x: jax.Array, labels: jax.Array) -> Accuracy:
-        return particle_accuracy(problem.logits, state[0], x, labels)
-
-    return Method(init, step, accuracy, passes=lambda size: passes, estimate=lambda state: state[0])
 
 
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.

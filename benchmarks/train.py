@@ -30,10 +30,9 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m benchmarks train",
-        description="Train a network and report its test accuracy.\n"
+        description="Train a network and report its test accuracy. "
         "The last line on standard output is one JSON object.",
         epilog="With --resume all settings are those of the run that goes on; more epochs may be named.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(registry.names())
     add = parser.add_argument

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from pathlib import Path
 
@@ -58,9 +57,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks calibration",
-        description="Calibrate simulators with every method, and with other libraries. What an interrupted run\n"
+        description="Calibrate simulators with every method, and with other libraries. What an interrupted run "
         "finished is kept, so that the same command goes on. The last line on standard output is one JSON object.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", choices=[*EXPERIMENTS, "list"], help="an experiment, or: list")
     parser.add_preset(help="smoke: seconds; cpu: some ten minutes on one core; full: more seeds, sizes (default: cpu)")

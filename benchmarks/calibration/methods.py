@@ -163,13 +163,20 @@ def corrected(make: Callable[[], kalman.Localization]) -> Callable[[Problem, jax
     return lambda problem, key: make()
 
 
+# The ways of the ensemble transform to race, alone or with a taper: label, and function of further settings.
+_WAYS: dict[str, tuple[str, Callable[..., Make]]] = {
+    "": ("", lambda **settings: kalman_step(kalman.etki, **settings)),
+    "-controlled": (
+        ", misfit controller to time 1",
+        lambda **settings: kalman_step(kalman.etki, controlled, **settings),
+    ),
+    "-prior": (", prior imposed", lambda **settings: kalman_step(kalman.etki, prior=own_prior, **settings)),
+    "-fixed-point": (", prior imposed, steps of 1/2, inflated to its fixed point", to_fixed_point),
+    "-accelerated": (", accelerated", lambda **settings: accelerated(kalman_step(kalman.etki, **settings))),
+}
 # What races to the target: steps of size 1 unless the label says otherwise.
 RACE: dict[str, Entry] = {
-    "etki": Entry("ETKI", kalman_step(kalman.etki)),
-    "etki-controlled": Entry("ETKI, misfit controller to time 1", kalman_step(kalman.etki, controlled)),
-    "etki-prior": Entry("ETKI, prior imposed", kalman_step(kalman.etki, prior=own_prior)),
-    "etki-fixed-point": Entry("ETKI, prior imposed, steps of 1/2, inflated to its fixed point", to_fixed_point()),
-    "etki-accelerated": Entry("ETKI, accelerated", accelerated(kalman_step(kalman.etki))),
+    **{f"etki{way}": Entry(f"ETKI{label}", make()) for way, (label, make) in _WAYS.items()},
     "enkf": Entry("EnKF, perturbed data", kalman_step(kalman.enkf, key=own_key)),
     "enkf-controlled": Entry(
         "EnKF, perturbed data, misfit controller to time 1", kalman_step(kalman.enkf, controlled, key=own_key)
@@ -186,29 +193,13 @@ RACE: dict[str, Entry] = {
 def localized_race(radius: float) -> dict[str, Entry]:
     """What races with a taper, on problems that have places."""
     near = localized(radius)
+    enkf = kalman_step(kalman.enkf, key=own_key, localization=near)
     return {
-        "etki-taper": Entry("ETKI, taper", kalman_step(kalman.etki, localization=near), where=has_places),
-        "etki-taper-prior": Entry(
-            "ETKI, taper, prior imposed",
-            kalman_step(kalman.etki, localization=near, prior=own_prior),
-            where=has_places,
-        ),
-        "etki-taper-controlled": Entry(
-            "ETKI, taper, misfit controller to time 1",
-            kalman_step(kalman.etki, controlled, localization=near),
-            where=has_places,
-        ),
-        "etki-taper-fixed-point": Entry(
-            "ETKI, taper, prior imposed, steps of 1/2, inflated to its fixed point",
-            to_fixed_point(localization=near),
-            where=has_places,
-        ),
-        "etki-taper-accelerated": Entry(
-            "ETKI, taper, accelerated", accelerated(kalman_step(kalman.etki, localization=near)), where=has_places
-        ),
-        "enkf-taper": Entry(
-            "EnKF, perturbed data, taper", kalman_step(kalman.enkf, key=own_key, localization=near), where=has_places
-        ),
+        **{
+            f"etki-taper{way}": Entry(f"ETKI, taper{label}", make(localization=near), where=has_places)
+            for way, (label, make) in _WAYS.items()
+        },
+        "enkf-taper": Entry("EnKF, perturbed data, taper", enkf, where=has_places),
     }
 
 

@@ -25,11 +25,10 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m benchmarks forward-budget",
-        description="Test accuracy against sample-forward passes and against wall time: natural-gradient EKI, EKI(R),\n"
-        "evosax's OpenES and PGPE at the best step size of a grid, and momentum SGD (a gradient is three passes).\n"
-        "Finished runs are kept in DIR/forward_budget_PRESET.jsonl and not repeated, so an interrupted command goes\n"
+        description="Test accuracy against sample-forward passes and against wall time: natural-gradient EKI, EKI(R), "
+        "evosax's OpenES and PGPE at the best step size of a grid, and momentum SGD (a gradient is three passes). "
+        "Finished runs are kept in DIR/forward_budget_PRESET.jsonl and not repeated, so an interrupted command goes "
         "on; all of them are in the table. The last line on standard output is one JSON object.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_preset(choices=tuple(PRESETS), help="size (default: cpu)")
     parser.add_argument("--out", metavar="DIR", type=folder, default=RESULTS, help="folder for numbers, picture, table")

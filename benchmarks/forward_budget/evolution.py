@@ -1,4 +1,4 @@
-"""One run of evosax's OpenES or PGPE, in the environment that holds evosax: ``python -m ... TASK DATA``.
+"""One run of evosax's OpenES or PGPE, in the environment that holds evosax: ``python -m ... TASK``.
 
 Data, network, first mean (a draw of the same prior) and loss are those of the other methods; the algorithms, their
 antithetic sampling, rank shaping and optimizers are evosax's and optax's own, as published.
@@ -6,8 +6,6 @@ antithetic sampling, rank shaping and optimizers are evosax's and optax's own, a
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ import numpy as np
 import optax
 
 from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.performance.peers.timing import serve
 from benchmarks.problems import registry
 from benchmarks.problems.data import Dataset
 from benchmarks.problems.registry import Problem
@@ -66,13 +65,12 @@ def run(task: dict[str, Any], problem: Problem) -> dict[str, Any]:
     return follow(problem, Run(init, step, position, passes=task["particles"]), task)
 
 
-def main(text: str, data: str) -> None:
-    """Run the task (JSON) on the data set in the file ``data`` and print the curve as the last line."""
-    task = json.loads(text)
-    with np.load(data) as arrays:
+def main(task: dict[str, Any]) -> dict[str, Any]:
+    """Run the task on the data set in the file that it names."""
+    with np.load(task.pop("data")) as arrays:
         problem = registry.build(task["problem"], Dataset(**{name: arrays[name] for name in arrays.files}))
-    print(json.dumps(run(task, problem)), flush=True)
+    return run(task, problem)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(main)

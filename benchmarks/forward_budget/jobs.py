@@ -59,5 +59,5 @@ def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.npz"
         np.savez(file, **arrays, classes=10)
-        command = [str(python), "-m", "benchmarks.forward_budget.evolution", json.dumps(task), str(file)]
-        return ask(command, _ROOT)
+        task = json.dumps({**task, "data": str(file)})
+        return ask([str(python), "-m", "benchmarks.forward_budget.evolution", task], _ROOT)

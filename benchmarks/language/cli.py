@@ -26,9 +26,8 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m benchmarks language",
-        description="Train a transformer on a text, character by character.\n"
+        description="Train a transformer on a text, character by character. "
         "The same command goes on with an interrupted run. The last line on standard output is one JSON object.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--text", metavar="FILE", type=file, help="text of UTF-8 (default: the topics of Python's help())")

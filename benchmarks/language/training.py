@@ -16,6 +16,7 @@ import optax
 from benchmarks.harness.command import Refused
 from benchmarks.language.decoder import Decoder
 from benchmarks.language.text import Text, windows
+from benchmarks.methods import PASSES, descent
 from eki_jax import natural
 from eki_jax.checkpoints import Checkpoints
 from eki_jax.flax import linen_forward
@@ -115,17 +116,10 @@ def _of_solver(
 
 
 def backpropagation(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Method:
-    """The gradient itself, which counts for three passes."""
+    """The gradient itself."""
     del settings
-    loss = jax.value_and_grad(lambda params, batch: jnp.asarray(found.loss(found.forward(params, batch[0]), batch[1])))
-
-    def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        params, inner = state
-        value, gradient = loss(params, batch)
-        updates, inner = optimizer.update(gradient, inner, params)
-        return (optax.apply_updates(params, updates), inner), value
-
-    return Method(lambda params, key: (params, optimizer.init(params)), step, lambda state: state[0], 3)
+    loss = lambda params, batch: jnp.asarray(found.loss(found.forward(params, batch[0]), batch[1]))
+    return Method(*descent(loss, optimizer), PASSES)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

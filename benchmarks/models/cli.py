@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 from pathlib import Path
@@ -93,11 +92,10 @@ def _make_devices() -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks models",
-        description="Models that people bring, in linen, nnx, equinox and as plain functions: trained by euler and by\n"
-        "the natural gradient, low rank against explicit particles, the localized direction against the exact one,\n"
-        "eight devices against one. Numbers that miss their bounds are called wrong, and the exit status is 1.\n"
+        description="Models that people bring, in linen, nnx, equinox and as plain functions: trained by euler and by "
+        "the natural gradient, low rank against explicit particles, the localized direction against the exact one, "
+        "eight devices against one. Numbers that miss their bounds are called wrong, and the exit status is 1. "
         "The last line on standard output is one JSON object.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_preset(choices=tuple(measures.PRESETS), help="smoke: fewer particles and steps; cpu (default)")
     words = "file of the numbers (default: benchmarks/results/models.jsonl)"

@@ -15,7 +15,7 @@ from benchmarks.harness import store
 from benchmarks.harness.command import Refused
 from benchmarks.harness.figures import band, legend, logarithmic, panels, save, whole_numbers
 from benchmarks.harness.store import Runs, differences
-from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.common import Found, finish, row, skipped
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
 from benchmarks.reporting import RESULTS
@@ -153,7 +153,6 @@ def run_table(
     Raises:
         Refused: A cell of the earlier table is not run, and cannot be kept, as its seed is another; or nothing is run.
     """
-    check_preset(preset)
     path, full = out / f"{experiment}.jsonl", {cell.name: cell for cell in cells("full")}
     before = _Table(store.earlier(path, experiment=experiment) or {}, seed)
     if only and before.is_of_another_seed:
@@ -185,7 +184,7 @@ def run_table(
         store.RUNS: {**kept.all, **shown},
     }
     picture = lambda result, path: draw(result, path, cells)
-    return finish(experiment, title, preset, seed, out, result, details, picture)
+    return finish(experiment, title, preset, seed, out, Found(result, details), picture)
 
 
 def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

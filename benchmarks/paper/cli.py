@@ -10,11 +10,13 @@ from typing import Any
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, require
 from benchmarks.paper.classification import run_table
+from benchmarks.paper.common import finish
 from benchmarks.paper.table import results, write_table
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
-# name -> module with TITLE, run(preset, out, data, seed) and draw(result, path); a table of networks has cells(preset)
+# name -> module with TITLE, measure(preset, data, seed) and draw(result, path). A table of networks has cells(preset)
+# alone; where cells are of another kind, there is a run(preset, out, data, seed, only) that keeps them.
 EXPERIMENTS = {
     "dense": "benchmarks.paper.dense",
     "particles": "benchmarks.paper.particles",
@@ -52,14 +54,21 @@ def main(argv: list[str]) -> int:
         merges = hasattr(experiment, "cells") and arguments.preset != "smoke"  # cell by cell
         path = out / f"{arguments.name}.jsonl"
         store.earlier(path, None if merges else arguments.preset, experiment=arguments.name)
-        if hasattr(experiment, "run"):
-            summary = experiment.run(*size, **({"only": only} if only else {}))
-        else:
-            summary = run_table(arguments.name, experiment.TITLE, experiment.cells, *size, only)
+        summary = run(arguments.name, *size, only)
         table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
     print(f"numbers: {path}\ntable: {table}", file=sys.stderr)
     print_result(summary)
     return 0
+
+
+def run(name: str, preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Run an experiment, and write its file and its picture; returns what is printed."""
+    of = importlib.import_module(EXPERIMENTS[name])
+    if hasattr(of, "measure"):
+        return finish(name, of.TITLE, preset, seed, out, of.measure(preset, data, seed), of.draw)
+    if hasattr(of, "run"):
+        return of.run(preset, out, data, seed, only)
+    return run_table(name, of.TITLE, of.cells, preset, out, data, seed, only)
 
 
 def _checked(only: str, name: str, experiment: Any) -> str:

@@ -1,23 +1,27 @@
-"""What the experiments share: rows of their tables, presets, and the end of every run."""
+"""What the experiments share: rows of their tables, and the end of every run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.harness import store
 from benchmarks.harness.command import Refused
 
-PRESETS = ("smoke", "cpu", "full")
 
+class Found(NamedTuple):
+    """What an experiment has found.
 
-def check_preset(preset: str) -> None:
-    """Raise ValueError for a preset that does not exist."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset: {preset!r}; wanted one of {', '.join(PRESETS)}")
+    Attributes:
+        numbers: every number of the table, ``rows`` among them: what the command prints.
+        details: curves and settings, which go into the file alone.
+    """
+
+    numbers: dict[str, Any]
+    details: dict[str, Any] = {}  # noqa: RUF012  # of a tuple, which nobody changes
 
 
 def row(name: str, quantity: str, paper: float | None, ours: Any, note: str = "", of: str = "seeds") -> dict[str, Any]:
@@ -54,8 +58,7 @@ def finish(
     preset: str,
     seed: int,
     out: Path,
-    numbers: dict[str, Any],
-    details: dict[str, Any],
+    found: Found,
     draw: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> dict[str, Any]:
     """Write ``experiment.jsonl`` under ``out`` and return what a run prints: everything but the details.
@@ -66,28 +69,28 @@ def finish(
         preset: As asked for.
         seed: Of everything random.
         out: The folder of the results.
-        numbers: Every number of the table, ``rows`` among them.
-        details: Curves and settings, which go into the file alone.
+        found: What was measured.
         draw: What draws the picture of the file's content, where something was measured.
 
     Raises:
         Refused: An earlier result there has numbers of what this run lacks. It stays; what was measured is beside it.
     """
+    numbers, details = found
     summary = {"experiment": experiment, "preset": preset, "seed": seed, **numbers}
-    found = measured(summary)
-    if numbers["rows"] and not found:
+    names = measured(summary)
+    if numbers["rows"] and not names:
         summary["skipped"] = numbers["rows"][0]["note"].removeprefix("not run: ")
     flags = f"--preset {preset} --seed {seed}"
     command = f"python -m benchmarks paper {experiment} {flags}"
     path, payload = out / f"{experiment}.jsonl", {"title": title, "command": command, **summary, **details}
-    lost = measured(store.earlier(path, experiment=experiment) or {}) - found
+    lost = measured(store.earlier(path, experiment=experiment) or {}) - names
     if lost:
         reason = f"{path}: left as it is, since it has what this run lacks: {', '.join(sorted(lost)[:4])}"
-        if found:
+        if names:
             reason += f"; this run is in {store.save(path.with_suffix('.partial'), payload).name}"
         raise Refused(f"{reason} ({summary['skipped']})" if "skipped" in summary else reason)
     store.save(path, payload)
-    if draw is not None and found:
+    if draw is not None and names:
         draw(store.read(path), path.with_suffix(".png"))
     return summary
 

@@ -13,7 +13,7 @@ import eki_jax
 from benchmarks import methods
 from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper import predictors
-from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.common import Found, row, skipped
 from benchmarks.paper.predictors import Predictor
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
@@ -61,9 +61,8 @@ NOISES, DEGREES = (0.2, 0.4), (15.0, 30.0)
 SHOWN = ("SGD", "deep ensemble", "EKI(R), mean particle", "EKI(R), average", "EKI, average")  # in the picture
 
 
-def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``ensemble.jsonl`` and ``ensemble.png``."""
-    check_preset(preset)
+def measure(preset: str, data: Path | None, seed: int) -> Found:
+    """All predictors on every problem."""
     settings, started = PRESETS[preset], time.perf_counter()
     rows: list[dict[str, Any]] = []
     found: dict[str, dict[str, Any]] = {}
@@ -73,7 +72,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         except MissingFile as error:
             rows.append(skipped(label, "test accuracy", None, error.reason))
             continue
-        found[label] = measure(problem, settings, seed)
+        found[label] = of_predictors(problem, settings, seed)
         rows += _rows(label, found[label], settings)
     brief = {
         label: {name: {k: v for k, v in numbers.items() if k != "reliability"} for name, numbers in by.items()}
@@ -81,10 +80,10 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     }
     result: dict[str, Any] = {"ensemble": brief, "rows": rows, "seconds": time.perf_counter() - started}
     curves = {label: {n: m["reliability"] for n, m in by.items()} for label, by in found.items()}
-    return finish("ensemble", TITLE, preset, seed, out, result, {"reliability": curves, "settings": settings}, draw)
+    return Found(result, {"reliability": curves, "settings": settings})
 
 
-def measure(problem: Problem, settings: Settings, seed: int) -> dict[str, dict[str, Any]]:
+def of_predictors(problem: Problem, settings: Settings, seed: int) -> dict[str, dict[str, Any]]:
     """By predictor its numbers: accuracy, loss, calibration; accuracy under attacks, noise and rotation."""
     x, labels = problem.train
     cut = len(x) - settings.held_out

@@ -18,7 +18,7 @@ import numpy as np
 
 import eki_jax
 from benchmarks.harness.figures import legend, panels, save
-from benchmarks.paper.common import check_preset, finish, row
+from benchmarks.paper.common import Found, row
 from eki_jax.flows import nesterov_flow, nesterov_start
 
 TITLE = "Linear problem: l2 error of EKI and Nesterov EKI, flow and iteration (slides)"
@@ -48,10 +48,9 @@ class Problem(NamedTuple):
         return jnp.linalg.norm(ensemble.mean(axis=0) - self.truth)
 
 
-def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Solve the problem in all four ways; writes ``linear.jsonl`` and ``linear.png`` under ``out``."""
+def measure(preset: str, data: Path | None, seed: int) -> Found:
+    """Solve the problem in all four ways."""
     del data
-    check_preset(preset)
     *sizes, steps = SIZES[preset]
     with jax.enable_x64(True):
         problem = make_problem(*sizes, seed)
@@ -63,7 +62,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
     numbers = dict(zip(("parameters", "outputs", "ensemble_size", "steps"), SIZES[preset], strict=True))
     numbers |= {"dt": STEP / rate, "rows": rows(curves, gaps, at)}
     details = {"at_steps": at, "curves": curves, "gaps": gaps, "step_sizes_times_rate": REFINEMENTS}
-    return finish("linear", TITLE, preset, seed, out, numbers, details, draw)
+    return Found(numbers, details)
 
 
 def make_problem(parameters: int, outputs: int, ensemble_size: int, seed: int) -> Problem:

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
 from benchmarks.harness.store import Cells
-from benchmarks.paper.common import check_preset, finish, row
+from benchmarks.paper.common import Found, finish, row
 from benchmarks.paper.memory.learners import METHODS, compiled, follow
 from benchmarks.paper.memory.networks import KINDS, build
 from benchmarks.paper.memory.tasks import TASKS
@@ -91,7 +91,6 @@ def cells(preset: str) -> list[Cell]:
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
     """Writes ``long-memory.jsonl`` and ``long-memory.png``."""
-    check_preset(preset)
     command = f"python -m benchmarks paper long-memory --preset {preset} --seed {seed}"
     head = {"experiment": "long-memory", "preset": preset, "seed": seed, "title": TITLE, "command": command}
     store = Cells(out / "long-memory.jsonl", head, keep=True)
@@ -103,7 +102,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
     found = store.finish(is_whole=not only)["cells"]
     reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
     rows = _rows(reported)
-    return finish("long-memory", TITLE, preset, seed, out, {"rows": rows}, {"cells": found}, draw)
+    return finish("long-memory", TITLE, preset, seed, out, Found({"rows": rows}, {"cells": found}), draw)
 
 
 def _best(store: Cells, cell: Cell) -> float:

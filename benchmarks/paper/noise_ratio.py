@@ -15,46 +15,33 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks import methods
 from benchmarks.harness.figures import band, legend, panels, save, whole_numbers
-from benchmarks.paper.common import check_preset, finish, row, skipped
-from benchmarks.paper.epochs import observe_epochs
-from benchmarks.problems import registry
-from benchmarks.problems.files import MissingFile
+from benchmarks.paper.common import Found, row
+from benchmarks.paper.epochs import Size, observed
 
 TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure 8)"
-# preset -> network -> (J, batch, epochs, images)
-PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
-    "smoke": {"dnn1": (8, 50, 2, 100)},
-    "cpu": {"dnn1": (2000, 600, 5, None), "dnn2": (300, 600, 5, 20_000)},
-    "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
+SIZES = {
+    "smoke": {"DNN 1": Size(8, 50, 2, 100)},
+    "cpu": {"DNN 1": Size(2000, 600, 5), "DNN 2": Size(300, 600, 5, 20_000)},
+    "full": {"DNN 1": Size(2000, 600, 20), "DNN 2": Size(2000, 600, 20)},
 }
 
 
-def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``noise-ratio.jsonl`` and ``noise-ratio.png``."""
-    check_preset(preset)
-    started, rows, bounds = time.perf_counter(), [], {}
-    for network, (size, batch, epochs, images) in PRESETS[preset].items():
-        label = network.upper().replace("DNN", "DNN ")
-        try:
-            problem = registry.get(f"mnist-{network}", data)
-        except MissingFile as error:
-            rows.append(skipped(label, "noise ratio", None, error.reason))
-            continue
-        problem = problem._replace(train=tuple(array[:images] for array in problem.train))
-        prior = problem.prior
-        look = lambda state, key, prior=prior, size=size: noise_bounds(state.position, prior, key, size)
-        method = methods.get("eki-r", problem, size)
-        seen = observe_epochs(method, problem, look, batch_size=batch, epochs=epochs, key=jax.random.key(seed))
-        bounds[label] = np.array(seen)
-        note = f"J = {size}, {epochs} epochs, batch {batch}" + ("" if images is None else f", {images} images")
+def measure(preset: str, data: Path | None, seed: int) -> Found:
+    """The bounds after every epoch."""
+    started = time.perf_counter()
+    look = lambda method, problem, size: (
+        lambda state, key: noise_bounds(state.position, problem.prior, key, size.particles)
+    )
+    seen, rows = observed("eki-r", SIZES[preset], look, data, seed)
+    bounds = {label: np.array(epochs) for label, epochs in seen.items()}
+    for label, found in bounds.items():
         for moment, index in (("first", 0), ("last", -1)):
-            for bound, value in zip(("lower", "upper"), bounds[label][index], strict=True):
-                rows.append(row(label, f"noise ratio, {moment} epoch, {bound} bound over particles", None, value, note))
+            for bound, value in zip(("lower", "upper"), found[index], strict=True):
+                quantity = f"noise ratio, {moment} epoch, {bound} bound over particles"
+                rows.append(row(label, quantity, None, value, SIZES[preset][label].note))
     last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
-    result: dict[str, Any] = {"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}
-    return finish("noise-ratio", TITLE, preset, seed, out, result, {"curves": bounds}, draw)
+    return Found({"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}, {"curves": bounds})
 
 
 def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Array:

@@ -6,42 +6,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks import methods
 from benchmarks.harness.figures import legend, panels, save
-from benchmarks.paper.common import check_preset, finish, row, skipped
-from benchmarks.paper.epochs import observe_epochs
-from benchmarks.problems import registry
-from benchmarks.problems.files import MissingFile
+from benchmarks.paper.common import Found, row
+from benchmarks.paper.epochs import Look, Size, observed
+from benchmarks.problems.registry import Problem
+from eki_jax.training import Method
 
 TITLE = "EKI on DNN 1 and 2: every particle's accuracy against the mean's (Figure 7)"
-# preset -> network -> (J, batch, epochs, images)
-PRESETS: dict[str, dict[str, tuple[int, int, int, int | None]]] = {
-    "smoke": {"dnn1": (8, 50, 2, 100)},
-    "cpu": {"dnn1": (2000, 600, 4, None), "dnn2": (300, 600, 4, 20_000)},
-    "full": {"dnn1": (2000, 600, 20, None), "dnn2": (2000, 600, 20, None)},
+SIZES = {
+    "smoke": {"DNN 1": Size(8, 50, 2, 100)},
+    "cpu": {"DNN 1": Size(2000, 600, 4), "DNN 2": Size(300, 600, 4, 20_000)},
+    "full": {"DNN 1": Size(2000, 600, 20), "DNN 2": Size(2000, 600, 20)},
 }
 
 
-def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """Writes ``particles.jsonl`` and ``particles.png``."""
-    check_preset(preset)
-    started, rows, seen, results = time.perf_counter(), [], {}, {}
-    for network, (size, batch, epochs, images) in PRESETS[preset].items():
-        label = network.upper().replace("DNN", "DNN ")
-        try:
-            problem = registry.get(f"mnist-{network}", data)
-        except MissingFile as error:
-            rows.append(skipped(label, "spread of the particles' accuracies", None, error.reason))
-            continue
-        problem = problem._replace(train=tuple(array[:images] for array in problem.train))
-        method = methods.get("eki", problem, size)
+def measure(preset: str, data: Path | None, seed: int) -> Found:
+    """The accuracies after every epoch."""
+    started = time.perf_counter()
+
+    def look(method: Method, problem: Problem, size: Size) -> Look:
         test = problem.test if preset != "smoke" else tuple(array[:100] for array in problem.test)
-        look = lambda state, key, method=method, test=test: method.accuracy(state, *test)
-        seen[label] = observe_epochs(method, problem, look, batch_size=batch, epochs=epochs, key=jax.random.key(seed))
-        last = seen[label][-1]
+        return lambda state, key: method.accuracy(state, *test)
+
+    seen, rows = observed("eki", SIZES[preset], look, data, seed)
+    results = {}
+    for label, epochs in seen.items():
+        last = epochs[-1]
         results[label] = {
             "mean": float(last.mean),
             "best": float(last.particles.max()),
@@ -50,15 +42,14 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
             "share_below_the_mean_particle": float(np.mean(last.particles < last.mean)),
             "whole_ensemble": float(last.ensemble),
         }
-        note = f"J = {size}, {epochs} epochs, batch {batch}" + ("" if images is None else f", {images} images")
-        rows.append(row(label, "accuracy of the mean particle", None, last.mean, note))
+        rows.append(row(label, "accuracy of the mean particle", None, last.mean, SIZES[preset][label].note))
         rows.append(row(label, "accuracy of the particles", None, last.particles, of="particles"))
-    result: dict[str, Any] = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
     curves = {
         label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
         for label, epochs in seen.items()
     }
-    return finish("particles", TITLE, preset, seed, out, result, {"curves": curves}, draw)
+    numbers = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
+    return Found(numbers, {"curves": curves})
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -27,7 +27,7 @@ import optax
 
 import eki_jax
 from benchmarks.harness.figures import band, legend, panels, save
-from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.common import Found, row, skipped
 from benchmarks.problems.files import MissingFile
 from benchmarks.problems.tables import Series
 from eki_jax.flax import TanhRNN, linen_forward
@@ -63,24 +63,14 @@ class Learned(NamedTuple):
     fit: jax.Array
 
 
-def run_series(
-    experiment: str,
-    title: str,
-    load: Any,
-    paper: dict[str, float],
-    preset: str,
-    out: Path,
-    data: Path | None,
-    seed: int,
-) -> dict[str, Any]:
-    """EKI and OGD over the same seeds; writes ``experiment.jsonl`` and ``experiment.png``."""
-    check_preset(preset)
+def measure_series(load: Any, paper: dict[str, float], preset: str, data: Path | None, seed: int) -> Found:
+    """EKI and OGD over the same seeds."""
     settings = PRESETS[preset]
     try:
         series = load(data)
     except MissingFile as error:
         rows = [skipped(name.split("_")[0], name.split("_")[1], value, error.reason) for name, value in paper.items()]
-        return finish(experiment, title, preset, seed, out, {"rows": rows}, {})
+        return Found({"rows": rows})
     series = series._replace(train_x=series.train_x[: settings.samples], train_y=series.train_y[: settings.samples])
     keys = jax.random.split(jax.random.key(seed), settings.seeds)
     eki, seconds = _timed(learn_by_eki, series, settings, keys)
@@ -106,7 +96,7 @@ def run_series(
         "curves": {"eki": eki.curve, "ogd": ogd.curve, "eki_best_particle": eki.best},
         "shown": shown(series, {"OGD": ogd, "EKI": eki}),
     }
-    return finish(experiment, title, preset, seed, out, numbers | {"rows": rows}, details, draw)
+    return Found(numbers | {"rows": rows}, details)
 
 
 def shown(series: Series, methods: dict[str, Learned]) -> dict[str, np.ndarray]:

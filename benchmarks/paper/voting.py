@@ -24,7 +24,7 @@ import numpy as np
 
 import eki_jax
 from benchmarks.harness.figures import legend, panels, save
-from benchmarks.paper.common import check_preset, finish, row, skipped
+from benchmarks.paper.common import Found, row, skipped
 from benchmarks.paper.pcn import pcn
 from benchmarks.problems import tables
 from benchmarks.problems.files import MissingFile
@@ -54,15 +54,14 @@ PRESETS = {
 }
 
 
-def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
-    """All methods over the same draws of labels; writes ``voting.jsonl`` and ``voting.png``."""
-    check_preset(preset)
+def measure(preset: str, data: Path | None, seed: int) -> Found:
+    """All methods over the same draws of labels."""
     settings = PRESETS[preset]
     try:
         votes = tables.votes(data)
     except MissingFile as error:
         rows = [skipped(name, "accuracy", PAPER[name], error.reason) for name in PAPER]
-        return finish("voting", TITLE, preset, seed, out, {"rows": rows}, {})
+        return Found({"rows": rows})
     laplacian = graphs.graph_laplacian(graphs.gaussian_affinity(votes.records, WIDTH))
     basis, whole = graphs.eigenbasis(laplacian, settings.modes), graphs.eigenbasis(laplacian)
     cut = np.sign(graphs.fiedler_vector(whole))
@@ -107,7 +106,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int) -> dict[str, Any]:
         "observed": observed,
         "eigenvalues": whole.eigenvalues,
     }
-    return finish("voting", TITLE, preset, seed, out, summary | {"rows": rows}, details, draw)
+    return Found(summary | {"rows": rows}, details)
 
 
 def draw_labels(labels: np.ndarray, draws: int, seed: int) -> np.ndarray:

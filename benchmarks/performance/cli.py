@@ -12,7 +12,7 @@ from benchmarks.harness.command import Parser, Refused, command, folder, number,
 from benchmarks.harness.peers import default_folder
 from benchmarks.performance.parts import PARTS, Options
 from benchmarks.performance.picture import draw
-from benchmarks.performance.tables import section, write
+from benchmarks.performance.tables import line, section, write
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
@@ -41,7 +41,10 @@ def main(argv: list[str]) -> int:
         for name in arguments.parts:
             print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
             start = time.perf_counter()
-            rows = PARTS[name](options_of.get(name, options), lambda row: print("  " + line(row), flush=True))
+            rows = []
+            for row in PARTS[name](options_of.get(name, options)):
+                rows.append(row)
+                print(f"  {line(name, row)}", flush=True)
             seconds, text = time.perf_counter() - start, f"python -m benchmarks performance --parts {name}"
             head = {"part": name, "command": f"{text} --preset {preset}", "preset": preset, "seconds": seconds}
             payload = {**head, "rows": rows}
@@ -99,34 +102,3 @@ def _parser() -> Parser:
 
 
 _NAMES = ("network", "P", "M", "J", "contraction", "axis", "what")
-
-
-def line(row: dict[str, Any]) -> str:
-    """A row as a person reads it."""
-    keys = [key for key in _NAMES if key in row]
-    cells = [f"{key} {row[key]}" if key in ("P", "M", "J") else str(row[key]) for key in keys]
-    if "skipped" in row:
-        cells.append(f"skipped: {row['skipped']}")
-    for key, text in _CELLS.items():
-        if isinstance(row.get(key), int | float):
-            cells.append(text(row[key]))
-    cells += [f"direction error {name} {value:.2g}" for name, value in row.get("direction_error", {}).items()]
-    cells += [f"test accuracy {name} {value:.4f}" for name, value in row.get("test_accuracy", {}).items()]
-    return "  ".join(cells)
-
-
-_CELLS = {
-    "median": lambda v: f"{v * 1e3:.1f} ms",
-    "processor_median": lambda v: f"(processor {v * 1e3:.1f} ms)",
-    "of_matmul_rate": lambda v: f"{100 * v:.0f} % of the matrix rate",
-    "of_matmul_processor_rate": lambda v: f"({100 * v:.0f} % by processor time)",
-    "times_ours": lambda v: f"{v:.2f} times ours",
-    "times_ours_processor": lambda v: f"({v:.2f} by processor time)",
-    "of_full_rank": lambda v: f"{v:.2f} of the full-rank step",
-    "times_ours_at_least": lambda v: f"> {v:.1f} times ours",
-    "peak_bytes": lambda v: f"peak {v / 2**20:.0f} MiB",
-    "peak_over_ensemble": lambda v: f"= {v:.2f} ensembles",
-    "compile_seconds": lambda v: f"compiled in {v:.1f} s",
-    "fitted": lambda v: f"fitted exponent {v:.2f}",
-    "predicted": lambda v: f"predicted {v:.2f}",
-}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from benchmarks.performance.jobs import ours, peer
 from eki_jax.kernel.products import cheaper_contraction
 
 Row = dict[str, Any]
-Say = Callable[[Row], None]
 
 
 class Options(NamedTuple):
@@ -40,19 +39,16 @@ _STEPS = {
 }  # fmt: skip
 
 
-def steps(options: Options, say: Say) -> list[Row]:
+def steps(options: Options) -> Iterator[Row]:
     """(a) The step's rate over the machine's own, by network and ensemble size; and momentum's memory."""
     jobs = [(name, size, "euler") for name, size in _STEPS[options.preset]]
     jobs += {"quick": [("dnn1", 200, "nesterov")]}.get(
         options.preset, [("dnn1", 2000, "nesterov"), ("dnn2", 2000, "nesterov"), ("dnn3", 2000, "nesterov"),
                          ("dnn4", 2000, "nesterov")]
     )  # fmt: skip
-    rows = []
     for name, size, solver in jobs:
         task = {"kind": "step", "network": name, "J": size, "solver": solver, "repeats": options.repeats}
-        rows.append(_step_row(name, size, solver, ours(task, options.limit)))
-        say(rows[-1])
-    return rows
+        yield _step_row(name, size, solver, ours(task, options.limit))
 
 
 def _step_row(name: str, size: int, label: str, result: Row) -> Row:
@@ -77,10 +73,9 @@ def _step_row(name: str, size: int, label: str, result: Row) -> Row:
     return row
 
 
-def frameworks(options: Options, say: Say) -> list[Row]:
+def frameworks(options: Options) -> Iterator[Row]:
     """(b) The same step as the paper states it, in PyTorch and in plain JAX, beside this library's."""
     cases = {"quick": [("dnn1", 200)]}.get(options.preset, [("dnn1", 2000), ("dnn2", 2000), ("dnn2", 6000)])
-    rows = []
     for name, size in cases:
         task = {"network": name, "J": size, "repeats": options.repeats, "batch": networks.BATCH}
         task["widths"] = list(networks.WIDTHS[name])
@@ -92,9 +87,7 @@ def frameworks(options: Options, say: Say) -> list[Row]:
         }
         for label, result in results.items():
             row = _step_row(name, size, label, result)
-            rows.append(row | _ratios(result, results["eki_jax"]))
-            say(rows[-1])
-    return rows
+            yield row | _ratios(result, results["eki_jax"])
 
 
 def _ratios(result: Row, reference: Row) -> Row:
@@ -112,12 +105,11 @@ def _ratios(result: Row, reference: Row) -> Row:
 _LIBRARIES = ("iterative_ensemble_smoother", "cuthbert", "pyesmda", "dapper")
 
 
-def linear_problems(options: Options, say: Say) -> list[Row]:
+def linear_problems(options: Options) -> Iterator[Row]:
     """(c) One assimilation of a linear inverse problem, by libraries that offer the Kalman step."""
     every = [(p, m, j) for p in (10**3, 10**5, 10**6) for m in (100, 1000, 10_000) for j in (100, 500)]
     few = [(1000, 100, 100), (1000, 10_000, 500), (10**5, 100, 500), (10**5, 1000, 100), (10**6, 1000, 100)]
     cases = {"quick": few[:1], "default": few, "full": every}[options.preset]
-    rows = []
     for parameters, data, size in cases:
         task = {"P": parameters, "M": data, "J": size, "repeats": options.repeats}
         kalman = ours({**task, "kind": "linear", "method": "kalman"}, options.limit)
@@ -127,15 +119,12 @@ def linear_problems(options: Options, say: Say) -> list[Row]:
         }
         results |= {name: peer(name, task, options.folder, options.limit) for name in _LIBRARIES}
         for label, result in results.items():
-            rows.append({"P": parameters, "M": data, "J": size, "what": label, **result, **_ratios(result, kalman)})
-            say(rows[-1])
-    return rows
+            yield {"P": parameters, "M": data, "J": size, "what": label, **result, **_ratios(result, kalman)}
 
 
-def evolution(options: Options, say: Say) -> list[Row]:
+def evolution(options: Options) -> Iterator[Row]:
     """(d) A generation of evosax's strategies with the same network: seconds per particle and training sample."""
     cases = {"quick": [("dnn1", 200)]}.get(options.preset, [("dnn1", 2000), ("dnn2", 2000)])
-    rows = []
     for name, size in cases:
         task = {"J": size, "batch": networks.BATCH, "widths": list(networks.WIDTHS[name]), "repeats": options.repeats}
         mine = ours({**task, "kind": "step", "network": name}, options.limit)
@@ -148,15 +137,12 @@ def evolution(options: Options, say: Say) -> list[Row]:
             row = {"network": name, "J": size, "what": label, **result, **_ratios(result, mine)}
             if "median" in result:
                 row["seconds_per_sample_and_particle"] = result["median"] / (size * networks.BATCH)
-            rows.append(row)
-            say(row)
-    return rows
+            yield row
 
 
-def natural(options: Options, say: Say) -> list[Row]:
+def natural(options: Options) -> Iterator[Row]:
     """A step of the natural gradient: rank-1 deviations beside full-rank ones."""
     cases = {"quick": [("dnn1", 50)]}.get(options.preset, [("dnn2", 1000), ("dnn4", 1000)])
-    rows = []
     for name, size in cases:
         full: Row = {}
         for deviations, localized in (("full rank", False), ("rank 1", False), ("rank 1", True)):
@@ -166,12 +152,10 @@ def natural(options: Options, say: Say) -> list[Row]:
             row = {"network": name, "J": size, "what": deviations + ", localized" * localized, **result}
             if "median" in result and "median" in full:
                 row["of_full_rank"] = result["median"] / full["median"]
-            rows.append(row)
-            say(row)
-    return rows
+            yield row
 
 
-def growth(options: Options, say: Say) -> list[Row]:
+def growth(options: Options) -> Iterator[Row]:
     """How the kernel's time grows with J, P and M over a decade each: fitted exponents beside the predicted ones."""
     outputs, particles = {"J": 2000, "M": 400, "P": 8000}, {"J": 1000, "M": 2000, "P": 8000}
     cases = [("outputs", "J", outputs), ("outputs", "P", outputs)]
@@ -180,16 +164,13 @@ def growth(options: Options, say: Say) -> list[Row]:
     # 2 J^2 (M + P) is a sum in M: no power.
     cases += [("particles", "J", particles), ("particles", "P", particles)]
     factors = (0.1, 1.0) if options.preset == "quick" else (0.2, 0.43, 0.93, 2.0)
-    rows = []
     for contraction, axis, shape in cases:
         points = []
         for factor in factors:
             task = {**shape, axis: int(shape[axis] * factor), "contraction": contraction}
             result = ours({**task, "kind": "kernel", "repeats": options.repeats}, options.limit)
             points.append({**task, **result})
-        rows.append({"contraction": contraction, "axis": axis, "points": points, **_exponents(axis, points)})
-        say(rows[-1])
-    return rows
+        yield {"contraction": contraction, "axis": axis, "points": points, **_exponents(axis, points)}
 
 
 def _exponents(axis: str, points: list[Row]) -> Row:
@@ -212,17 +193,14 @@ def _exponents(axis: str, points: list[Row]) -> Row:
     }
 
 
-def precisions(options: Options, say: Say) -> list[Row]:
+def precisions(options: Options) -> Iterator[Row]:
     """What lower precision costs in accuracy: the direction's error, and the accuracy after training."""
     from benchmarks.performance.precision import measure_precisions
 
-    rows = measure_precisions(options.preset)
-    for row in rows:
-        say(row)
-    return rows
+    yield from measure_precisions(options.preset)
 
 
-PARTS: dict[str, Callable[[Options, Say], list[Row]]] = {
+PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "steps": steps,
     "frameworks": frameworks,
     "linear": linear_problems,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -43,18 +44,16 @@ _TRAINING = {
 }
 
 
-def measure_precisions(preset: str) -> list[dict[str, Any]]:
+def measure_precisions(preset: str) -> Iterator[dict[str, Any]]:
     """One row for every variant."""
     jobs = {name: job for name, job in _TRAINING[preset].items() if name == "digits-dnn" or _has_images()}
     problems = {name: registry.get(name) for name in jobs}
-    rows = []
     for label, variant in VARIANTS.items():
         row: dict[str, Any] = {"what": label, "direction_error": {}, "test_accuracy": {}}
         for name, (size, batch, epochs) in jobs.items():
             row["direction_error"][name] = direction_error(problems[name], variant, size, batch)
             row["test_accuracy"][name] = accuracy(problems[name], variant, size, batch, epochs)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _has_images() -> bool:

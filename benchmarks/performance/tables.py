@@ -25,11 +25,21 @@ def write(folder: Path, path: Path) -> Path:
 def section(name: str, result: dict[str, Any]) -> str:
     """The table of a part."""
     (title, columns), where = _TABLES[name], result["environment"]
-    rows = [[_cell(row, column) for column in columns.values()] for row in result["rows"]]
+    rows = [list(cells(name, row).values()) for row in result["rows"]]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
     run = f"`--parts {result['part']} --preset {result['preset']}`"
     origin = f"({run}; {where['device']}, {where['processors']} processors; {versions})"
     return f"## {title}\n\n{markdown(list(columns), rows, '---')}\n\n{origin}"
+
+
+def cells(name: str, row: Row) -> dict[str, str]:
+    """A row of a part's table, by its columns."""
+    return {title: _cell(row, column) for title, column in _TABLES[name][1].items()}
+
+
+def line(name: str, row: Row) -> str:
+    """The same as a person reads it while the part runs."""
+    return ", ".join(f"{title}: {text}" for title, text in cells(name, row).items() if text != "–")
 
 
 def _cell(row: Row, column: Callable[[Row], str]) -> str:

@@ -21,11 +21,10 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="python -m benchmarks policy",
-        description="Policies without derivatives: the natural policy gradient, natural and EKI steps on episodes as\n"
-        "a black box, evosax's OpenES and PGPE, and PPO, which differentiates. One setting of each is chosen from a\n"
-        "grid, with a seed that no reported run has. What is finished is kept and not repeated, so an interrupted\n"
+        description="Policies without derivatives: the natural policy gradient, natural and EKI steps on episodes as "
+        "a black box, evosax's OpenES and PGPE, and PPO, which differentiates. One setting of each is chosen from a "
+        "grid, with a seed that no reported run has. What is finished is kept and not repeated, so an interrupted "
         "command goes on. The last line on standard output is one JSON object.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_preset(choices=tuple(PRESETS), help="size (default: cpu)")
     add = parser.add_argument

@@ -6,14 +6,13 @@ optimizers are evosax's and optax's own.
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.forward_budget.evolution import strategy
+from benchmarks.performance.peers.timing import serve
 from benchmarks.policy.curve import Run, Used, follow
 from benchmarks.policy.networks import Network, build
 from benchmarks.policy.settings import TASKS
@@ -44,12 +43,11 @@ def evolution(network: Network, task: dict[str, Any]) -> Run:
     return Run(init, step, algorithm.get_mean)
 
 
-def main(text: str) -> None:
-    """Run the task (JSON) and print the curves as the last line."""
-    task = json.loads(text)
+def main(task: dict[str, Any]) -> dict[str, Any]:
+    """Run the task."""
     network = build(task["environment"], TASKS[task["environment"]].widths)
-    print(json.dumps({"rows": follow(network, evolution(network, task), task)}), flush=True)
+    return {"rows": follow(network, evolution(network, task), task)}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(main)

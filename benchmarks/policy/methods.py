@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import eki_jax
+from benchmarks.methods import Descent, descent
 from benchmarks.policy.curve import Run, Used
 from benchmarks.policy.networks import Network
 from benchmarks.policy.settings import TASKS
@@ -60,8 +60,8 @@ def _ppo(network: Network, task: dict[str, Any]) -> Run:
     """Schulman et al. (2017): clipped ratios, four epochs of eight mini-batches, Adam with a clipped gradient."""
     loss = policy.policy_loss(network.distribution, clip=0.2, entropy=_entropy(network))
     squares = natural.mean_over_samples(lambda z, y: 0.5 * (z - y) ** 2)
-    actor = policy.Part(network.forward, descent(network.forward, loss, _optimizer(task)), 4, 8)
-    critic = policy.Part(network.value, descent(network.value, squares, _optimizer(task)), 4, 8)
+    actor = policy.Part(network.forward, _descent(network.forward, loss, _optimizer(task)), 4, 8)
+    critic = policy.Part(network.value, _descent(network.value, squares, _optimizer(task)), 4, 8)
     agent = policy.learner(network.environment, network.distribution, actor, critic, **_collection(task))
     return _of_learner(network, agent)
 
@@ -90,14 +90,6 @@ def _of_learner(network: Network, agent: policy.Learner) -> Run:
     return Run(init, step, agent.estimate)
 
 
-class Descent(NamedTuple):
-    """What a learner needs of a solver, by derivatives of the model: for comparison."""
-
-    init: Callable[..., Any]
-    step: Callable[..., Any]
-    estimate: Callable[..., Any]
-
-
 class Taken(NamedTuple):
     """What a learner reads of a step: that it was taken, and no reason why not."""
 
@@ -105,16 +97,14 @@ class Taken(NamedTuple):
     reason: jax.Array
 
 
-def descent(forward: Any, loss: Any, optimizer: optax.GradientTransformation) -> Descent:
-    """Steps of an optimizer along the gradient that backpropagation finds."""
+def _descent(forward: Any, loss: Any, optimizer: optax.GradientTransformation) -> Descent:
+    """Descent as a solver, by derivatives of the model: for comparison."""
+    by = descent(lambda params, batch: loss(forward(params, batch[0]), batch[1]), optimizer)
 
     def step(state: Any, batch: Any) -> Any:
-        (params, inner), (x, targets) = state, batch
-        gradient = jax.grad(lambda params: loss(forward(params, x), targets))(params)
-        updates, inner = optimizer.update(gradient, inner, params)
-        return (optax.apply_updates(params, updates), inner), Taken(jnp.asarray(True), jnp.zeros((), jnp.int32))
+        return by.step(state, batch)[0], Taken(jnp.asarray(True), jnp.zeros((), jnp.int32))
 
-    return Descent(lambda params, key: (params, optimizer.init(params)), step, lambda state: state[0])
+    return by._replace(step=step)
 
 
 def _eki(network: Network, task: dict[str, Any]) -> Run:

@@ -235,10 +235,7 @@ def test_files_of_a_folder_are_checked_first(tmp_path: Path, capsys: Any, monkey
     """A damaged or a foreign file is named before the work; the one to be made again is set aside."""
     ran: list[int] = []
     module = "benchmarks.paper.voting"
-    monkeypatch.setattr(
-        f"{module}.run",
-        lambda *args: ran.append(1) or common.finish("voting", "T", "smoke", 0, tmp_path, {"rows": []}, {}),
-    )
+    monkeypatch.setattr(f"{module}.measure", lambda *args: ran.append(1) or common.Found({"rows": []}))
     command = ["paper", "voting", "--preset", "smoke", "--out", str(tmp_path)]
     for text, words in (
         ("{", "rnn.jsonl: damaged"),
@@ -253,7 +250,7 @@ def test_files_of_a_folder_are_checked_first(tmp_path: Path, capsys: Any, monkey
     assert main(command) == 0
     assert "voting.jsonl: damaged" in capsys.readouterr().err
     assert (tmp_path / "voting.jsonl.damaged").exists()
-    monkeypatch.setitem(parts.PARTS, "steps", lambda options, say: ran.append(2))
+    monkeypatch.setitem(parts.PARTS, "steps", lambda options: ran.append(2))
     (tmp_path / "performance-linear.jsonl").write_text("{")
     assert main(["performance", "--parts", "steps", "--out", str(tmp_path)]) == 2
     assert "performance-linear.jsonl: damaged" in said(capsys)

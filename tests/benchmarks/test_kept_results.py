@@ -27,7 +27,7 @@ pytestmark = pytest.mark.benchmarks
 def finished(out: Path, name: str, preset: str = "cpu") -> bytes:
     """A result of a paper's experiment, as it was written."""
     rows = [common.row("EKI", "accuracy", 0.89, 0.9) | {"preset": preset}]
-    common.finish(name, "T", preset, 0, out, {"rows": rows}, {"curve": [1]})
+    common.finish(name, "T", preset, 0, out, common.Found({"rows": rows}, {"curve": [1]}))
     return (out / f"{name}.jsonl").read_bytes()
 
 
@@ -189,7 +189,7 @@ def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pyte
     rows: list[dict[str, Any]] = [{"network": "dnn1", "J": 2, "what": name, "median": 1.0} for name in ("a", "b")]
     monkeypatch.setattr("benchmarks.performance.cli.draw", lambda out, path: None)
 
-    def part(options: Any, say: Any) -> list[dict[str, Any]]:
+    def part(options: Any) -> list[dict[str, Any]]:
         """A part."""
         return rows
 

@@ -210,7 +210,7 @@ def test_rows_show_median_range_and_difference(tmp_path):
     line = common.row("EKI", "accuracy", 0.89, [0.8, 0.9, 0.91], "a note", of="draws")
     assert (line["ours"], line["least"], line["most"], line["of"]) == (0.9, 0.8, 0.91, "3 draws")
     numbers = {"rows": [line, common.skipped("SGD", "accuracy", 0.5, "no data"), common.row("x", "y", None, 1e-3)]}
-    common.finish("votes", "Votes", "cpu", 3, tmp_path, numbers, {"curve": [1]})
+    common.finish("votes", "Votes", "cpu", 3, tmp_path, common.Found(numbers, {"curve": [1]}))
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
     ours = "0.9000 [0.8000, 0.9100], mean 0.8700 ± 0.0608, 3 draws"
     assert f"| EKI | accuracy | 0.8900 | {ours} | +1.000e-02 | cpu | a note |" in text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import store
-from benchmarks.paper import ensemble, predictors
+from benchmarks.paper import cli, ensemble, predictors
 
 pytestmark = pytest.mark.benchmarks
 
@@ -99,7 +99,7 @@ def test_images_are_turned_about_their_middle() -> None:
 def test_the_experiment_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the digits: every predictor has its numbers, rows and a picture, and SGD's attack is its own."""
     monkeypatch.setattr(ensemble, "PROBLEMS", {"digits-dnn": "digits"})
-    found = ensemble.run("smoke", tmp_path, None, 0)["ensemble"]["digits"]
+    found = cli.run("ensemble", "smoke", tmp_path, None, 0)["ensemble"]["digits"]
     assert len(found) == 2 + 5 * 2
     assert found["SGD"]["attacked"] == found["SGD"]["transferred"]
     assert found["EKI, average"]["particles"] == pytest.approx(8)

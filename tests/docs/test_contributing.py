@@ -63,18 +63,19 @@ def test_a_problem(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_an_experiment(tmp_path: Path) -> None:
-    """It writes its numbers, from which the table is made."""
+    """Its numbers are written, from which the table and the picture are made."""
     from benchmarks.harness import store
+    from benchmarks.paper.common import finish
     from benchmarks.paper.table import write_table
 
     module = recipe("an experiment")
-    summary = module["run"]("smoke", tmp_path, None, 0)
+    found = module["measure"]("smoke", None, 0)
+    summary = finish("forgetting", module["TITLE"], "smoke", 0, tmp_path, found, module["draw"])
     saved = store.read(tmp_path / "forgetting.jsonl")
     assert saved["rows"] == summary["rows"]
     assert [row["name"] for row in saved["rows"]] == ["J = 4", "J = 8"]
     assert "forgetting" in write_table(tmp_path, tmp_path / "table.md").read_text()
-    with pytest.raises(ValueError, match="preset: 'fast'"):
-        module["run"]("fast", tmp_path, None, 0)
+    assert (tmp_path / "forgetting.png").is_file()
 
 
 def test_a_loss(capsys: Any) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.harness import store
-from benchmarks.paper import linear
+from benchmarks.paper import cli
 
 
 @pytest.mark.slow
 def test_flow_and_iteration_agree(tmp_path):
     """Flow and iteration lie on top of each other."""
-    summary = linear.run("smoke", tmp_path, None, 3)
+    summary = cli.run("linear", "smoke", tmp_path, None, 3)
     found = {(row["name"], row["quantity"]): row["ours"] for row in summary["rows"]}
     for name, gap, order in (("EKI", 1e-3, 1.0), ("Nesterov EKI", 0.03, 0.5)):
         assert found[name, "largest relative distance of the flow from its closed form"] < 1e-6
@@ -23,8 +23,3 @@ def test_flow_and_iteration_agree(tmp_path):
     assert record["experiment"] == "linear"
     assert len(record["curves"]["EKI"]["flow"]) == len(record["at_steps"])
     assert (tmp_path / "linear.png").stat().st_size > 10_000
-
-
-def test_unknown_preset_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="preset: 'tiny'"):
-        linear.run("tiny", tmp_path, None, 0)

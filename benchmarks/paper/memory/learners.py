@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import eki_jax
+from benchmarks.methods import PASSES, descent
 from benchmarks.paper.memory.networks import Network
 from benchmarks.paper.memory.tasks import Task
 from eki_jax import natural
@@ -218,16 +219,9 @@ def _through_time(rule: Callable[[float], Any]) -> Callable[[Network, Task, floa
     """Backpropagation through time with one of optax's rules, of gradients that are clipped to a norm of one."""
 
     def build(network: Network, task: Task, rate: float) -> Learner:
-        optimizer = _clipped(rule(rate))
-
-        def step(state: Any, batch: Any, key: jax.Array) -> Any:
-            params, inner = state
-            x, targets = batch
-            gradients = jax.grad(lambda params: task.mean_loss(network.forward(params, x), targets))(params)
-            updates, inner = optimizer.update(gradients, inner, params)
-            return optax.apply_updates(params, updates), inner
-
-        return Learner(lambda params, key: (params, optimizer.init(params)), step, lambda state: state[0], 3, BATCH)
+        loss = lambda params, batch: task.mean_loss(network.forward(params, batch[0]), batch[1])
+        by = descent(loss, _clipped(rule(rate)))
+        return Learner(by.init, _stepping(by), by.estimate, PASSES, BATCH)
 
     return build
 
