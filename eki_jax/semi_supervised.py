@@ -15,7 +15,7 @@ Needs scipy (in the extra ``benchmarks``); the core of the library does not impo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,9 @@ from eki_jax._checks import NOT_NEGATIVE, POSITIVE, array, is_known, real, whole
 from eki_jax._types import Array
 from eki_jax.ensembles.priors import Gaussian, gaussian
 from eki_jax.losses.outputs import MeanSquaredError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # Graphs up to this size are decomposed densely, which is exact and takes about a second.
 _DENSE_NODES = 3000
@@ -216,20 +219,26 @@ def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> G
     return gaussian(jnp.zeros(len(factor)), factor=jnp.asarray(factor, jnp.float32))
 
 
-def observed_value(u: Array, nodes: Array) -> Array:
+def observed_value(u: Float[Array, " N"], nodes: Int[Array, " n"]) -> Float[Array, " n"]:
     """Forward map of one particle: the values of ``u`` at the observed nodes.
 
     Raises:
         TypeError: ``u`` or ``nodes`` are no arrays, ``nodes`` no whole numbers.
         ValueError: nodes out of range (where they are known).
+
+    >>> observed_value(jnp.array([0.5, -2.0, 3.0]), jnp.array([2, 0]))
+    Array([3. , 0.5], dtype=float32)
     """
     return u[_checked_nodes(u, nodes)]
 
 
-def observed_sign(u: Array, nodes: Array) -> Array:
+def observed_sign(u: Float[Array, " N"], nodes: Int[Array, " n"]) -> Float[Array, " n"]:
     """Forward map of one particle: the classes, +1 or -1, of the observed nodes.
 
     It has no derivative worth the name, and the method needs none.
+
+    >>> observed_sign(jnp.array([0.5, -2.0, 3.0]), jnp.array([1, 2]))
+    Array([-1.,  1.], dtype=float32)
     """
     return jnp.sign(u[_checked_nodes(u, nodes)])
 
@@ -250,12 +259,16 @@ def _checked_nodes(u: Array, nodes: Any) -> Any:
 mean_squared_error = MeanSquaredError()
 
 
-def fiedler_vector(basis: GraphBasis) -> np.ndarray:
+def fiedler_vector(basis: GraphBasis) -> Float[np.ndarray, " N"]:
     """The eigenvector of the least eigenvalue above zero: its sign is the classic way to cut a graph in two.
 
     Raises:
         TypeError: ``basis`` is no :class:`GraphBasis`.
         ValueError: the basis has only the null space.
+
+    >>> u = fiedler_vector(eigenbasis(graph_laplacian(gaussian_affinity([[0.0], [1.0], [9.0], [9.5]], width=3.0))))
+    >>> bool(u[0] * u[1] > 0), bool(u[2] * u[3] > 0), bool(u[1] * u[2] > 0)
+    (True, True, False)
     """
     _check_basis(basis)
     if len(basis.eigenvalues) <= basis.nullity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.evaluate import evaluate
 from eki_jax.kernel.health import finite_particles, masked_mean, particle_mean
 from eki_jax.kernel.particles import ensemble_size, local_size
+
+if TYPE_CHECKING:
+    from jaxtyping import Real
 
 
 def mean_particle(ensemble: Ensemble, *, axis_name: str | None = None) -> Params:
@@ -39,7 +42,7 @@ def mean_particle(ensemble: Ensemble, *, axis_name: str | None = None) -> Params
     return particle_mean(ensemble, axis_name=axis_name)
 
 
-def best_particle(ensemble: Ensemble, losses: Array, *, axis_name: str | None = None) -> Params:
+def best_particle(ensemble: Ensemble, losses: Real[Array, " J"], *, axis_name: str | None = None) -> Params:
     """The particle of least loss.
 
     Args:

@@ -8,7 +8,7 @@ in their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,14 @@ from jax import Array
 from eki_jax._checks import array, arrays, is_known, sizes
 from eki_jax.kernel.particles import floating_dtype
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Int8
+
 #: A weight is an integer from -128 to 127 times this: from -2 to 2 in steps of 1/64.
 INT8_STEP = 2.0**-6
 
 
-def sign(x: Array) -> Array:
+def sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """1 where ``x >= 0``, else -1: the two values of a neuron with a threshold. Its derivative is zero; NaN stays NaN.
 
     Raises:
@@ -35,7 +38,7 @@ def sign(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), x, jnp.where(x >= 0, 1, -1).astype(x.dtype))
 
 
-def straight_through_sign(x: Array) -> Array:
+def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``sign`` forwards; backwards the derivative of ``x`` clipped to [-1, 1].
 
     Raises:
@@ -53,7 +56,7 @@ _straight_through_sign.defvjp(
 )
 
 
-def to_int8(weights: Array) -> Array:
+def to_int8(weights: Float[Array, "*shape"]) -> Int8[Array, "*shape"]:
     """The nearest integers of ``weights / INT8_STEP``, in 8 bits.
 
     Raises:
@@ -73,11 +76,14 @@ def _rounded(weights: Array) -> Array:
     return jnp.clip(jnp.round(weights / INT8_STEP), -128, 127).astype(jnp.int8)
 
 
-def from_int8(integers: Array, dtype: jnp.dtype = jnp.float32) -> Array:
+def from_int8(integers: Int[Array, "*shape"], dtype: jnp.dtype = jnp.float32) -> Float[Array, "*shape"]:
     """The weights that ``integers`` stand for.
 
     Raises:
         TypeError: ``integers`` are no whole numbers, or ``dtype`` is no floating-point one.
+
+    >>> from_int8(jnp.array([64, -1]))
+    Array([ 1.      , -0.015625], dtype=float32)
     """
     integers = jnp.asarray(array("integers", integers))
     if not jnp.issubdtype(integers.dtype, jnp.integer):
@@ -85,11 +91,14 @@ def from_int8(integers: Array, dtype: jnp.dtype = jnp.float32) -> Array:
     return integers.astype(floating_dtype("dtype", dtype)) * INT8_STEP
 
 
-def quantized(weights: Array) -> Array:
+def quantized(weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The weights as the 8-bit network has them; their derivative is zero. NaN stays, so that a failure shows.
 
     Raises:
         TypeError: ``weights`` are no floating-point array.
+
+    >>> quantized(jnp.array([1.01, -9.0]))
+    Array([ 1.015625, -2.      ], dtype=float32)
     """
     weights = _numbers("weights", weights)
     return jnp.where(jnp.isnan(weights), jax.lax.stop_gradient(weights), from_int8(_rounded(weights), weights.dtype))
@@ -99,7 +108,7 @@ def _numbers(name: str, value: Any) -> Array:
     return jnp.asarray(arrays(name, array(name, value), floating=True))
 
 
-def straight_through_quantized(weights: Array) -> Array:
+def straight_through_quantized(weights: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``quantized`` forwards; backwards as if nothing were rounded, and zero beyond the range.
 
     Raises:

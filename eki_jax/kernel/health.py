@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from eki_jax._types import Array, Ensemble
 from eki_jax.kernel.axes import Axes, Axis
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.particles import flatten_outputs, wide_dtype
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 #: The largest squared misfit of a particle that takes part, in medians: residuals a thousand times as long.
 OUTLIER_CUT = 1e6
@@ -21,7 +24,7 @@ _FLAGS = 2**18
 _COUNTED = 256
 
 
-def finite_particles(tree: Any) -> Array:
+def finite_particles(tree: Any) -> Bool[Array, " J"]:
     """Which particles' rows are finite in every array, shape (J,).
 
     >>> import jax.numpy as jnp

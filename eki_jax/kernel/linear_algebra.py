@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,15 @@ from jax.scipy.linalg import cho_solve
 
 from eki_jax._types import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 HIGHEST = lax.Precision.HIGHEST
 
 
-def damped_solve(matrix: Array, right: Array, damping: Array) -> tuple[Array, Array]:
+def damped_solve(
+    matrix: Float[Array, "n n"], right: Float[Array, " n *k"], damping: Float[Array, ""]
+) -> tuple[Float[Array, " n *k"], Bool[Array, ""]]:
     """``(matrix + damping I)^-1 right`` and whether Cholesky's factorization failed.
 
     Where it fails, because ``damping`` drowns in the rounding of a positive semi-definite ``matrix``, the eigenvalues
@@ -48,7 +53,7 @@ def damped_solve(matrix: Array, right: Array, damping: Array) -> tuple[Array, Ar
 
 
 @jax.custom_jvp
-def inverse_root(matrix: Array) -> tuple[Array, Array]:
+def inverse_root(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
     r"""``T = (I + S)^(-1/2)`` for a positive semi-definite S, and ``g(S)`` with ``T = I - S g(S)``.
 
     .. math:: g(s) = \frac{1}{\sqrt{1 + s}\,(1 + \sqrt{1 + s})}
@@ -84,7 +89,7 @@ def _roots(matrix: Array) -> tuple[Array, Array]:
     return vectors, jnp.sqrt(1 + values)
 
 
-def eigen(matrix: Array) -> tuple[Array, Array]:
+def eigen(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, " n"]]:
     """Eigenvectors and eigenvalues of a positive semi-definite matrix, those below zero, which are rounding, as zero.
 
     The values are NaN where the matrix is not finite, for which eigh is undefined.
@@ -97,7 +102,7 @@ def eigen(matrix: Array) -> tuple[Array, Array]:
     return vectors, jnp.where(finite, jnp.maximum(values, 0), jnp.nan)
 
 
-def spectral(vectors: Array, values: Array) -> Array:
+def spectral(vectors: Float[Array, "n k"], values: Float[Array, " k"]) -> Float[Array, "n n"]:
     """``V diag(values) V^T``, a function of the matrix with these eigenvectors.
 
     >>> spectral(jnp.eye(2), jnp.array([1.0, 2.0])).diagonal()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from eki_jax.kernel.layouts import Multiply, checked_communication, multiplier
 from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
 from eki_jax.kernel.precision import Precision, check_precision, product
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 Contraction = Literal["outputs", "particles"]
 
@@ -116,7 +119,9 @@ def _direction(
     return result
 
 
-def drift_norm(outputs: Any, cotangents: Any, *, axis_name: str | None = None, precision: Precision = None) -> Array:
+def drift_norm(
+    outputs: Any, cotangents: Any, *, axis_name: str | None = None, precision: Precision = None
+) -> Float[Array, ""]:
     r"""The paper's norm of D, ``||D||_F`` with ``D_kj = <G_k - mean G, r_j>`` and no 1/J.
 
     The paper's step ``u - h D u`` is ``u - h J direction``. Where M < J/2 the norm comes from the two M x M matrices
@@ -311,7 +316,9 @@ def _frobenius(z: Array, r: Array, axis: Axis, precision: Precision) -> Array:
     return jnp.sqrt(lax.cond(resolved | ~jnp.isfinite(square), lambda: square, by_particles))
 
 
-def centred(rows: Array, healthy: Array | None, size: int | Array, axis: Axis) -> Array:
+def centred(
+    rows: Float[Array, "j m"], healthy: Bool[Array, " j"] | None, size: int | Array, axis: Axis
+) -> Float[Array, "j m"]:
     """``rows`` minus their mean over the healthy particles of all devices; zero in the rows of the others.
 
     Args:

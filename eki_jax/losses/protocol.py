@@ -17,11 +17,14 @@ offering more:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import jax.numpy as jnp
 
 from eki_jax._types import Array, LossFn
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: How the samples' losses make the loss; None where they do not.
 Reduction = Literal["mean", "sum"] | None
@@ -193,7 +196,7 @@ def reduction_of(loss: LossFn) -> Reduction:
     return found
 
 
-def sample_means(values: Array) -> Array:
+def sample_means(values: Float[Array, " B *outputs"]) -> Float[Array, " B"]:
     """The mean of each sample's values, shape (B, ...) to (B,).
 
     Raises:

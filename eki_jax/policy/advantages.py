@@ -2,7 +2,7 @@ r"""How much better than usual an action was, from the rewards that followed."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,21 @@ import jax.numpy as jnp
 from eki_jax._checks import Within, array, real
 from eki_jax._types import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 UNIT = Within("a number in [0, 1]", low=0, high=1, low_counts=True, high_counts=True)
 
 
 def generalized_advantages(
-    rewards: Array,
-    values: Array,
-    next_values: Array,
-    terminated: Array,
-    ended: Array,
+    rewards: Float[Array, " T *envs"],
+    values: Float[Array, " T *envs"],
+    next_values: Float[Array, " T *envs"],
+    terminated: Bool[Array, " T *envs"],
+    ended: Bool[Array, " T *envs"],
     discount: Any = 0.99,
     decay: Any = 0.95,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, " T *envs"], Float[Array, " T *envs"]]:
     r"""Advantages and returns by generalized advantage estimation.
 
     .. math:: \delta_t = r_t + \gamma\, (1 - \text{terminated}_t)\, V(s'_t) - V(s_t), \qquad
@@ -72,7 +75,9 @@ def generalized_advantages(
     return advantages, advantages + values
 
 
-def returns_to_go(rewards: Array, ended: Array, discount: Any = 0.99) -> Array:
+def returns_to_go(
+    rewards: Float[Array, " T *envs"], ended: Bool[Array, " T *envs"], discount: Any = 0.99
+) -> Float[Array, " T *envs"]:
     """The discounted sums of the rewards from each step to the end of its episode, like ``rewards``.
 
     Args:

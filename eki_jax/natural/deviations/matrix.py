@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from eki_jax._checks import array, arrays, function, traceable
 from eki_jax._types import Array, Params
 from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, leaf_name, on_devices
+
+if TYPE_CHECKING:
+    from jaxtyping import Real
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["name"])
@@ -142,7 +145,7 @@ def low_rank_call(forward: Callable[..., Any], params: Params, *inputs: Any, wat
     return interpreted(forward, means, values, inputs, watcher)
 
 
-def affine(x: Array, w: Array, bias: Array) -> Array:
+def affine(x: Real[Array, "*B n"], w: Real[Array, "n k"], bias: Real[Array, " k"]) -> Real[Array, "*B k"]:
     """``x @ w + bias`` of a model of your own, its shapes checked.
 
     Args:

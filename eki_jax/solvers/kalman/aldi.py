@@ -10,7 +10,7 @@ that W_j has J components and nothing of size P x P exists. All of it is a combi
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ from eki_jax.solvers.protocol import (
     take_step,
 )
 from eki_jax.solvers.reasons import Reason
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # A drift this many times as long as a stationary one, in root mean square, is met by shorter steps.
 _FAR = 2.0
@@ -249,7 +252,9 @@ def aldi(
 
 
 @jax.custom_jvp
-def relaxation(matrix: Array) -> tuple[Array, Array, Array]:
+def relaxation(
+    matrix: Float[Array, "n n"],
+) -> tuple[Float[Array, "n n"], Float[Array, "n n"], Float[Array, "n n"]]:
     r"""``S^-1 (I - exp(-S))``, ``exp(-S)`` and ``(S^-1 (I - exp(-2 S)))^(1/2)`` of a positive semi-definite S.
 
     They have derivatives where eigenvalues coincide, which eigenvectors have not. Eigenvalues below zero are rounding

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.linear_algebra import HIGHEST
 from eki_jax.kernel.particles import wide_dtype
 from eki_jax.kernel.products import centred
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Real
 
 # Matrices of single analyses that exist at a time, and those that are kept where parameters share them.
 _ANALYSIS_BYTES = 64 * 2**20
@@ -259,7 +262,7 @@ def as_localization(value: Any) -> Localization | None:
     return Localization(fit)
 
 
-def gaspari_cohn(distance: Array) -> Array:
+def gaspari_cohn(distance: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Gaspari and Cohn's taper of a distance in radii: 1 at 0, zero from 1 on (QJRMS 125, 1999, eq. 4.10).
 
     Args:

@@ -10,7 +10,7 @@ proximal step in the metric of the analysed covariance:
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ from eki_jax.solvers.protocol import (
     health,
 )
 from eki_jax.solvers.reasons import Reason
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Steps of the interior-point and of the active-set method at most.
 _INTERIOR, _ACTIVE = 80, 20
@@ -277,7 +280,9 @@ def sparse(
     )
 
 
-def proximal_step(mean: Array, covariance: Array, weights: Array) -> tuple[Array, Array]:
+def proximal_step(
+    mean: Float[Array, " P"], covariance: Float[Array, "P P"], weights: Float[Array, " P"]
+) -> tuple[Float[Array, " P"], Float[Array, ""]]:
     r"""The minimum of :math:`\sum_i \tau_i |w_i| + \tfrac12 \|w - m\|_C^2` over w in m plus the range of C.
 
     By its dual, :math:`w = m - C q` with :math:`|q_i| \le \tau_i`, which wants no inverse of C: a number is zero where
