@@ -52,4 +52,4 @@ from eki_jax.step_sizes import frobenius_step_size as frobenius_step_size
 from eki_jax.step_sizes import paper_step_size as paper_step_size
 from eki_jax.step_sizes import su_boyd_candes as su_boyd_candes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
