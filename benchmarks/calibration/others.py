@@ -164,12 +164,8 @@ def _race_ours(problem: Problem, sizes: tuple[int, ...], seeds: range, cells: Ce
 
 def rows_of(result: dict[str, Any], problem: str) -> dict[str, dict[int, list[dict[str, Any]]]]:
     """The runs on a problem, by label and J; an empty list where a library was skipped."""
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for name, cell in result["cells"].items():
-        if name.startswith(problem + "/"):
-            settings = cell["settings"]
-            found.setdefault(settings["label"], {})[settings["particles"]] = cell["found"].get("rows", [])
-    return found
+    cells: dict[str, Any] = racing.outcomes(result, f"{problem}/")
+    return {label: {n: found.get("rows", []) for n, found in by_size.items()} for label, by_size in cells.items()}
 
 
 def linear_distance(row: dict[str, Any]) -> tuple[float, float]:

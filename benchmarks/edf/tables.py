@@ -41,20 +41,20 @@ def _stochastic(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name in names:
         row = [name, str(names[name]["gradients_per_step"])]
         for found in result["problems"].values():
-            chosen = found[name]["best"]
-            row += [f"{chosen['rate']:g}", _number(chosen["train_loss"][-1]), f"{100 * chosen['test_error'][-1]:.1f} %"]
+            row += _best(found[name])
         rows.append(row)
     return header, rows
 
 
 def _full_vs_stochastic(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for name, curve in result["curves"].items():
-        chosen = curve["best"]
-        rows.append(
-            [name, f"{chosen['rate']:g}", _number(chosen["train_loss"][-1]), f"{100 * chosen['test_error'][-1]:.1f} %"]
-        )
+    rows = [[name, *_best(curve)] for name, curve in result["curves"].items()]
     return ["EDF-G", "rate", "training loss", "test error"], rows
+
+
+def _best(curve: dict[str, Any]) -> list[str]:
+    """Rate, training loss and test error at the best of the rates."""
+    best = curve["best"]
+    return [f"{best['rate']:g}", _number(best["train_loss"][-1]), f"{100 * best['test_error'][-1]:.1f} %"]
 
 
 def _harness(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -124,3 +124,13 @@ def taught(
     if loss is CLASSES:
         targets = jnp.argmax(targets, axis=-1)
     return student._replace(batch=(x, targets))
+
+
+def spiking(currents: jax.Array) -> jax.Array:
+    """Rates (B, n) of units that leak, and spike above a half, from currents (B, T, n)."""
+    voltage, rates = jnp.zeros_like(currents[:, 0]), 0.0
+    for time in range(currents.shape[1]):
+        voltage = 0.8 * voltage + currents[:, time]
+        spikes = jnp.heaviside(voltage - 0.5, 0.0)
+        voltage, rates = voltage * (1 - spikes), rates + spikes / currents.shape[1]
+    return jnp.asarray(rates)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.models.entry import CLASSES, SQUARES, Instance, taught
+from benchmarks.models.entry import CLASSES, SQUARES, Instance, spiking, taught
 from benchmarks.models.inputs import LENGTH, VOCABULARY, images, sequences, tokens, vectors
 from eki_jax.flax import nnx_forward, quantized
 
@@ -292,13 +292,7 @@ class Spiking(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs (B, 2) of sequences (B, T, n): a readout of the rates."""
-        currents = self.inputs(x)
-        voltage, rates = jnp.zeros_like(currents[:, 0]), 0.0
-        for t in range(x.shape[1]):
-            voltage = 0.8 * voltage + currents[:, t]
-            spikes = jnp.heaviside(voltage - 0.5, 0.0)
-            voltage, rates = voltage * (1 - spikes), rates + spikes / x.shape[1]
-        return self.readout(rates)
+        return self.readout(spiking(self.inputs(x)))
 
 
 class Quantized(nnx.Linear):

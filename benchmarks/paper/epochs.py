@@ -34,6 +34,15 @@ class Size(NamedTuple):
         return f"J = {self.particles}, {self.epochs} epochs, batch {self.batch}{images}"
 
 
+def sizes(epochs: int) -> dict[str, dict[str, Size]]:
+    """Sizes by preset and network's label, with so many epochs in ``cpu``."""
+    return {
+        "smoke": {"DNN 1": Size(8, 50, 2, 100)},
+        "cpu": {"DNN 1": Size(2000, 600, epochs), "DNN 2": Size(300, 600, epochs, 20_000)},
+        "full": {"DNN 1": Size(2000, 600, 20), "DNN 2": Size(2000, 600, 20)},
+    }
+
+
 def observed(
     name: str, sizes: dict[str, Size], look: Callable[[Method, Problem, Size], Look], data: Path | None, seed: int
 ) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:

@@ -17,14 +17,10 @@ import numpy as np
 import eki_jax
 from benchmarks.harness.figures import band, legend, panels, save, whole_numbers
 from benchmarks.paper.common import Found, row
-from benchmarks.paper.epochs import Size, observed
+from benchmarks.paper.epochs import observed, sizes
 
 TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure 8)"
-SIZES = {
-    "smoke": {"DNN 1": Size(8, 50, 2, 100)},
-    "cpu": {"DNN 1": Size(2000, 600, 5), "DNN 2": Size(300, 600, 5, 20_000)},
-    "full": {"DNN 1": Size(2000, 600, 20), "DNN 2": Size(2000, 600, 20)},
-}
+SIZES = sizes(epochs=5)
 
 
 def measure(preset: str, data: Path | None, seed: int) -> Found:

@@ -10,16 +10,12 @@ import numpy as np
 
 from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper.common import Found, row
-from benchmarks.paper.epochs import Look, Size, observed
+from benchmarks.paper.epochs import Look, Size, observed, sizes
 from benchmarks.problems.registry import Problem
 from eki_jax.training import Method
 
 TITLE = "EKI on DNN 1 and 2: every particle's accuracy against the mean's (Figure 7)"
-SIZES = {
-    "smoke": {"DNN 1": Size(8, 50, 2, 100)},
-    "cpu": {"DNN 1": Size(2000, 600, 4), "DNN 2": Size(300, 600, 4, 20_000)},
-    "full": {"DNN 1": Size(2000, 600, 20), "DNN 2": Size(2000, 600, 20)},
-}
+SIZES = sizes(epochs=4)
 
 
 def measure(preset: str, data: Path | None, seed: int) -> Found:

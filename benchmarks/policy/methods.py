@@ -29,30 +29,15 @@ def build(network: Network, task: dict[str, Any]) -> Run:
 
 
 def _natural(network: Network, task: dict[str, Any]) -> Run:
-    agent = policy.natural_policy_gradient(
-        network.environment,
-        network.forward,
-        network.distribution,
-        network.value,
-        particles=task["particles"],
-        divergence=task["divergence"],
-        **_collection(task),
-    )
+    own = {"particles": task["particles"], "divergence": task["divergence"]}
+    agent = policy.natural_policy_gradient(*_parts(network), **own, **_collection(task))
     return _of_learner(network, agent)
 
 
 def _per_sample(network: Network, task: dict[str, Any]) -> Run:
     """PPO's settings below, with gradients from noise."""
-    agent = policy.clipped_policy_gradient(
-        network.environment,
-        network.forward,
-        network.distribution,
-        network.value,
-        _optimizer(task),
-        particles=task["particles"],
-        entropy=_entropy(network),
-        **_collection(task),
-    )
+    own = {"particles": task["particles"], "entropy": _entropy(network)}
+    agent = policy.clipped_policy_gradient(*_parts(network), _optimizer(task), **own, **_collection(task))
     return _of_learner(network, agent)
 
 
@@ -64,6 +49,10 @@ def _ppo(network: Network, task: dict[str, Any]) -> Run:
     critic = policy.Part(network.value, _descent(network.value, squares, _optimizer(task)), 4, 8)
     agent = policy.learner(network.environment, network.distribution, actor, critic, **_collection(task))
     return _of_learner(network, agent)
+
+
+def _parts(network: Network) -> tuple[Any, ...]:
+    return network.environment, network.forward, network.distribution, network.value
 
 
 def _optimizer(task: dict[str, Any]) -> optax.GradientTransformation:

@@ -73,9 +73,11 @@ def predict(
 ) -> list[Row]:
     """All layouts for one number of devices; ``particles`` is J, or J per device for weak scaling."""
     total = particles * devices if scaling == "weak" else math.ceil(particles / devices) * devices
-    alone = _cost("all_reduce", network, particles, 1, machine, messages)
-    alone = min(alone, _cost("gather", network, particles, 1, machine, messages), key=lambda cost: cost.seconds)
-    costs = {one: _cost(one, network, total, devices, machine, messages) for one in sharding.COMMUNICATIONS}
+    settings: dict[str, Any] = {"machine": machine, "forward_flops": network.forward_flops, "messages": messages}
+    sizes = network.outputs, network.parameters
+    of_one = [sharding.step_cost(one, particles, *sizes, 1, **settings) for one in ("all_reduce", "gather")]
+    alone = min(of_one, key=lambda cost: cost.seconds)
+    costs = {one: sharding.step_cost(one, total, *sizes, devices, **settings) for one in sharding.COMMUNICATIONS}
     best = min(costs, key=lambda layout: costs[layout].seconds)  # the first of equals
 
     def row(communication: str, cost: sharding.Cost) -> Row:
@@ -105,21 +107,6 @@ def winners(rows: list[Row]) -> dict[str, Any]:
         if row.wins and row.devices > 1:
             found.setdefault(f"{row.network}, {row.scaling}", {}).setdefault(row.communication, []).append(row.devices)
     return found
-
-
-def _cost(
-    communication: Any, network: Network, particles: int, devices: int, machine: sharding.Machine, messages: int
-) -> sharding.Cost:
-    return sharding.step_cost(
-        communication,
-        particles,
-        network.outputs,
-        network.parameters,
-        devices,
-        machine=machine,
-        forward_flops=network.forward_flops,
-        messages=messages,
-    )
 
 
 def _network(module: Any, shape: tuple[int, ...], particles: int) -> Network:
