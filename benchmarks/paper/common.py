@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks.harness import store
@@ -50,6 +52,12 @@ def row(name: str, quantity: str, paper: float | None, ours: Any, note: str = ""
 def skipped(name: str, quantity: str, paper: float | None, reason: str) -> dict[str, Any]:
     """A line for what did not run, with the reason."""
     return row(name, quantity, paper, None, f"not run: {reason}")
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What a function returns, as NumPy's arrays, and the seconds that it took."""
+    started = time.perf_counter()
+    return jax.tree.map(np.asarray, function(*arguments)), time.perf_counter() - started
 
 
 def finish(

@@ -16,7 +16,6 @@ What the paper leaves open, and what is taken here:
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ import optax
 
 import eki_jax
 from benchmarks.harness.figures import band, legend, panels, save
-from benchmarks.paper.common import Found, row, skipped
+from benchmarks.paper.common import Found, row, skipped, timed
 from benchmarks.problems.files import MissingFile
 from benchmarks.problems.tables import Series
 from eki_jax.flax import TanhRNN, linen_forward
@@ -73,8 +72,8 @@ def measure_series(load: Any, paper: dict[str, float], preset: str, data: Path |
         return Found({"rows": rows})
     series = series._replace(train_x=series.train_x[: settings.samples], train_y=series.train_y[: settings.samples])
     keys = jax.random.split(jax.random.key(seed), settings.seeds)
-    eki, seconds = _timed(learn_by_eki, series, settings, keys)
-    ogd, ogd_seconds = _timed(learn_by_ogd, series, settings, keys)
+    eki, seconds = timed(learn_by_eki, series, settings, keys)
+    ogd, ogd_seconds = timed(learn_by_ogd, series, settings, keys)
     samples = settings.seeds * len(series.train_x)
     rows, numbers = [], {}
     for name, learned, passes in (("ogd", ogd, 3), ("eki", eki, PARTICLES)):
@@ -178,12 +177,6 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 def _test(cell: Any, params: Any, hidden: jax.Array, series: Series) -> tuple[jax.Array, jax.Array]:
     _, outputs = predict_stream(cell, params, hidden, jnp.asarray(series.test_x))
     return jnp.mean((outputs - series.test_y) ** 2), outputs[:, 0]
-
-
-def _timed(learn: Any, *arguments: Any) -> tuple[Learned, float]:
-    started = time.perf_counter()
-    learned = jax.tree.map(np.asarray, learn(*arguments))
-    return learned, time.perf_counter() - started
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

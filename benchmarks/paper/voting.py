@@ -14,7 +14,6 @@ What the paper leaves open, and what is taken here:
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ import numpy as np
 
 import eki_jax
 from benchmarks.harness.figures import legend, panels, save
-from benchmarks.paper.common import Found, row, skipped
+from benchmarks.paper.common import Found, row, skipped, timed
 from benchmarks.paper.pcn import pcn
 from benchmarks.problems import tables
 from benchmarks.problems.files import MissingFile
@@ -68,9 +67,9 @@ def measure(preset: str, data: Path | None, seed: int) -> Found:
     fiedler = float(max(np.mean(cut == votes.labels), np.mean(cut == -votes.labels)))
     observed = draw_labels(votes.labels, settings.draws, seed)
     key = jax.random.key(seed)
-    eki, seconds = _timed(run_eki, key, basis, votes.labels, observed, settings)
-    all_modes, _ = _timed(run_eki, key, whole, votes.labels, observed, settings)
-    mcmc, mcmc_seconds = _timed(run_mcmc, key, basis, votes.labels, observed, settings)
+    eki, seconds = timed(run_eki, key, basis, votes.labels, observed, settings)
+    all_modes, _ = timed(run_eki, key, whole, votes.labels, observed, settings)
+    mcmc, mcmc_seconds = timed(run_mcmc, key, basis, votes.labels, observed, settings)
     summary = {
         "fiedler_final": fiedler,
         "eki_final": float(np.median(eki["final"])),
@@ -162,11 +161,6 @@ def run_mcmc(
 
     keys = jax.random.split(jax.random.fold_in(key, 1), len(observed))
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(jnp.asarray(observed), keys))
-
-
-def _timed(function: Any, *arguments: Any) -> tuple[dict[str, np.ndarray], float]:
-    started = time.perf_counter()
-    return function(*arguments), time.perf_counter() - started
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
