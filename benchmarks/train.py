@@ -50,7 +50,8 @@ def parser() -> Parser:
     add("--sigma", metavar="S", type=float, help="of natural-eki*: scale of the deviations (default: 0.1)")
     add("--damping", metavar="L", type=float, help=f"of natural-eki*: lambda (default: {_DAMPINGS})")
     add("--rank", metavar="R", type=int, help="of natural-eki-lowrank (default: 1)")
-    add("--rate", metavar="E", type=float, help="of natural-eki*: eta (default: 1, or 0.5 if localized)")
+    words = "of natural-eki*: share of a step that is taken (default: 1, or 0.5 if localized)"
+    add("--eta", "--rate", dest="rate", metavar="E", type=float, help=words)
     words = "of natural-eki*: largest squared norm of a step (default: none, or 3 if localized)"
     add("--norm-constraint", metavar="N", type=float, help=words)
     words = (

@@ -41,6 +41,11 @@ def sequential(*layers: Any) -> Make:
     return make
 
 
+def linears(key: jax.Array, *sizes: tuple[int, int]) -> list[eqx.nn.Linear]:
+    """Dense layers from so many numbers to so many."""
+    return [eqx.nn.Linear(n, m, key=k) for (n, m), k in zip(sizes, jax.random.split(key, len(sizes)), strict=True)]
+
+
 def channels_first(**options: Any) -> jax.Array:
     """Images of shape (B, c, h, h)."""
     return jnp.moveaxis(images(**options), -1, 1)
@@ -92,8 +97,7 @@ class BatchNormed(eqx.Module):
     last: eqx.nn.Linear
 
     def __init__(self, key: jax.Array) -> None:
-        one, two = jax.random.split(key)
-        self.first, self.last = eqx.nn.Linear(4, 6, key=one), eqx.nn.Linear(6, 3, key=two)
+        self.first, self.last = linears(key, (4, 6), (6, 3))
         self.norm = eqx.nn.BatchNorm(6, axis_name="batch", mode="batch")
 
     def __call__(self, x: jax.Array, state: eqx.nn.State) -> tuple[jax.Array, eqx.nn.State]:
@@ -142,9 +146,7 @@ def weight_norm() -> Instance:
     """A dense layer whose weights are a direction and a length."""
 
     def make(key: jax.Array) -> Any:
-        first, last = (
-            eqx.nn.Linear(n, m, key=k) for n, m, k in zip((4, 6), (6, 3), jax.random.split(key), strict=True)
-        )
+        first, last = linears(key, (4, 6), (6, 3))
         return eqx.nn.Sequential([eqx.nn.WeightNorm(first), eqx.nn.Lambda(jnp.tanh), last])
 
     return fit(make, vectors())
@@ -276,8 +278,8 @@ class Lifted(eqx.Module):
     lift: Callable[[Any], Any] = eqx.field(static=True)
 
     def __init__(self, key: jax.Array, lift: Callable[[Any], Any]) -> None:
-        one, two = jax.random.split(key)
-        self.first, self.last, self.lift = eqx.nn.Linear(4, 6, key=one), eqx.nn.Linear(6, 3, key=two), lift
+        self.first, self.last = linears(key, (4, 6), (6, 3))
+        self.lift = lift
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs (3,) of one sample."""
@@ -349,9 +351,7 @@ class Heads(eqx.Module):
     shape: eqx.nn.Linear
 
     def __init__(self, key: jax.Array) -> None:
-        one, two, three = jax.random.split(key, 3)
-        self.trunk, self.place = eqx.nn.Linear(4, 6, key=one), eqx.nn.Linear(6, 2, key=two)
-        self.shape = eqx.nn.Linear(6, 3, key=three)
+        self.trunk, self.place, self.shape = linears(key, (4, 6), (6, 2), (6, 3))
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """Outputs (2,) and (3,) of one sample."""
@@ -367,9 +367,7 @@ class TwoInputs(eqx.Module):
     readout: eqx.nn.Linear
 
     def __init__(self, key: jax.Array) -> None:
-        one, two, three = jax.random.split(key, 3)
-        self.left, self.right = eqx.nn.Linear(4, 5, key=one), eqx.nn.Linear(3, 5, key=two)
-        self.readout = eqx.nn.Linear(5, 2, key=three)
+        self.left, self.right, self.readout = linears(key, (4, 5), (3, 5), (5, 2))
 
     def __call__(self, x: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Outputs (2,) of one sample."""

@@ -169,7 +169,7 @@ def test_low_rank_learns_the_digits(tmp_path: Path, capsys: Any) -> None:
 def test_flags_are_kept_on_resume(tmp_path: Path, capsys: Any) -> None:
     """Flags of the natural methods are kept on resume."""
     arguments = ["--method", "natural-eki", "--particles", "20", "--batch", "700", "--epochs", "1", "--quiet"]
-    given = ["--sigma", "0.2", "--damping", "0.03", "--rate", "0.7", "--norm-constraint", "2"]
+    given = ["--sigma", "0.2", "--damping", "0.03", "--eta", "0.7", "--norm-constraint", "2"]
     assert train.main([*arguments, *given, "--out", str(tmp_path)]) == 0
     first = summary_of(capsys)
     assert [first[name] for name in ("sigma", "damping", "rate", "norm_constraint")] == [0.2, 0.03, 0.7, 2.0]
