@@ -43,26 +43,24 @@ def kalman_step(problem: Problem, **settings: Any) -> eki_jax.Solver:
     return solver._replace(step=step)
 
 
-# Forward passes that a gradient counts for: a backward pass is two.
-PASSES = 3
-
-
-class Descent(NamedTuple):
-    """Steps along the gradient that backpropagation finds, beside which methods without one are shown.
+class Steps(NamedTuple):
+    """A method that moves one particle.
 
     Attributes:
-        init: Function ``init(params, key=None) -> state``; there is nothing to draw.
+        init: Function ``init(params, key) -> state``; without a key where nothing is drawn.
         step: Function ``step(state, batch) -> (state, loss)``.
         estimate: Function ``estimate(state) -> params``.
+        passes: Forward passes that a step counts for, of each sample.
     """
 
     init: Callable[..., Any]
     step: Callable[[Any, Any], tuple[Any, Any]]
     estimate: Callable[[Any], Any]
+    passes: int
 
 
-def descent(loss: Callable[[Any, Any], jax.Array], transformation: optax.GradientTransformation) -> Descent:
-    """An optimizer's steps down ``loss(params, batch)``."""
+def descent(loss: Callable[[Any, Any], jax.Array], transformation: optax.GradientTransformation) -> Steps:
+    """An optimizer's steps down ``loss(params, batch)`` by backpropagation, beside which the others are shown."""
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
         params, inner = state
@@ -70,7 +68,8 @@ def descent(loss: Callable[[Any, Any], jax.Array], transformation: optax.Gradien
         updates, inner = transformation.update(gradients, inner, params)
         return (optax.apply_updates(params, updates), inner), value
 
-    return Descent(lambda params, key=None: (params, transformation.init(params)), step, lambda state: state[0])
+    init = lambda params, key=None: (params, transformation.init(params))
+    return Steps(init, step, lambda state: state[0], passes=3)  # a backward pass counts for two
 
 
 def gradient(
@@ -96,7 +95,7 @@ def gradient(
         lambda key: by.init(problem.prior.sample(key)),
         step,
         lambda state, x, labels: particle_accuracy(problem.logits, by.estimate(state), x, labels),
-        passes=lambda size: PASSES,
+        passes=lambda size: by.passes,
         compiled_loop=jax.default_backend() != "cpu",  # on processors, gradients of convolutions are slow in one
         estimate=by.estimate,
     )

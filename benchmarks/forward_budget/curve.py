@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,34 +12,17 @@ import numpy as np
 from jax import lax
 
 from benchmarks.problems.registry import Problem
+from eki_jax.training import Method
 
 
-class Run(NamedTuple):
-    """A method as the curve needs it.
-
-    Attributes:
-        init: ``init(key) -> state``.
-        step: ``step(state, key, (x, labels)) -> state``.
-        position: ``position(state) -> params``, what the method predicts with.
-        passes: Forward passes that a step spends on a sample.
-        compiled_loop: As :class:`eki_jax.training.Method` has it: False for steps that are slower inside a loop.
-    """
-
-    init: Callable[[jax.Array], Any]
-    step: Callable[[Any, jax.Array, Any], Any]
-    position: Callable[[Any], Any]
-    passes: int
-    compiled_loop: bool = True
-
-
-def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
+def follow(problem: Problem, method: Method, task: dict[str, Any]) -> dict[str, Any]:
     """Train until the budget is spent; batches are drawn without replacement within every epoch.
 
     Args:
         problem: Its training set and test set.
-        run: The method.
+        method: Its initial state, step, estimate and passes.
         task: ``batch``, ``seed``, ``budget`` (sample-forward passes in all) and ``every`` (how many between two
-            measurements, rounded down to whole steps, at least one).
+            measurements, rounded down to whole steps, at least one); and ``particles``, where it has some.
 
     Returns:
         The task with ``passes``, ``seconds`` (of the steps alone: neither compilation nor measuring) and
@@ -49,7 +32,7 @@ def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
         ValueError: The budget does not pay for one step.
     """
     batch = min(task["batch"], len(problem.train[1]))
-    cost = run.passes * batch
+    cost = method.passes(task.get("particles", 1)) * batch
     if cost > task["budget"]:
         raise ValueError(f"budget: {task['budget']} passes; wanted at least the {cost} of one step")
     steps = max(1, task["every"] // cost)
@@ -57,20 +40,20 @@ def follow(problem: Problem, run: Run, task: dict[str, Any]) -> dict[str, Any]:
     first_key, key = jax.random.split(jax.random.key(task["seed"]))
 
     def one(state: Any, rows: jax.Array, index: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
-        return run.step(state, jax.random.fold_in(key, index), (x[rows], labels[rows]))
+        return method.step(state, jax.random.fold_in(key, index), (x[rows], labels[rows]))[0]
 
     def several(state: Any, chosen: jax.Array, indices: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
         body = lambda state, inputs: (one(state, *inputs, x, labels), None)
         return lax.scan(body, state, (chosen, indices))[0]
 
     def accuracy(state: Any, test_x: jax.Array, test_labels: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.argmax(problem.logits(run.position(state), test_x), axis=-1) == test_labels)
+        return jnp.mean(jnp.argmax(problem.logits(method.estimate(state), test_x), axis=-1) == test_labels)
 
     batches = _batches(len(problem.train[1]), batch, task["seed"])
     chosen = jnp.stack([next(batches) for _ in range(steps)])
-    state = jax.jit(run.init)(first_key)
+    state = jax.jit(method.init)(first_key)
     started = time.perf_counter()
-    if run.compiled_loop:
+    if method.compiled_loop:
         advance = jax.jit(several).lower(state, chosen, jnp.arange(steps), x, labels).compile()
     else:
         step = jax.jit(one).lower(state, chosen[0], jnp.int32(0), x, labels).compile()

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.forward_budget.curve import follow
 from benchmarks.performance.peers.timing import serve
 from benchmarks.problems import registry
 from benchmarks.problems.data import Dataset
 from benchmarks.problems.registry import Problem
+from eki_jax.metrics import particle_accuracy
+from eki_jax.training import Method
 
 
 def strategy(name: str, template: Any, task: dict[str, Any]) -> tuple[Any, Any]:
@@ -57,12 +59,10 @@ def run(task: dict[str, Any], problem: Problem) -> dict[str, Any]:
             logits = problem.particle_logits(params, x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-        return algorithm.tell(tell, population, jax.vmap(fitness)(population), state, parameters)[0]
+        return algorithm.tell(tell, population, jax.vmap(fitness)(population), state, parameters)[0], {}
 
-    def position(state: Any) -> Any:
-        return algorithm.get_mean(state)
-
-    return follow(problem, Run(init, step, position, passes=task["particles"]), task)
+    accuracy = lambda state, x, labels: particle_accuracy(problem.logits, algorithm.get_mean(state), x, labels)
+    return follow(problem, Method(init, step, accuracy, estimate=algorithm.get_mean), task)
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:

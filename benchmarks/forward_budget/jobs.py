@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import methods
-from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.forward_budget.curve import follow
 from benchmarks.forward_budget.settings import RIVALS
 from benchmarks.harness.peers import ask, python_of
 from benchmarks.problems import registry
@@ -37,18 +37,17 @@ def ours(task: dict[str, Any], data: Path | None = None) -> dict[str, Any]:
     rates = task.get("learning_rate", 0.1), task.get("momentum", 0.9)
     particles = task.get("particles", 1)
     method = methods.get(task["method"], problem, particles, *rates, natural)
+    if method.redraw is None:
+        return follow(problem, method, task)
     batches_an_epoch = max(1, len(problem.train[1]) // task["batch"])
 
-    def step(state: Any, key: jax.Array, batch: Any) -> Any:
-        if method.redraw is not None:  # EKI(R): the particles are redrawn between epochs
-            redraw = lambda state: method.redraw(state, jax.random.fold_in(key, 1), particles)
-            last = state.count % batches_an_epoch == batches_an_epoch - 1
-            state, _ = method.step(state, key, batch)
-            return jax.lax.cond(last, redraw, lambda state: state, state)
-        return method.step(state, key, batch)[0]
+    def step(state: Any, key: jax.Array, batch: Any) -> Any:  # EKI(R): the particles are redrawn between epochs
+        redraw = lambda state: method.redraw(state, jax.random.fold_in(key, 1), particles)
+        last = state.count % batches_an_epoch == batches_an_epoch - 1
+        state, metrics = method.step(state, key, batch)
+        return jax.lax.cond(last, redraw, lambda state: state, state), metrics
 
-    passes = method.passes(particles)
-    return follow(problem, Run(method.init, step, method.estimate, passes, method.compiled_loop), task)
+    return follow(problem, method._replace(step=step), task)
 
 
 def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import optax
 from benchmarks.harness.command import Refused
 from benchmarks.language.decoder import Decoder
 from benchmarks.language.text import Text, windows
-from benchmarks.methods import PASSES, descent
+from benchmarks.methods import Steps, descent
 from eki_jax import natural
 from eki_jax.checkpoints import Checkpoints
 from eki_jax.flax import linen_forward
@@ -39,22 +39,6 @@ class Model(NamedTuple):
     forward: Callable[[Any, Any], Any]
     start: Callable[[jax.Array], Any]
     loss: Any
-
-
-class Method(NamedTuple):
-    """How it is trained.
-
-    Attributes:
-        init: function of parameters and a key, the state.
-        step: function of a state and a batch, the next state and the loss.
-        estimate: function of a state, the parameters.
-        passes: number of forward passes that a step counts for, of each sample.
-    """
-
-    init: Callable[[Any, jax.Array], Any]
-    step: Callable[[Any, Any], tuple[Any, jax.Array]]
-    estimate: Callable[[Any], Any]
-    passes: int
 
 
 class Progress(NamedTuple):
@@ -83,7 +67,7 @@ def _nats(logits: jax.Array, following: jax.Array) -> jax.Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
 
 
-def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Method:
+def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
     """Noise of every character's own, slopes by least squares, and a learned prediction of them."""
     example = jnp.zeros((1, settings["context"]), jnp.int32)
     # Thousands of numbers a character and few particles: what these cannot tell must not be left out.
@@ -91,14 +75,14 @@ def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTr
     return _of_solver(found, settings, optimizer, natural.per_sample(causal=True, feedback=feedback))
 
 
-def node_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Method:
+def node_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
     """Node perturbation with credit for each character: noise times the later characters' change of the loss."""
     return _of_solver(found, settings, optimizer, natural.per_sample("covariance", causal=True))
 
 
 def _of_solver(
     found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation, deviations: natural.Deviations
-) -> Method:
+) -> Steps:
     solver = natural.natural_gradient(
         found.forward,
         found.loss,
@@ -112,17 +96,17 @@ def _of_solver(
         state, info = solver.step(state, batch)
         return state, jnp.where(info.moved, info.loss, jnp.nan)
 
-    return Method(solver.init, step, solver.estimate, solver.passes(settings["passes"]))
+    return Steps(solver.init, step, solver.estimate, solver.passes(settings["passes"]))
 
 
-def backpropagation(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Method:
+def backpropagation(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
     """The gradient itself."""
     del settings
     loss = lambda params, batch: jnp.asarray(found.loss(found.forward(params, batch[0]), batch[1]))
-    return Method(*descent(loss, optimizer), PASSES)
+    return descent(loss, optimizer)
 
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, Callable[..., Steps]] = {
     "natural-eki-per-sample": by_noise,
     "node-noise": node_noise,
     "msgd": backpropagation,

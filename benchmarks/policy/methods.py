@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import eki_jax
-from benchmarks.methods import Descent, descent
+from benchmarks.methods import Steps, descent
 from benchmarks.policy.curve import Run, Used
 from benchmarks.policy.networks import Network
 from benchmarks.policy.settings import TASKS
@@ -86,7 +86,7 @@ class Taken(NamedTuple):
     reason: jax.Array
 
 
-def _descent(forward: Any, loss: Any, optimizer: optax.GradientTransformation) -> Descent:
+def _descent(forward: Any, loss: Any, optimizer: optax.GradientTransformation) -> Steps:
     """Descent as a solver, by derivatives of the model: for comparison."""
     by = descent(lambda params, batch: loss(forward(params, batch[0]), batch[1]), optimizer)
 

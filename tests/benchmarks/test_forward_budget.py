@@ -15,9 +15,10 @@ pytest.importorskip("sklearn")
 
 from benchmarks.__main__ import main
 from benchmarks.forward_budget import cli, jobs, settings, summary
-from benchmarks.forward_budget.curve import Run, follow
+from benchmarks.forward_budget.curve import follow
 from benchmarks.harness import store
 from benchmarks.problems import registry
+from eki_jax.training import Method
 
 pytestmark = pytest.mark.benchmarks
 
@@ -27,11 +28,11 @@ def digits() -> registry.Problem:
     return registry.get("digits-dnn")
 
 
-def counting(passes: int) -> Run:
+def counting(passes: int) -> Method:
     """Counts its steps, and remembers the least and the largest key and the images it saw."""
     init = lambda key: (jnp.int32(0), jnp.zeros(10))
-    step = lambda state, key, batch: (state[0] + 1, state[1] + jnp.bincount(batch[1], length=10))
-    return Run(init, step, lambda state: state, passes)
+    step = lambda state, key, batch: ((state[0] + 1, state[1] + jnp.bincount(batch[1], length=10)), {})
+    return Method(init, step, lambda *of: None, passes=lambda particles: passes)
 
 
 def test_a_curve_keeps_to_its_budget(digits: registry.Problem) -> None:
@@ -62,9 +63,7 @@ def test_steps_one_by_one_are_the_loops(digits: registry.Problem) -> None:
     """Steps one by one are those of the compiled loop."""
     task = {"batch": 100, "seed": 0, "budget": 3_000, "every": 600}
     method = jobs.methods.get("msgd", digits, 1, 0.1, 0.9)
-    step = lambda state, key, batch: method.step(state, key, batch)[0]
-    run = Run(method.init, step, method.estimate, 3)
-    loop, one_by_one = (follow(digits, run._replace(compiled_loop=loop), task) for loop in (True, False))
+    loop, one_by_one = (follow(digits, method._replace(compiled_loop=loop), task) for loop in (True, False))
     assert loop["test_accuracy"] == one_by_one["test_accuracy"]
     assert loop["test_accuracy"][-1] > loop["test_accuracy"][0]
 
@@ -74,7 +73,7 @@ def test_batches_without_replacement(digits: registry.Problem) -> None:
     labels = digits.train[1]
     seen = []
     problem = digits._replace(logits=lambda state, x: jax.nn.one_hot(jnp.zeros(len(x), int), 10))
-    run = counting(1)._replace(position=lambda state: jax.debug.callback(seen.append, state[1]) or state)
+    run = counting(1)._replace(estimate=lambda state: jax.debug.callback(seen.append, state[1]) or state)
     follow(problem, run, {"batch": 479, "seed": 0, "budget": 1437, "every": 1437})
     jax.effects_barrier()
     assert np.array_equal(np.max(np.stack(seen), axis=0), np.bincount(labels, minlength=10))
@@ -83,7 +82,11 @@ def test_batches_without_replacement(digits: registry.Problem) -> None:
 def test_passes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient counts three passes and a natural step its particles."""
     counted = {}
-    monkeypatch.setattr(jobs, "follow", lambda problem, run, task: counted.update({task["method"]: run.passes}) or {})
+    monkeypatch.setattr(
+        jobs,
+        "follow",
+        lambda problem, run, task: counted.update({task["method"]: run.passes(task.get("particles", 1))}) or {},
+    )
     for method in ("msgd", "natural-eki-lowrank", "natural-eki", "eki-r"):
         jobs.ours(settings.task(settings.PRESETS["smoke"], "digits-dnn", method, 0))
     # A natural step evaluates the mean before and after it, and the localized estimate looks at it besides.
@@ -104,7 +107,7 @@ def test_eki_r_redraws_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "follow", lambda problem, run, task: runs.append((problem, run)) or {})
     jobs.ours({"problem": "digits-dnn", "method": "eki-r", "particles": 4, "batch": 700})  # two steps an epoch
     problem, run = runs[0]
-    state, step = run.init(jax.random.key(0)), jax.jit(run.step)
+    state, step = run.init(jax.random.key(0)), jax.jit(lambda *of: run.step(*of)[0])
     anomalies = []
     for index in range(2):
         state = step(state, jax.random.key(index), (problem.train[0][:700], problem.train[1][:700]))

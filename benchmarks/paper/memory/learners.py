@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import eki_jax
-from benchmarks.methods import PASSES, descent
+from benchmarks.methods import descent
 from benchmarks.paper.memory.networks import Network
 from benchmarks.paper.memory.tasks import Task
 from eki_jax import natural
@@ -221,7 +221,7 @@ def _through_time(rule: Callable[[float], Any]) -> Callable[[Network, Task, floa
     def build(network: Network, task: Task, rate: float) -> Learner:
         loss = lambda params, batch: task.mean_loss(network.forward(params, batch[0]), batch[1])
         by = descent(loss, _clipped(rule(rate)))
-        return Learner(by.init, _stepping(by), by.estimate, PASSES, BATCH)
+        return Learner(by.init, _stepping(by), by.estimate, by.passes, BATCH)
 
     return build
 
