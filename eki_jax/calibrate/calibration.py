@@ -368,8 +368,6 @@ class Calibration:
                 raise TypeError(f"{name}: None; wanted that of the saved calibration, which no file can hold")
         if prior is not None and not isinstance(prior, Mapping):
             raise TypeError(f"prior: a {type(prior).__name__}; wanted a dict of the priors that the file does not hold")
-        if prior is not None and not isinstance(prior, Mapping):
-            raise TypeError(f"prior: a {type(prior).__name__}; wanted a dict of the priors that the file does not hold")
         given = dict(prior or {})
         entries = {}
         for name, spec in header["prior"].items():

@@ -152,6 +152,8 @@ def from_distribution(distribution: Any, *, key: Any = None) -> Any:
     >>> round(float(mean), 6), round(float(sd), 6)
     (0.4, 0.2)
     """
+    if isinstance(distribution, type):
+        raise TypeError(f"distribution: {distribution!r}; wanted one with its parameters, not a class")
     quantile = getattr(distribution, "icdf", None) or getattr(distribution, "ppf", None)
     why = "it has no icdf or ppf"
     if quantile is not None and not getattr(distribution, "event_shape", ()):

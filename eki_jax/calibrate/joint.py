@@ -228,5 +228,8 @@ def _as_group(name: Any, entry: Any) -> Group:
         members = {member or name: marginal for member, marginal in entry.members.items()}
         return entry._replace(members=members)
     if not isinstance(entry, Marginal):
-        raise TypeError(f"prior[{name!r}]: {entry!r}; wanted a prior such as normal(0.0, 1.0) or positive(2.0, 1.0)")
+        raise TypeError(
+            f"prior[{name!r}]: {entry!r}; wanted a prior such as normal(0.0, 1.0) or positive(2.0, 1.0), or "
+            "from_distribution() of another library's"
+        )
     return Group({name: entry}, np.eye(entry.size), entry.spec)

@@ -40,7 +40,8 @@ def map_particles(
 
     ``executor`` is any :class:`concurrent.futures.Executor`: a :class:`concurrent.futures.ThreadPoolExecutor`,
     :func:`process_pool` of this package, ``dask.distributed.Client(...).get_executor()`` (the extra ``cluster``), or
-    ``mpi4py.futures.MPIPoolExecutor()`` in a program started with ``mpiexec -n 9 python -m mpi4py.futures script.py``.
+    ``mpi4py.futures.MPIPoolExecutor()`` in a program started with ``mpiexec -n 9 python -m mpi4py.futures script.py``,
+    where a rank that dies ends the program: only what ``directory`` keeps is there afterwards.
 
     A member that takes longer than ``timeout`` counts as failed and blocks nothing. In :func:`process_pool` its process
     is ended, whatever it is doing. Elsewhere it runs on a thread that is left behind: Python cannot stop a thread, so

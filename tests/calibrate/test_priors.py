@@ -223,6 +223,30 @@ def test_distributions_of_jax() -> None:
     assert np.isfinite(prior.transform(np.array([-30.0, 30.0]))).all()
 
 
+def test_distributions_of_numpyro() -> None:
+    """By their inverse where they have one, entry by entry; else drawn from, within their support."""
+    numpyro = pytest.importorskip("numpyro.distributions")
+    z = np.linspace(-3, 3, 13)
+    wanted = calibrate.positive(np.exp(0.125), np.exp(0.125) * np.sqrt(np.expm1(0.25))).transform(z)
+    np.testing.assert_allclose(calibrate.from_distribution(numpyro.LogNormal(0.0, 0.5)).transform(z), wanted, rtol=1e-4)
+    batch = calibrate.from_distribution(numpyro.Normal(np.arange(3.0), np.array([1.0, 2.0, 3.0])))
+    np.testing.assert_allclose(batch.moments(), [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], rtol=1e-4, atol=1e-4)
+    between = calibrate.from_distribution(numpyro.TruncatedNormal(0.0, 1.0, low=0.0, high=2.0))
+    assert 0 < between.transform(np.array(-60.0)) < between.transform(np.array(60.0)) < 2
+
+    key = jax.random.key(0)
+    for drawn in (numpyro.Gamma(2.0, 1.0), numpyro.MultivariateNormal(np.zeros(2), np.eye(2))):
+        with pytest.raises(TypeError, match=r"key: None; .*has to be drawn from"):
+            calibrate.from_distribution(drawn)
+    gamma = calibrate.from_distribution(numpyro.Gamma(2.0, 1.0), key=key)
+    assert float(gamma.moments()[0]) == pytest.approx(2.0, rel=0.05)
+    assert gamma.transform(np.array(-60.0)) > 0
+    covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+    pair = calibrate.from_distribution(numpyro.MultivariateNormal(np.zeros(2), covariance), key=key)
+    values = calibrate.joint({"a": pair}).to_physical({"a": np.random.default_rng(0).normal(size=(20_000, 2))})["a"]
+    np.testing.assert_allclose(np.cov(values, rowvar=False), covariance, atol=0.1)
+
+
 JOINT = calibrate.joint({"a": calibrate.normal(0.0, 1.0), "b": calibrate.normal(0.0, 1.0, shape=2)})
 BAD = [
     (lambda: calibrate.normal(0.0, 0.0), r"sd: 0; wanted standard deviations > 0"),
@@ -254,6 +278,7 @@ BAD = [
     (lambda: calibrate.from_samples(np.arange(20.0), low={"a": 0.0}), r"low: \{'a': 0.0\}; wanted a finite number"),
     (lambda: calibrate.from_samples({"a": np.arange(20.0)}, low={"b": 0.0}), r"low: for \['b'\]; wanted names of"),
     (lambda: calibrate.from_distribution(scipy.stats.gamma), r"distribution: .*wanted a frozen one"),
+    (lambda: calibrate.from_distribution(SimpleNamespace), r"distribution: <class .*with its parameters, not a class"),
     (lambda: calibrate.from_distribution(3.0), r"distribution: 3.0; wanted an object with icdf"),
     (
         lambda: calibrate.from_distribution(SimpleNamespace(ppf=lambda p: np.asarray(p) + 1j)),
@@ -273,7 +298,7 @@ BAD = [
     (lambda: JOINT.to_latent({"a": np.ones(3) * 1j, "b": np.ones((3, 2))}), r"physical\['a'\]: dtype complex128"),
     (lambda: calibrate.correlated({"a": 1.0}, 0.0), r"members\['a'\]: 1.0; wanted the prior of one parameter"),
     (lambda: calibrate.joint({}), r"prior: \{\}; wanted a dict of at least one parameter"),
-    (lambda: calibrate.joint({"a": 1.0}), r"prior\['a'\]: 1.0; wanted a prior such as"),
+    (lambda: calibrate.joint({"a": 1.0}), r"prior\['a'\]: 1.0; wanted a prior such as .*or from_distribution\(\)"),
     (lambda: calibrate.joint({1: calibrate.normal(0.0, 1.0)}), r"prior: an entry called 1; wanted a name"),
     (
         lambda: calibrate.joint(
