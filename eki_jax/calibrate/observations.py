@@ -138,7 +138,7 @@ def observations(data: Mapping[str, Any], noise: Any) -> Observations:
     (3, 1, array([[1., 0., 2.]]))
     """
     if not isinstance(data, Mapping) or not data:
-        raise TypeError(f"data: {type(data).__name__}; wanted a dict of arrays by the outputs' names")
+        raise TypeError(f"data: {type(data).__name__}; wanted a dict of at least one array, by the outputs' names")
     values = {_checked_name(name): real_array(f"data[{name!r}]", value) for name, value in data.items()}
     shapes = {name: value.shape for name, value in values.items()}
     row = np.concatenate([value.ravel() for value in values.values()])

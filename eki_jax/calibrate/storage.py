@@ -67,5 +67,5 @@ def read(path: Path | str) -> tuple[Any, dict[str, np.ndarray]]:
             return about["header"], {name: members[f"array{i}"] for i, name in enumerate(about["names"])}
     except Exception as error:  # of the many layers of such a file each has errors of its own
         raise ValueError(
-            f"path: {path}, no file of arrays that eki_jax wrote, or a damaged one ({error}); wanted one that was saved"
+            f"path: {path}, no file of arrays that eki_jax wrote, or a damaged one; wanted one that was saved"
         ) from error
