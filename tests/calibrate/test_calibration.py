@@ -453,7 +453,7 @@ BAD = [
     ({"most_refusals": 0}, r"most_refusals: 0; wanted a whole number"),
     ({"most_iterations": 0}, r"most_iterations: 0; wanted a whole number"),
     ({"data": np.zeros(3)}, r"data: ndarray; wanted a dict of at least one array, by the outputs' names"),
-    ({"data": {}}, r"data: dict; wanted a dict of arrays"),
+    ({"data": {}}, r"data: dict; wanted a dict of at least one array"),
     ({"data": {"first": "a", "second": 1.0}}, r"data\['first'\].*wanted an array of real numbers"),
     ({"data": {"first": np.inf, "second": 1.0}}, r"data\['first'\]: has infinite values; wanted numbers, or NaN"),
     ({"data": {"first": np.nan, "second": [np.nan] * 3}}, r"data: no valid observation, all of them are NaN"),
