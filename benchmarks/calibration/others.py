@@ -84,7 +84,7 @@ OTHERS: dict[str, Other] = {
 OURS = ("etki", "etki-controlled", "enkf-controlled", "uki-prior", "etki-taper")
 OURS_LINEAR = ("etki-controlled", "enkf-tempered", "uki")
 SIZES: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {
-    "smoke": {"linear": ((20,), 2), "lorenz63": ((10,), 1)},
+    "smoke": {"linear": ((20,), 2), "lorenz63": ((20,), 1)},
     "cpu": {"linear": ((20, 100), 6), "lorenz63": ((20,), 6), "lorenz96": ((50,), 6)},
     "full": {"linear": ((20, 100, 500), 50), "lorenz63": ((20, 50), 50), "lorenz96": ((20, 50, 100), 50)},
 }
