@@ -179,7 +179,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     (result,) = calibrate.map_particles(simulators.square, [{"x": 3.0}], directory=tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.warns(RuntimeWarning, match="a damaged one .*it is computed again"):
+    with pytest.warns(RuntimeWarning, match="a damaged one; .*it is computed again"):
         (again,) = calibrate.map_particles(simulators.square, [{"x": 3.0}], directory=tmp_path)
     assert again["y"] == result["y"] == 9.0
 
