@@ -47,7 +47,8 @@ class GraphBasis(NamedTuple):
     Attributes:
         eigenvalues: eigenvalues in ascending order, shape (K,).
         vectors: eigenvectors in orthonormal columns, shape (N, K).
-        nullity: number of eigenvalues that are zero, that of the connected parts of the graph.
+        nullity: number of eigenvalues that are zero to rounding: that of the graph's parts between which there are no
+            weights, or such as are lost beside the others.
     """
 
     eigenvalues: np.ndarray
@@ -175,14 +176,16 @@ def eigenbasis(laplacian: Any, modes: int | None = None, *, seed: int = 0) -> Gr
     wanted = size if modes is None else modes + parts
     if modes is not None and not 1 <= modes <= size - parts:
         raise ValueError(f"modes: {modes}; wanted 1 to {size - parts} beyond the null space of {parts}")
-    if size <= _DENSE_NODES:
-        dense = laplacian.toarray() if scipy.sparse.issparse(laplacian) else laplacian
-        values, vectors = scipy.linalg.eigh(dense, subset_by_index=[0, wanted - 1])
-    else:
+    values, vectors = _lowest(laplacian, wanted, seed)
+    # Parts that hang together by weights below the rounding are apart: such an eigenvalue would be rounding alone.
+    zero = size * np.finfo(np.float64).eps * 2 * laplacian.diagonal().max()
+    while modes is not None and len(values) < (wanted := modes + (null := int(np.sum(values <= zero)))):
+        if wanted > size:
+            raise ValueError(f"modes: {modes}; wanted 1 to {size - null} beyond the null space of {null}")
         values, vectors = _lowest(laplacian, wanted, seed)
-    values = np.maximum(values, 0)
-    values[:parts] = 0  # as many as there are connected parts; computed, they are rounding errors
-    return GraphBasis(values, vectors, int(parts))
+    null = max(int(parts), int(np.sum(values <= zero)))
+    values = np.where(np.arange(len(values)) < null, 0.0, values)
+    return GraphBasis(values, vectors, null)
 
 
 def graph_prior(basis: GraphBasis, *, tau: float = 0.0, alpha: float = 1.0) -> Gaussian:
@@ -282,7 +285,10 @@ def _check_basis(basis: Any) -> None:
 
 
 def _lowest(laplacian: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest eigenpairs by Lanczos on ``(L + shift I)^-1``, whose spectrum is wide where that of L is narrow."""
+    """The lowest eigenpairs, of large graphs by Lanczos on ``(L + shift I)^-1``, whose spectrum is wider there."""
+    if laplacian.shape[0] <= _DENSE_NODES:
+        dense = laplacian.toarray() if scipy.sparse.issparse(laplacian) else laplacian
+        return scipy.linalg.eigh(dense, subset_by_index=[0, count - 1])
     shift = 1e-6 * float(abs(laplacian).sum(axis=1).max())
     start = np.random.default_rng(seed).standard_normal(laplacian.shape[0])
     matrix = scipy.sparse.csc_array(laplacian)

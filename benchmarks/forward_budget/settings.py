@@ -20,6 +20,7 @@ GRIDS = {"open-es": (0.003, 0.01, 0.03), "pgpe": (0.03, 0.1, 0.3, 1.0)}
 TITLES = {
     "digits-dnn": "digits, 64-64-10",
     "mnist-dnn2": "MNIST, DNN 2",
+    "fashion-dnn2": "Fashion-MNIST, DNN 2",
     "mnist-small-cnn": "MNIST, small CNN",
     "cifar10-small-cnn": "CIFAR-10 (part), small CNN",
 }
@@ -48,13 +49,14 @@ PRESETS = {
     "cpu": Preset(
         {
             "mnist-dnn2": _millions(1, 2, 5, 10),
+            "fashion-dnn2": _millions(1, 2, 5, 10),
             "mnist-small-cnn": _millions(1, 2, 5, 10),
             "cifar10-small-cnn": _millions(1, 2, 5, 10),
         },
         MILLION // 2,
     ),
     "full": Preset(
-        {name: _millions(1, 2, 5, 10, 20, 50, 100) for name in ("mnist-dnn2", "mnist-small-cnn", "cifar10-small-cnn")},
+        {name: _millions(1, 2, 5, 10, 20, 50, 100) for name in TITLES if name != "digits-dnn"},
         MILLION,
     ),
 }
@@ -87,7 +89,7 @@ ON_PROBLEM: dict[tuple[str, str], dict[str, Any]] = {
     ("cifar10-small-cnn", "natural-eki-lowrank"): _LOW_RANK_CNN,
     ("mnist-small-cnn", "natural-eki"): _FULL_CNN,
     ("cifar10-small-cnn", "natural-eki"): _FULL_CNN,
-    ("mnist-dnn2", "natural-eki"): {"damping": 1e-4},
+    **{(problem, "natural-eki"): {"damping": 1e-4} for problem in ("mnist-dnn2", "fashion-dnn2")},
     ("digits-dnn", "natural-eki-lowrank"): {"particles": 20, "batch": 200, "damping": 1e-5},
     ("digits-dnn", "natural-eki"): {"particles": 40, "batch": 200},
     ("digits-dnn", "eki-r"): {"particles": 40, "batch": 100},
