@@ -628,9 +628,7 @@ QUICK = (
     "info",
     "failures",
     "sharded",
-    "scan",
     "done",
-    "passes",
 )
 
 
