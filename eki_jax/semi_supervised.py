@@ -10,7 +10,7 @@ The ensemble never needs L itself, only its lowest eigenvectors, so that graphs 
     state = solver.init(eki_jax.sample_ensemble(key, prior, 1000))
     state, info = solver.step(state, (observed_nodes, labels))
 
-Needs scipy (in the extra ``benchmarks``); the core of the library does not import this module.
+Needs scipy (in the extra ``graph``); the core of the library does not import this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ try:
     import scipy.sparse.linalg
     import scipy.spatial
 except ImportError as error:
-    raise ImportError("scipy is not installed: pip install 'eki_jax[benchmarks]'") from error
+    raise ImportError("scipy is not installed: pip install 'eki_jax[graph]'") from error
 
 from eki_jax._checks import NOT_NEGATIVE, POSITIVE, array, is_known, real, whole
 from eki_jax._types import Array
@@ -177,8 +177,9 @@ def eigenbasis(laplacian: Any, modes: int | None = None, *, seed: int = 0) -> Gr
     if modes is not None and not 1 <= modes <= size - parts:
         raise ValueError(f"modes: {modes}; wanted 1 to {size - parts} beyond the null space of {parts}")
     values, vectors = _lowest(laplacian, wanted, seed)
-    # Parts that hang together by weights below the rounding are apart: such an eigenvalue would be rounding alone.
-    zero = size * np.finfo(np.float64).eps * 2 * laplacian.diagonal().max()
+    # Parts that hang together by weights below the rounding are apart: such an eigenvalue would be rounding alone. That
+    # goes by the largest one, at most twice the diagonal, and not by N: those of long chains are small and right.
+    zero = 100 * np.finfo(np.float64).eps * 2 * laplacian.diagonal().max()
     while modes is not None and len(values) < (wanted := modes + (null := int(np.sum(values <= zero)))):
         if wanted > size:
             raise ValueError(f"modes: {modes}; wanted 1 to {size - null} beyond the null space of {null}")

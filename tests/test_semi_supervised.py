@@ -91,19 +91,32 @@ def test_prior_has_the_covariance_of_the_formula(tau, alpha):
     np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
 
 
+def two_rings(size, weight):
+    """The Laplacian of two rings with one weight between them."""
+    ring = scipy.sparse.diags_array([1.0, 1.0], offsets=[1, size - 1], shape=(size, size))
+    between = scipy.sparse.coo_array(([weight], ([0], [2 * size - 1])), shape=(2 * size, 2 * size))
+    weights = scipy.sparse.block_diag([ring + ring.T] * 2) + between + between.T
+    return ss.graph_laplacian(scipy.sparse.csr_array(weights), normalized=False)
+
+
 @pytest.mark.parametrize("size", [3, 1600])
 def test_weights_lost_in_rounding_part(size):
     """Two rings that hang together by a weight below the rounding have two zero eigenvalues, densely and by Lanczos."""
-    ring = scipy.sparse.diags_array([1.0, 1.0], offsets=[1, size - 1], shape=(size, size))
-    weak = scipy.sparse.coo_array(([1e-25], ([0], [2 * size - 1])), shape=(2 * size, 2 * size))
-    weights = scipy.sparse.block_diag([ring + ring.T] * 2) + weak + weak.T
-    laplacian = ss.graph_laplacian(scipy.sparse.csr_array(weights), normalized=False)
+    laplacian = two_rings(size, 1e-25)
     basis = ss.eigenbasis(laplacian, 2)
     assert (basis.nullity, len(basis.eigenvalues)) == (2, 4)
     np.testing.assert_allclose(basis.eigenvalues, [0, 0, *[2 - 2 * np.cos(2 * np.pi / size)] * 2], rtol=1e-6)
     if size == 3:
         with pytest.raises(ValueError, match=r"modes: 5; wanted 1 to 4 beyond the null space of 2"):
             ss.eigenbasis(laplacian, 5)
+
+
+@pytest.mark.parametrize("size", [3, 1600])
+def test_weak_weights_hold_parts_together(size):
+    """An eigenvalue is kept as long as it is more than rounding: that of a weak weight w is 2 w / n."""
+    basis = ss.eigenbasis(two_rings(size, 1e-9), 2)
+    assert basis.nullity == 1
+    assert basis.eigenvalues[1] == pytest.approx(2e-9 / size, rel=0.02)
 
 
 def test_null_spaces_are_left_out():

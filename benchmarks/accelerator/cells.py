@@ -75,7 +75,7 @@ def plan(preset: str, folder: Path, seed: int, rate: float) -> list[Job]:
                 continue
             first = VALUES["without" if cell.final is None else "with the paper's number"]
             for one in range(seed, seed + cell.seeds):
-                if classification._found(cell, kept, one):
+                if classification.kept_run(cell, kept, one):
                     continue
                 value = first if one == seed else VALUES["a further seed"]
                 jobs.append(Job(table, cell.name, one, value, START + operations(cell) / rate))
@@ -105,7 +105,6 @@ def run(table: str, name: str, seed: int, preset: str, out: Path, data: Path | N
     module = tables()[table]
     (cell,) = (cell for cell in module.cells(preset) if cell.name == name)
     record = classification.run_cell(cell, store.Runs(out / f"{table}.jsonl"), data, seed)
-    # Whose cells have this in their names: none, so that all others are taken as they are.
-    classification.run_table(table, module.TITLE, module.cells, preset, out, data, seed, only="\0")
+    classification.run_table(table, module.TITLE, module.cells, preset, out, data, seed, only=None)
     write_table(out, out / "paper.md")
     return {"seconds": record["seconds"], "test_accuracy": record["history"][-1]["test_accuracy_mean"]}

@@ -99,7 +99,7 @@ def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, 
     Returns:
         The settings, the history (a dict an epoch) and the seconds.
     """
-    found = _found(cell, kept, seed)
+    found = kept_run(cell, kept, seed)
     if found is not None:
         return found
     settings = cell.settings(seed)
@@ -141,28 +141,28 @@ def run_table(
     out: Path,
     data: Path | None,
     seed: int,
-    only: str = "",
+    only: str | None = "",
 ) -> dict[str, Any]:
     """Run a table's cells in a preset; writes ``experiment.jsonl`` and ``experiment.png``.
 
     What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
     in the place of its smaller one. Every finished run is kept in the file at once, so that a table may be run
-    in parts: with ``only``, cells whose name does not contain it are taken from there or from the other
-    tables in the folder, or of a result with the same seed, or left out with the reason.
+    in parts: with ``only``, cells whose name does not contain it (with None, all of them) are taken from there or from
+    the other tables in the folder, or of a result with the same seed, or left out with the reason.
 
     Raises:
         Refused: A cell of the earlier table is not run, and cannot be kept, as its seed is another; or nothing is run.
     """
     path, full = out / f"{experiment}.jsonl", {cell.name: cell for cell in cells("full")}
     before = _Table(store.earlier(path, experiment=experiment) or {}, seed)
-    if only and before.is_of_another_seed:
+    if only != "" and before.is_of_another_seed:
         raise Refused(f"{path}: has seed {before.seed}, not {seed}; name another folder by --out, or leave out --only")
     others = [store.read(other).get(store.RUNS, {}) for other in out.glob("*.jsonl") if other != path]
     kept = Runs(path, others={name: run for runs in others for name, run in runs.items()})
     rows, runs, accuracies, is_new = [], {}, {}, False
     for cell in cells(preset):
-        paper, wanted = full[cell.name], only in cell.name
-        if preset == "cpu" and cell != paper and _found(paper, kept, seed):
+        paper, wanted = full[cell.name], only is not None and only in cell.name
+        if preset == "cpu" and cell != paper and kept_run(paper, kept, seed):
             cell, wanted = paper, False
         shown = "full" if preset == "cpu" and cell == paper else preset
         records = None if before.is_larger(cell.name, shown) else _records(cell, kept, data, seed, wanted)
@@ -231,7 +231,7 @@ def _records(cell: Cell, kept: Runs, data: Path | None, seed: int, wanted: bool)
         seeds = range(seed, seed + cell.seeds)
         if wanted:
             return [run_cell(cell, kept, data, one) for one in seeds]
-        finished = [found for one in seeds if (found := _found(cell, kept, one))]
+        finished = [found for one in seeds if (found := kept_run(cell, kept, one))]
     except MissingFile as error:
         return error.reason
     return finished or f"left out by --only; {cell.forward_passes:.1e} forward passes"
@@ -289,7 +289,7 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
     save(figure, path)
 
 
-def _found(cell: Cell, kept: Runs, seed: int) -> dict[str, Any] | None:
+def kept_run(cell: Cell, kept: Runs, seed: int) -> dict[str, Any] | None:
     """The run as an earlier one left it, or as the training command left it among the results."""
     settings = cell.settings(seed)
 
