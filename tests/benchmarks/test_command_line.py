@@ -448,7 +448,7 @@ for name in COMMANDS:
     more = {"paper": ["dense"], "calibration": ["linear"], "edf": ["harness"]}.get(name, [])
     print(name, main([name, *more]), flush=True)
 """
-ADAPTERS = [("optax", "optax"), ("flax", "flax"), ("optax", "optax"), ("equinox", "equinox"), ("scipy", "benchmarks")]
+ADAPTERS = [("optax", "optax"), ("flax", "flax"), ("optax", "optax"), ("equinox", "equinox"), ("scipy", "graph")]
 
 
 def test_missing_packages_are_named() -> None:
