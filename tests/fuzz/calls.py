@@ -518,7 +518,8 @@ CORE: dict[str, Call] = {
             "solve": ("choice", "covariance"),
             "ridge": ("not negative", 0.01),
             "relative": ("flag", True),
-            "causal": ("flag", False),
+            "causal": ("flag", True),
+            "discount": ("from 0 to 1", 1.0),
         },
     ),
     "natural.learned_feedback": Call(

@@ -218,7 +218,13 @@ def test_what_it_cannot_do_is_refused() -> None:
             natural.natural_gradient(forward, LOSS, 8, deviations=per_sample(), **options)
     with pytest.raises(ValueError, match=r"gradient\(\) with other deviations"):
         natural.natural_gradient(forward, LOSS, 8, estimate=natural.gradient())
-    for bad, error in [({"solve": "both"}, ValueError), ({"ridge": -1}, ValueError), ({"causal": 1}, TypeError)]:
+    for bad, error in [
+        ({"solve": "both"}, ValueError),
+        ({"ridge": -1}, ValueError),
+        ({"causal": 1}, TypeError),
+        ({"discount": 0.5}, ValueError),
+        ({"discount": 1.5, "causal": True}, ValueError),
+    ]:
         with pytest.raises(error, match=next(iter(bad))):
             per_sample(**bad)
 

@@ -102,7 +102,11 @@ def batch(model: str, dtype: Any = jnp.float32) -> Any:
 
 
 def exact(model: str, p: Any, batch: Any) -> Any:
-    return jax.grad(lambda p: jnp.asarray(LOSS(MODELS[model](p, batch[0]), batch[1])))(p)
+    return exact_of(MODELS[model], p, batch)
+
+
+def exact_of(forward: Any, p: Any, batch: Any) -> Any:
+    return jax.grad(lambda p: jnp.asarray(LOSS(forward(p, batch[0]), batch[1])))(p)
 
 
 def estimate(forward: Any, particles: int, sigma: float = 0.01, **options: Any) -> Any:
@@ -157,6 +161,27 @@ def test_credit_by_place() -> None:
         return float(np.mean(np.sum((np.stack(found) - wanted) ** 2, axis=1)))
 
     assert error(causal=True) < 0.8 * error(causal=False)
+
+
+@pytest.mark.slow
+def test_discounted_credit() -> None:
+    """Without credit for later places the gradient is that of a state which is taken as it is; halves are between."""
+    p, data = params(), batch("all_places")
+
+    def cut(p: Any, x: Any) -> Any:
+        start = jnp.zeros((len(x), UNITS), x.dtype)
+        step = lambda h, x: (cell(p, h, x), cell(p, lax.stop_gradient(h), x))
+        return jnp.swapaxes(lax.scan(step, start, jnp.swapaxes(x, 0, 1))[1], 0, 1) @ p["out"]
+
+    flat = lambda found: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+    near, far = (flat(exact_of(f, p, data)) for f in (cut, all_places))
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert cosine(near, far) < 0.95
+    f = {discount: estimate(all_places, 400, causal=True, discount=discount) for discount in (0, 0.5, 1)}
+    found = {discount: flat(f[discount](p, data, jax.random.key(3))[1]) for discount in f}
+    assert cosine(found[0], near) > 0.999
+    assert cosine(found[1], far) > 0.99
+    assert cosine(found[0], far) < cosine(found[0.5], far) < cosine(found[1], far)
 
 
 def test_what_is_deeper_is_disturbed_as_a_whole() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import NOT_NEGATIVE, SHARE, flag, one_of, real, traceable, whole
+from eki_jax._checks import FROM_0_TO_1, NOT_NEGATIVE, SHARE, flag, is_known, one_of, real, traceable, whole
 from eki_jax._types import Array, Params
 
 Solve = Literal["least squares", "covariance"]
@@ -30,6 +30,7 @@ class PerSample(NamedTuple):
     relative: bool = True
     causal: bool = False
     feedback: Feedback | None = None
+    discount: Any = 1.0
 
     def draw(self, key: Array, mean: Params) -> Array:
         """The data of the particle's key, of which all of its noise is a function."""
@@ -58,6 +59,7 @@ def per_sample(
     relative: bool = True,
     causal: bool = False,
     feedback: Feedback | None = None,
+    discount: Any = 1.0,
 ) -> PerSample:
     r"""Noise drawn for every sample by itself and added to what each layer returns; no weight is disturbed.
 
@@ -87,10 +89,13 @@ def per_sample(
             earlier places alone: the noise at a place then explains only what comes there and later.
         feedback: prediction of the slopes, :func:`learned_feedback`, of which the noise then explains what is left;
             None for none. For :func:`natural_gradient`, whose state keeps what is learned.
+        discount: number in [0, 1], with ``causal=True``: a change of the loss d places later counts ``discount**d`` for
+            the noise at a place. 1 leaves the gradient without bias. Below that the other places' noise hides less of
+            it, for a bias in what acts over a distance; with 0 a place is credited with its own outputs alone.
 
     Raises:
         TypeError, ValueError: a ``solve`` that there is none, a ``ridge`` that is no number >= 0, flags that are none,
-            a ``feedback`` that is none.
+            a ``feedback`` that is none, a ``discount`` out of range, or of places without ``causal=True``.
 
     >>> per_sample("covariance").solve
     'covariance'
@@ -101,7 +106,10 @@ def per_sample(
     flag("causal", causal)
     if feedback is not None and not isinstance(feedback, Feedback):
         raise TypeError(f"feedback: {feedback!r}; wanted learned_feedback(example), or None for none")
-    return PerSample(solve, ridge, relative, causal, feedback)
+    real("discount", discount, FROM_0_TO_1)
+    if not causal and not (is_known(discount) and discount == 1):
+        raise ValueError(f"discount: {discount} with causal=False, where no output is later; wanted 1, or causal=True")
+    return PerSample(solve, ridge, relative, causal, feedback, discount)
 
 
 def learned_feedback(example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased: bool = False) -> Feedback:

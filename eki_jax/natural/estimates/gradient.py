@@ -256,7 +256,7 @@ class Undisturbed(NamedTuple):
             }
 
         def changes(particle: Any, row: Any, g: Any, z: Any, expected: dict[int, Array]) -> Array:
-            """How the loss changes, to first order in the outputs: a number, or one for every place and later.
+            """How the loss changes, to first order in the outputs: a number, or one for every place.
 
             Less what is expected of the noise.
             """
@@ -290,7 +290,8 @@ class Undisturbed(NamedTuple):
             centred = lambda e: _masked(e - mean_of(e), healthy)
             r = centred(jnp.where(jnp.isfinite(r), r, 0))
             noise = [centred(e) for e in noise]
-            a, share = _solved(deviations, r, noise, count, setup.precision)
+            credit = _credit(r, deviations.discount) if r.ndim > 1 else r
+            a, share = _solved(deviations, credit, noise, count, setup.precision)
             slopes = [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)]
             return slopes, share, healthy, r
 
@@ -306,7 +307,7 @@ class Undisturbed(NamedTuple):
             u: self._slope(u, slope, share, known.get(u), deviations) for u, slope in zip(noisy, found, strict=True)
         }
         number = jnp.maximum(jnp.sum(everyone) - 1, 1).astype(r.dtype)
-        total = jnp.sum(r.reshape(*r.shape[:2], -1)[..., 0], axis=0) / number
+        total = jnp.sum(r.reshape(*r.shape[:2], -1), axis=(0, 2)) / number
         drawn = jax.vmap(weights)(keys) if self.whole else {}
         whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
         mine = everyone[axes.particles.own_indices(len(own))]
@@ -406,11 +407,24 @@ def _key(data: Array) -> Array:
 
 
 def _by_place(change: Array, *, causal: bool) -> Array:
-    """The sum of a sample's changes; or of those at every place (T, ...) and later."""
+    """The sum of a sample's changes; or of those at every place (T, ...)."""
     if not causal or change.ndim < 1:
         return jnp.sum(change)
-    at_place = jnp.sum(change.reshape(len(change), -1), axis=1)
-    return jnp.cumsum(at_place[::-1])[::-1]
+    return jnp.sum(change.reshape(len(change), -1), axis=1)
+
+
+def _credit(changes: Array, discount: Any) -> Array:
+    """What each place is credited with of the changes (J, T): its own, and the later ones by their discounts.
+
+    >>> _credit(jnp.ones((1, 3)), 0.5).tolist(), _credit(jnp.ones((1, 3)), 0).tolist()
+    ([[1.75, 1.5, 1.0]], [[1.0, 1.0, 1.0]])
+    """
+
+    def place(later: Array, own: Array) -> tuple[Array, Array]:
+        total = own + jnp.asarray(discount, own.dtype) * later
+        return total, total
+
+    return lax.scan(place, jnp.zeros_like(changes[:, 0]), changes.T, reverse=True)[1].T
 
 
 def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
