@@ -51,6 +51,7 @@ FINITE = Within("a finite number")
 POSITIVE = Within("a finite number > 0", low=0)
 NOT_NEGATIVE = Within("a finite number >= 0", low=0, low_counts=True)
 ABOVE_ONE = Within("a finite number > 1", low=1)
+AT_LEAST_ONE = Within("a finite number >= 1", low=1, low_counts=True)
 SHARE = Within("a number in [0, 1)", low=0, high=1, low_counts=True)
 FROM_0_TO_1 = Within("a number in [0, 1]", low=0, high=1, low_counts=True, high_counts=True)
 

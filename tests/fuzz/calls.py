@@ -529,6 +529,7 @@ CORE: dict[str, Call] = {
             "decay": ("share", 0.9),
             "bins": ("whole", 4),
             "unbiased": ("flag", False),
+            "averaged": ("at least one", 2.0),
         },
         fine={"example": ("complex",)},  # of which the shapes alone are used
     ),

@@ -111,6 +111,7 @@ ROLES: dict[str, list[Change]] = {
     "positive": [*numbers, const("0", 0.0)],
     "not negative": numbers,
     "share": [*numbers, const("1", 1.0), const("1 of JAX", jnp.array(1.0))],
+    "at least one": [*numbers, const("0.5", 0.5)],
     "from 0 to 1": [*numbers, const("2", 2.0), const("2 of JAX", jnp.array(2.0))],
     "above one": [change for change in [*numbers, const("1", 1.0)] if change.name != "None"],
     "whole": whole,

@@ -26,7 +26,7 @@ ROLES = {**changes.ROLES, **kalman_calls.ROLES, **calibrate_calls.ROLES}
 assert len(ROLES) == len(changes.ROLES) + len(kalman_calls.ROLES) + len(calibrate_calls.ROLES)  # a name means one list
 #: Roles of numbers, which are never NaN or infinite; of these with "or none" too.
 SETTINGS = ["positive", "finite", "share", "whole", "chunk", "seed", "count", "sizes", "times", "covariance"]
-SETTINGS += ["not negative", "above one", "from 0 to 1", "pair of numbers", "number of few"]
+SETTINGS += ["not negative", "above one", "from 0 to 1", "at least one", "pair of numbers", "number of few"]
 SETTINGS += [*kalman_calls.SETTINGS, *calibrate_calls.SETTINGS]
 
 

@@ -13,7 +13,16 @@ import pytest
 from eki_jax import natural
 from eki_jax.kernel.axes import Axis
 from eki_jax.natural import learned_feedback, per_sample
-from eki_jax.natural.estimates.feedback import LARGEST, Features, Learned, predicted, updated
+from eki_jax.natural.estimates.feedback import (
+    LARGEST,
+    Features,
+    Learned,
+    Together,
+    combined,
+    predicted,
+    updated,
+    updated_together,
+)
 
 LOSS = natural.softmax_cross_entropy()
 X = jax.random.normal(jax.random.key(0), (64, 5))
@@ -126,6 +135,35 @@ def test_what_is_learned_is_the_map_back(noise: float) -> None:
     assert cosine(np.ravel(found), np.ravel(truth)) > 0.99
     np.testing.assert_allclose(jnp.linalg.norm(found), jnp.linalg.norm(truth), rtol=0.1)
     assert float(jnp.linalg.norm(predicted(blind, features, unknowns).slopes)) < 0.05 * (1e-9 + jnp.linalg.norm(error))
+
+
+def test_layers_of_one_size_share_what_they_learned() -> None:
+    """A layer with much noise takes the way back of one with the same slopes and little, and none that is unrelated."""
+    k = jax.random.split(jax.random.key(0), 100)
+    backs = [jax.random.normal(key, (4, 6)) for key in k[:2]]
+    backs = [backs[0], 0.5 * backs[0], backs[1]]
+    layers, together = [Learned.nothing(4, 6, 8)] * 3, Together.nothing(3)
+
+    @jax.jit
+    def step(key: jax.Array, layers: Any, together: Any) -> Any:
+        a, *b = jax.random.split(key, 4)
+        g = jax.random.normal(a, (50, 4))
+        features = Features.of(g, jnp.ones((50, 6)), 8, Axis())
+        alone = [predicted(learned, features, 100.0) for learned in layers]
+        found = combined(together, layers, alone)
+        truths = [g @ back for back in backs]
+        noise = zip(truths, b, (0.1, 30, 0.1), strict=True)
+        slopes = [truth + size * jax.random.normal(key, truth.shape) for truth, key, size in noise]
+        rows = zip(layers, found, slopes, strict=True)
+        layers = [updated(learned, features, prediction, own, 0.99, Axis()) for learned, prediction, own in rows]
+        return layers, updated_together(together, found, slopes, 0.99, Axis()), alone, found, truths
+
+    for key in k[2:]:
+        layers, together, alone, found, truths = step(key, layers, together)
+    near = [cosine(np.ravel(part.slopes), np.ravel(truth)) for part, truth in zip(found, truths, strict=True)]
+    assert min(near) > 0.98
+    assert cosine(np.ravel(alone[1].slopes), np.ravel(truths[1])) < 0.9
+    np.testing.assert_allclose(jnp.linalg.norm(found[1].slopes), jnp.linalg.norm(truths[1]), rtol=0.25)
 
 
 def test_a_place_is_predicted_by_its_own_outputs() -> None:

@@ -7,7 +7,18 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from eki_jax._checks import FROM_0_TO_1, NOT_NEGATIVE, SHARE, flag, is_known, one_of, real, traceable, whole
+from eki_jax._checks import (
+    AT_LEAST_ONE,
+    FROM_0_TO_1,
+    NOT_NEGATIVE,
+    SHARE,
+    flag,
+    is_known,
+    one_of,
+    real,
+    traceable,
+    whole,
+)
 from eki_jax._types import Array, Params
 
 Solve = Literal["least squares", "covariance"]
@@ -20,6 +31,7 @@ class Feedback(NamedTuple):
     decay: Any = 0.99
     bins: int = 8
     unbiased: bool = False
+    averaged: Any = 1.0
 
 
 class PerSample(NamedTuple):
@@ -112,16 +124,20 @@ def per_sample(
     return PerSample(solve, ridge, relative, causal, feedback, discount)
 
 
-def learned_feedback(example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased: bool = False) -> Feedback:
+def learned_feedback(
+    example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased: bool = False, averaged: Any = 1.0
+) -> Feedback:
     r"""A prediction of each layer's slopes that is learned from the slopes that the noise finds.
 
     .. math:: \delta_k \approx c_k(y_k) \sum_m g_m A_{mk}
 
     with g the loss's gradient in the sample's outputs (those at the same place, where layer and outputs have the same
-    places), y what the layer returned, A a matrix for each layer, and c constant over a few ranges of y. The noise then
-    explains what the prediction leaves, a control variate; and what few particles cannot tell of that stays with the
-    prediction. How much of a prediction is used goes by how right it has been with slopes that it had not seen. A step
-    needs far fewer particles so: see ``docs/natural_gradient.md`` for the numbers.
+    places), y what the layer returned, A a matrix for each layer, and c constant over a few ranges of y. Layers that
+    return equal shapes share what they learned, as the blocks of a residual network need: each takes the sum of their
+    predictions that is right for its slopes. The noise then explains what the prediction leaves, a control variate; and
+    what few particles cannot tell of that stays with the prediction. How much of a prediction is used goes by how right
+    it has been with slopes that it had not seen. A step needs far fewer particles so: see ``docs/per_sample.md`` for
+    the numbers.
 
     To learn a map back from node perturbation is the idea of Lansdell, Prakash and Kording (2020, arXiv:1906.00889); of
     theirs the map is the gradient, here it is what noise corrects.
@@ -132,9 +148,14 @@ def learned_feedback(example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased
         decay: share in [0, 1) of what was learned that is kept from one step to the next.
         bins: number of ranges of y, those of the same probability for normal numbers of its size; 1 for none.
         unbiased: flag; True adds what the noise finds in full, so that estimates have no bias and more noise.
+        averaged: number >= 1 of samples, or places of sequences, whose errors are taken to cancel in a step: with k
+            particles, N numbers a sample and n for this one, the share ``n k / (n k + N)`` of what the noise finds is
+            added. 1 has the smallest error sample by sample, and leaves layers alone of which nothing is predicted;
+            large ones come near ``unbiased=True``.
 
     Raises:
-        TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1.
+        TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``
+            below 1.
 
     >>> learned_feedback(jax.ShapeDtypeStruct((1, 784), "float32"), 0.998).decay
     0.998
@@ -145,5 +166,6 @@ def learned_feedback(example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased
     real("decay", decay, SHARE)
     whole("bins", bins)
     flag("unbiased", unbiased)
+    real("averaged", averaged, AT_LEAST_ONE)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), example)
-    return Feedback(shapes, decay, bins, unbiased)
+    return Feedback(shapes, decay, bins, unbiased, averaged)

@@ -63,6 +63,23 @@ class Learned(NamedTuple):
         return cls(zero, outer, cross, by_range, by_range, zero, zero, zero, zero)
 
 
+class Together(NamedTuple):
+    """How the predictions of layers of one size predict each other's slopes: sums over samples, which forget.
+
+    Attributes:
+        gram: products of the predictions with each other, shape (G, G), of G layers.
+        cross: products of the slopes (rows) with the predictions (columns), shape (G, G).
+    """
+
+    gram: Array
+    cross: Array
+
+    @classmethod
+    def nothing(cls, layers: int) -> Together:
+        """Before the first step."""
+        return cls(jnp.zeros((layers, layers)), jnp.zeros((layers, layers)))
+
+
 class Features(NamedTuple):
     """What one layer's slopes are predicted from.
 
@@ -158,6 +175,31 @@ def predicted(learned: Learned, features: Features, unknowns: float) -> Predicti
     trust = jnp.clip(learned.aligned / (learned.predicted + _TINY), 0, 1)
     whole = factors * linear
     return Prediction(trust * whole, linear, factors, whole)
+
+
+def combined(together: Together, layers: list[Learned], predictions: list[Prediction]) -> list[Prediction]:
+    """The predictions of layers of one size, each the sum of all that predicts its slopes best.
+
+    Layers that are added to one stream, as the blocks of a residual network, have nearly the same slopes, and one of
+    them may have learned its way back with less noise.
+    """
+    each = jnp.stack([prediction.whole for prediction in predictions])
+    found = []
+    for own, learned, prediction in zip(together.cross, layers, predictions, strict=True):
+        noise = learned.missed / jnp.maximum(learned.samples, 1) / each.shape[-1] + _TINY
+        matrix = together.gram + noise * jnp.eye(len(own))
+        factors = jax.scipy.linalg.solve(matrix, own, assume_a="pos")
+        found.append(prediction._replace(slopes=jnp.tensordot(factors, each, axes=1)))
+    return found
+
+
+def updated_together(
+    together: Together, predictions: list[Prediction], slopes: list[Array], decay: Any, batch: Axis
+) -> Together:
+    """The sums with one step's slopes, shapes (B, n), which have noise and no bias."""
+    each, rows = jnp.stack([prediction.whole for prediction in predictions]), jnp.stack(slopes)
+    new = Together(jnp.einsum("gbn,hbn->gh", each, each), jnp.einsum("gbn,hbn->gh", rows, each))
+    return jax.tree.map(lambda old, new: decay * old + new, together, batch.sum(new))
 
 
 def updated(

@@ -18,7 +18,16 @@ from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted, le
 from eki_jax.kernel.precision import is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
-from eki_jax.natural.estimates.feedback import Features, Learned, Prediction, predicted, updated
+from eki_jax.natural.estimates.feedback import (
+    Features,
+    Learned,
+    Prediction,
+    Together,
+    combined,
+    predicted,
+    updated,
+    updated_together,
+)
 from eki_jax.natural.estimates.feedback import sizes as feedback_sizes
 from eki_jax.natural.estimates.span import share_of_loss
 from eki_jax.solvers.reasons import Reason, first_reason
@@ -59,20 +68,23 @@ class Gradient(NamedTuple):
                 "None, or what jax.numpy.matmul takes"
             )
 
-    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Learned] | None:
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Any] | None:
         """What is learned of the layers' slopes, by their numbers, before the first step; None without feedback."""
         feedback = _per_sample(setup).feedback
         if feedback is None:
             return None
-        found: list[dict[str, tuple[int, int]]] = []
+        found: list[tuple[dict[str, tuple[int, int]], dict[str, list[int]]]] = []
 
         def traced(mean: Params, x: Any) -> None:
             seen = Undisturbed.of(forward, mean, x)
             outputs = [leaf.shape for leaf in jax.tree.leaves(seen.outputs)]
-            found.append({str(u): feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy})
+            sizes = {str(u): feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy}
+            found.append((sizes, seen.alike()))
 
         jax.eval_shape(traced, mean, feedback.example)
-        return {number: Learned.nothing(*size, feedback.bins) for number, size in found[-1].items()}
+        sizes, alike = found[-1]
+        own = {number: Learned.nothing(*size, feedback.bins) for number, size in sizes.items()}
+        return own | {name: Together.nothing(len(layers)) for name, layers in alike.items()}
 
     def direction(
         self,
@@ -83,7 +95,7 @@ class Gradient(NamedTuple):
         sigma: Array,
         damping: Array,
         batch: Batch,
-        memory: dict[str, Learned] | None = None,
+        memory: dict[str, Any] | None = None,
     ) -> Direction:
         """The gradient, evaluating the model with noise in it."""
         del damping
@@ -182,14 +194,22 @@ class Undisturbed(NamedTuple):
         """The numbers of the points where noise is added."""
         return [number for number in self.points if number not in self.exact]
 
-    def predicted(self, setup: Setup, in_outputs: Any, memory: dict[str, Learned] | None) -> dict[int, Known]:
+    def alike(self) -> dict[str, list[int]]:
+        """The numbers of the points that return equal shapes, by names for these, where there is more than one."""
+        found: dict[str, list[int]] = {}
+        for u in self.noisy:
+            found.setdefault(f"shape {_samples_first(self.points[u])[1:]}", []).append(u)
+        return {name: layers for name, layers in found.items() if len(layers) > 1}
+
+    def predicted(self, setup: Setup, in_outputs: Any, memory: dict[str, Any] | None) -> dict[int, Known]:
         """The slopes that were learned, at the points of which something was; none without memory."""
         if memory is None:
             return {}
         deviations, batch = _per_sample(setup), setup.axes.batch
         assert deviations.feedback is not None
-        if set(memory) != set(map(str, self.noisy)):
-            met = ", ".join(map(str, self.noisy))
+        alike = self.alike()
+        if set(memory) != {*map(str, self.noisy), *alike}:
+            met = ", ".join([*map(str, self.noisy), *alike])
             raise ValueError(
                 f"feedback: learned of layers {', '.join(memory)} and the batch meets {met}; "
                 "wanted an example with the batch's shapes, but for the number of samples"
@@ -202,19 +222,27 @@ class Undisturbed(NamedTuple):
             returned = jnp.moveaxis(self.points[u].value, self.points[u].axis, 0)
             features = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
             known[u] = Known(features, predicted(memory[str(u)], features, unknowns))
+        for name, layers in alike.items():
+            own = [memory[str(u)] for u in layers]
+            better = combined(memory[name], own, [known[u].prediction for u in layers])
+            known |= {u: known[u]._replace(prediction=part) for u, part in zip(layers, better, strict=True)}
         return known
 
     def learned(
-        self, setup: Setup, memory: dict[str, Learned], known: dict[int, Known], slopes: dict[int, Slope]
-    ) -> dict[str, Learned]:
+        self, setup: Setup, memory: dict[str, Any], known: dict[int, Known], slopes: dict[int, Slope]
+    ) -> dict[str, Any]:
         """The memory with a step's slopes."""
         feedback = _per_sample(setup).feedback
         assert feedback is not None
-        found: dict[str, Learned] = {}
+        found: dict[str, Any] = {}
+        rows: dict[int, Array] = {}
         for u, (features, prediction) in known.items():
-            rows = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(features.ranges.shape)
-            rows = rows.astype(jnp.float32)
-            found[str(u)] = updated(memory[str(u)], features, prediction, rows, feedback.decay, setup.axes.batch)
+            own = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(features.ranges.shape)
+            rows[u] = own.astype(jnp.float32)
+            found[str(u)] = updated(memory[str(u)], features, prediction, rows[u], feedback.decay, setup.axes.batch)
+        for name, layers in self.alike().items():
+            parts, own_rows = [known[u].prediction for u in layers], [rows[u] for u in layers]
+            found[name] = updated_together(memory[name], parts, own_rows, feedback.decay, setup.axes.batch)
         return found
 
     def slopes(
@@ -323,6 +351,9 @@ class Undisturbed(NamedTuple):
         assert deviations.feedback is not None
         prediction = known.prediction.slopes.reshape(known.features.shape).astype(found.dtype)
         share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
+        # The errors of so many samples cancel in a weight's gradient, as those of as many times more particles would.
+        averaged = jnp.asarray(deviations.feedback.averaged, found.dtype)
+        share = averaged * share / (1 + (averaged - 1) * share)
         used = found if deviations.feedback.unbiased else share * found
         return Slope(arranged(prediction + found), arranged(prediction + used))
 
