@@ -45,7 +45,13 @@ def parser() -> Parser:
     add("--learning-rate", metavar="R", type=positive, default=0.3, help=words)
     add("--momentum", metavar="F", type=share, default=0.9, help="momentum (default: 0.9)")
     add("--sigma", metavar="S", type=positive, default=0.05, help="scale of the noise (default: 0.05)")
-    add("--decay", metavar="D", type=share, default=0.98, help="of what is learned of slopes (default: 0.98)")
+    add("--decay", metavar="D", type=share, default=0.998, help="of what is learned of slopes (default: 0.998)")
+    at_least = number("a number >= 1", lambda value: value >= 1)
+    words = "characters whose errors are taken to cancel, of natural-eki-per-sample (default: 10)"
+    add("--averaged", metavar="N", type=at_least, default=10.0, help=words)
+    closed = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
+    words = "of credit for what comes later, of the methods with noise (default: 0, a character's own alone)"
+    add("--discount", metavar="C", type=closed, default=0.0, help=words)
     parser.add_seed(default=0)
     add("--write", metavar="N", type=whole(0), default=300, help="characters to write at the end (default: 300)")
     add("--out", metavar="DIR", type=folder, help="folder for the results (default: runs/language-M-K-SEED)")

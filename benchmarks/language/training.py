@@ -70,14 +70,15 @@ def _nats(logits: jax.Array, following: jax.Array) -> jax.Array:
 def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
     """Noise of every character's own, slopes by least squares, and a learned prediction of them."""
     example = jnp.zeros((1, settings["context"]), jnp.int32)
-    # Thousands of numbers a character and few particles: what these cannot tell must not be left out.
-    feedback = natural.learned_feedback(example, settings["decay"], unbiased=True)
-    return _of_solver(found, settings, optimizer, natural.per_sample(causal=True, feedback=feedback))
+    feedback = natural.learned_feedback(example, settings["decay"], averaged=settings["averaged"])
+    deviations = natural.per_sample(causal=True, feedback=feedback, discount=settings["discount"])
+    return _of_solver(found, settings, optimizer, deviations)
 
 
 def node_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
-    """Node perturbation with credit for each character: noise times the later characters' change of the loss."""
-    return _of_solver(found, settings, optimizer, natural.per_sample("covariance", causal=True))
+    """Node perturbation with credit for each character: noise times its own, and the later, changes of the loss."""
+    deviations = natural.per_sample("covariance", causal=True, discount=settings["discount"])
+    return _of_solver(found, settings, optimizer, deviations)
 
 
 def _of_solver(
