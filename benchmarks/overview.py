@@ -57,7 +57,7 @@ def parts() -> list[Part]:
     """What is on the page, in its order, but for training runs."""
     from benchmarks.calibration.cli import EXPERIMENTS as CALIBRATIONS
     from benchmarks.edf.cli import EXPERIMENTS as FLOWS
-    from benchmarks.paper.cli import EXPERIMENTS as PAPER
+    from benchmarks.paper.experiments import EXPERIMENTS as PAPER
     from benchmarks.performance.tables import TITLES
 
     titles = lambda folder, modules: {

@@ -89,14 +89,15 @@ def _read(name: str) -> dict[str, Any]:
 
 def _paper() -> Iterator[Made]:
     from benchmarks.paper import classification
-    from benchmarks.paper.cli import COMMITTED, EXPERIMENTS
+    from benchmarks.paper.cli import COMMITTED
     from benchmarks.paper.common import measured
+    from benchmarks.paper.experiments import EXPERIMENTS, module
     from benchmarks.paper.table import write_table
 
     yield Made(RESULTS / "paper.md", lambda path: write_table(COMMITTED, path))
-    for name, module in EXPERIMENTS.items():
+    for name in EXPERIMENTS:
         if (COMMITTED / f"{name}.jsonl").is_file() and measured(result := _read(f"paper/{name}.jsonl")):
-            of = importlib.import_module(module)
+            of = module(name)
             if hasattr(of, "draw"):
                 write = lambda path, of=of, result=result: of.draw(result, path)
             else:

@@ -30,7 +30,7 @@ def table(folder: Path) -> None:
     from benchmarks.paper.classification import Cell, run_table
 
     cell = Cell("digits-dnn", "eki-r", "digits", epochs=3, batch=300, particles=6)
-    run_table("t", "T", lambda preset: [cell], "full", Path("out"), None, 0)
+    run_table("t", lambda preset: [cell], "full", Path("out"), None, 0)
 
 
 def run(target: Callable[..., None], *args: Any, until: float | None = None) -> int | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from benchmarks.harness import store
-from benchmarks.paper import classification, cli
+from benchmarks.paper import classification, cli, experiments
 from benchmarks.paper.classification import Cell
 from benchmarks.paper.table import write_table
 from benchmarks.problems import registry
@@ -52,7 +51,7 @@ class Job(NamedTuple):
 
 def tables() -> dict[str, Any]:
     """The experiments that are tables of trained networks, and their modules."""
-    modules = {name: importlib.import_module(module) for name, module in cli.EXPERIMENTS.items()}
+    modules = {name: experiments.module(name) for name in experiments.EXPERIMENTS}
     return {name: module for name, module in modules.items() if hasattr(module, "cells") and not hasattr(module, "run")}
 
 
@@ -105,6 +104,6 @@ def run(table: str, name: str, seed: int, preset: str, out: Path, data: Path | N
     module = tables()[table]
     (cell,) = (cell for cell in module.cells(preset) if cell.name == name)
     record = classification.run_cell(cell, store.Runs(out / f"{table}.jsonl"), data, seed)
-    classification.run_table(table, module.TITLE, module.cells, preset, out, data, seed, only=None)
+    classification.run_table(table, module.cells, preset, out, data, seed, only=None)
     write_table(out, out / "paper.md")
     return {"seconds": record["seconds"], "test_accuracy": record["history"][-1]["test_accuracy_mean"]}

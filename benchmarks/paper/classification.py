@@ -16,6 +16,7 @@ from benchmarks.harness.command import Refused
 from benchmarks.harness.figures import band, legend, logarithmic, panels, save, whole_numbers
 from benchmarks.harness.store import Runs, differences
 from benchmarks.paper.common import Found, finish, row, skipped
+from benchmarks.paper.experiments import title
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
 from benchmarks.reporting import RESULTS
@@ -135,7 +136,6 @@ def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, 
 
 def run_table(
     experiment: str,
-    title: str,
     cells: Callable[[str], Sequence[Cell]],
     preset: str,
     out: Path,
@@ -184,7 +184,7 @@ def run_table(
         store.RUNS: {**kept.all, **shown},
     }
     picture = lambda result, path: draw(result, path, cells)
-    return finish(experiment, title, preset, seed, out, Found(result, details), picture)
+    return finish(experiment, preset, seed, out, Found(result, details), picture)
 
 
 def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -195,7 +195,7 @@ def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def draw(result: dict[str, Any], path: Path, cells: Callable[[str], Sequence[Cell]]) -> None:
     """The picture of a table's result, see :func:`draw_epochs`."""
     labels = list(dict.fromkeys(cell.label for cell in cells("full")))
-    draw_epochs(path, shown_runs(result), labels, result["title"])
+    draw_epochs(path, shown_runs(result), labels, title(result["experiment"]))
 
 
 class _Table:
@@ -256,10 +256,11 @@ def _median(values: list[float | None]) -> float | None:
     return None if None in values else float(np.median(values))
 
 
-def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[str], title: str = "") -> None:
+def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[str], heading: str = "") -> None:
     """Test accuracy of the mean particle per epoch, one panel a network: mean of the seeds, and their range.
 
-    Epochs are on a logarithmic axis where some runs are much shorter than others; networks that did not run are named.
+    Each panel says the sizes of its ensembles. Epochs are on a logarithmic axis where some runs are much shorter than
+    others; networks that did not run are named.
     """
     shown = [label for label in labels if any(name.startswith(f"{label},") for name in runs)]
     if not shown:
@@ -268,7 +269,7 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
     is_mixed, ticks = max(lengths) >= 5 * min(lengths), [1, 2, 3, 5, 10, 20, 30, 50, 100, 200]
     figure, axes = panels(1, len(shown), (max(4.2 * len(shown), 6.0), 4))
     missing = [label for label in labels if label not in shown]
-    notes = [title] * bool(title) + [f"not run: {', '.join(missing)}"] * bool(missing)
+    notes = [heading] * bool(heading) + [f"not run: {', '.join(missing)}"] * bool(missing)
     figure.suptitle("\n".join(notes), fontsize=10)
     for axis, label in zip(axes[0], shown, strict=True):
         for name, records in runs.items():
@@ -277,7 +278,9 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
                 epochs, method = np.arange(1, seeds.shape[1] + 1), name.removeprefix(f"{label}, ")
                 style = {"alpha": 0.25, "marks": _MARKS.get(method, ".-"), "label": method, "markersize": 5}
                 band(axis, epochs, seeds.min(0), seeds.mean(0), seeds.max(0), **style)
-        axis.set(title=label, xlabel="epoch", ylabel="test accuracy")
+        axis.set(xlabel="epoch", ylabel="test accuracy")
+        of_panel = [record for name, records in runs.items() if name.startswith(f"{label},") for record in records]
+        axis.set_title("\n".join(filter(None, (label, _sizes(of_panel)))), fontsize=10)
         if is_mixed:
             logarithmic(axis)
             axis.set_xlim(0.92, 1.08 * max(lengths))
@@ -287,6 +290,21 @@ def draw_epochs(path: Path, runs: dict[str, list[dict[str, Any]]], labels: list[
             whole_numbers(axis)
         legend(axis)
     save(figure, path)
+
+
+def _sizes(records: list[dict[str, Any]]) -> str:
+    """J of the ensembles among some runs, and their images where these are not all.
+
+    >>> _sizes([{"settings": {"particles": 50, "growth": 50, "limit": 200, "epochs": 9, "images": 2000}}])
+    'J = 50 to 200, 2,000 images'
+    """
+    found = {}
+    for of in (record["settings"] for record in records if "particles" in record["settings"]):
+        first, images = of["particles"], of["images"]
+        last = min(first + of["growth"] * (of["epochs"] - 1), max(of["limit"], first))
+        sizes = f"J = {first}" if last == first else f"J = {first} to {last}"
+        found[sizes if images is None else f"{sizes}, {images:,} images"] = True
+    return "; ".join(found)
 
 
 def kept_run(cell: Cell, kept: Runs, seed: int) -> dict[str, Any] | None:

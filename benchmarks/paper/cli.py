@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,11 @@ from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, require
 from benchmarks.paper.classification import run_table
 from benchmarks.paper.common import finish
+from benchmarks.paper.experiments import EXPERIMENTS, module, title
 from benchmarks.paper.table import results, write_table
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
-# name -> module with TITLE, measure(preset, data, seed) and draw(result, path). A table of networks has cells(preset)
-# alone; where cells are of another kind, there is a run(preset, out, data, seed, only) that keeps them.
-EXPERIMENTS = {
-    "dense": "benchmarks.paper.dense",
-    "particles": "benchmarks.paper.particles",
-    "noise-ratio": "benchmarks.paper.noise_ratio",
-    "large-ensemble": "benchmarks.paper.large_ensemble",
-    "cnn-mnist": "benchmarks.paper.cnn_mnist",
-    "cnn-svhn": "benchmarks.paper.cnn_svhn",
-    "rnn": "benchmarks.paper.rnn",
-    "voting": "benchmarks.paper.voting",
-    "online-temperatures": "benchmarks.paper.online_temperatures",
-    "online-sunspots": "benchmarks.paper.online_sunspots",
-    "linear": "benchmarks.paper.linear",
-    "fashion-mnist": "benchmarks.paper.fashion_mnist",
-    "ensemble": "benchmarks.paper.ensemble",
-    "long-memory": "benchmarks.paper.long_memory",
-}
 COMMITTED = RESULTS / "paper"
 
 
@@ -41,12 +23,12 @@ def main(argv: list[str]) -> int:
     """Run an experiment, or list them; 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
     if arguments.name == "list":
-        for name, module in EXPERIMENTS.items():
-            print(f"{name:22}{importlib.import_module(module).TITLE}")
+        for name in EXPERIMENTS:
+            print(f"{name:22}{title(name)}")
         return 0
     require("matplotlib")
     out = arguments.out or (Path("runs/paper-smoke") if arguments.preset == "smoke" else COMMITTED)
-    experiment = importlib.import_module(EXPERIMENTS[arguments.name])
+    experiment = module(arguments.name)
     only = "" if arguments.only is None else _checked(arguments.only, arguments.name, experiment)
     size = arguments.preset, out, arguments.data, arguments.seed
     with claimed(out, ".paper.lock"):
@@ -63,18 +45,18 @@ def main(argv: list[str]) -> int:
 
 def run(name: str, preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
     """Run an experiment, and write its file and its picture; returns what is printed."""
-    of = importlib.import_module(EXPERIMENTS[name])
+    of = module(name)
     if hasattr(of, "measure"):
-        return finish(name, of.TITLE, preset, seed, out, of.measure(preset, data, seed), of.draw)
+        return finish(name, preset, seed, out, of.measure(preset, data, seed), of.draw)
     if hasattr(of, "run"):
         return of.run(preset, out, data, seed, only)
-    return run_table(name, of.TITLE, of.cells, preset, out, data, seed, only)
+    return run_table(name, of.cells, preset, out, data, seed, only)
 
 
 def _checked(only: str, name: str, experiment: Any) -> str:
     """The text of ``--only``, which some cell's name has in it."""
     if not hasattr(experiment, "cells"):
-        tables = [other for other, module in EXPERIMENTS.items() if hasattr(importlib.import_module(module), "cells")]
+        tables = [other for other in EXPERIMENTS if hasattr(module(other), "cells")]
         raise Refused(f"--only: {name} has no cells; wanted one of {', '.join(tables)}")
     names = [cell.name for cell in experiment.cells("full")]
     if not only or not any(only in cell for cell in names):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmarks.paper.classification import Cell
 
-TITLE = "SVHN with CNN-1, 2, 3: momentum SGD and EKI(R) with a growing ensemble (Figure 11)"
+TITLE = "CNN-1, 2, 3 on colour images: momentum SGD and EKI(R) with a growing ensemble (Figure 11)"
 # (network, method) -> the paper's accuracies after the first and the last epoch
 PAPER = {
     ("cnn1", "sgd"): (None, None),

@@ -62,7 +62,6 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 def finish(
     experiment: str,
-    title: str,
     preset: str,
     seed: int,
     out: Path,
@@ -73,7 +72,6 @@ def finish(
 
     Args:
         experiment: Its name on the command line.
-        title: One line that says what it is.
         preset: As asked for.
         seed: Of everything random.
         out: The folder of the results.
@@ -90,7 +88,7 @@ def finish(
         summary["skipped"] = numbers["rows"][0]["note"].removeprefix("not run: ")
     flags = f"--preset {preset} --seed {seed}"
     command = f"python -m benchmarks paper {experiment} {flags}"
-    path, payload = out / f"{experiment}.jsonl", {"title": title, "command": command, **summary, **details}
+    path, payload = out / f"{experiment}.jsonl", {"command": command, **summary, **details}
     lost = measured(store.earlier(path, experiment=experiment) or {}) - names
     if lost:
         reason = f"{path}: left as it is, since it has what this run lacks: {', '.join(sorted(lost)[:4])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.paper import dense
 from benchmarks.paper.classification import Cell
 
-TITLE = "MNIST, DNN 2 with a large ensemble, J = 6000 (Figure 9)"
+TITLE = "MNIST, DNN 2 with a large ensemble (Figure 9)"
 # method -> the paper's accuracies after the first and the last epoch
 PAPER = {
     "eki": (0.8661, 0.9611),

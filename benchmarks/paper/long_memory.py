@@ -92,7 +92,7 @@ def cells(preset: str) -> list[Cell]:
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
     """Writes ``long-memory.jsonl`` and ``long-memory.png``."""
     command = f"python -m benchmarks paper long-memory --preset {preset} --seed {seed}"
-    head = {"experiment": "long-memory", "preset": preset, "seed": seed, "title": TITLE, "command": command}
+    head = {"experiment": "long-memory", "preset": preset, "seed": seed, "command": command}
     store = Cells(out / "long-memory.jsonl", head, keep=True)
     for cell in cells(preset):
         if only in cell.name:
@@ -102,7 +102,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
     found = store.finish(is_whole=not only)["cells"]
     reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
     rows = _rows(reported)
-    return finish("long-memory", TITLE, preset, seed, out, Found({"rows": rows}, {"cells": found}), draw)
+    return finish("long-memory", preset, seed, out, Found({"rows": rows}, {"cells": found}), draw)
 
 
 def _best(store: Cells, cell: Cell) -> float:

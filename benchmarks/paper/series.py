@@ -27,6 +27,7 @@ import optax
 import eki_jax
 from benchmarks.harness.figures import band, legend, panels, save
 from benchmarks.paper.common import Found, row, skipped, timed
+from benchmarks.paper.experiments import title
 from benchmarks.problems.files import MissingFile
 from benchmarks.problems.tables import Series
 from eki_jax.flax import TanhRNN, linen_forward
@@ -198,5 +199,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
     errors.set(xlabel="pass over the training part", ylabel="test error", xscale="log", yscale="log")
     errors.set_title("Median, 10 % to 90 % of the seeds")
     legend(errors, "dotted: the paper's final error")
-    figure.suptitle(result["title"], fontsize=10)
+    figure.suptitle(title(result["experiment"]), fontsize=10)
     save(figure, path)

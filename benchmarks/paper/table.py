@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import store
+from benchmarks.harness.tables import markdown
+from benchmarks.paper.experiments import title
 from eki_jax.training.files import write_text
 
 _HEAD = """# The paper's numbers beside ours
@@ -14,6 +16,7 @@ Generated from the JSON files of `python -m benchmarks paper NAME`; do not edit.
 [least, most], mean ± standard deviation. The presets: `full` has the paper's own settings, `cpu` a smaller job that its
 notes state, `smoke` is for tests.
 """
+_HEADER = ("", "quantity", "paper", "ours", "difference", "preset", "notes")
 
 
 def write_table(folder: Path, path: Path) -> Path:
@@ -45,28 +48,26 @@ def results(folder: Path, but: str = "") -> list[dict[str, Any]]:
 
 def _section(result: dict[str, Any]) -> str:
     lines = [
-        f"## {result.get('title', result['experiment'])}\n",
+        f"## {title(result['experiment'])}\n",
         f"`{result.get('command', result['experiment'])}` on {result['environment']['device']}\n",
     ]
     if result.get("skipped"):
         lines.append(f"Skipped: {result['skipped']}\n")
-    rows = result.get("rows", [])
-    if rows:
-        lines += ["| | quantity | paper | ours | difference | preset | notes |", "|---|---|---|---|---|---|---|"]
-        lines += [_line(row, row.get("preset", result["preset"])) for row in rows]
-        lines.append("")
+    if result.get("rows"):
+        rows = [_cells(row, row.get("preset", result["preset"])) for row in result["rows"]]
+        lines.append(f"{markdown(_HEADER, rows, '---')}\n")
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any], preset: str) -> str:
+def _cells(row: dict[str, Any], preset: str) -> list[str]:
     paper, ours = row["paper"], row["ours"]
     difference = "" if paper is None or ours is None else f"{_number(ours - paper, sign=True)}"
     text = "n/a" if ours is None else _number(ours)
     if "least" in row:
         text += f" [{_number(row['least'])}, {_number(row['most'])}], mean {_number(row['mean'])}"
         text += f" ± {_number(row['deviation'])}, {row['of']}"
-    cells = (row["name"], row["quantity"], "n/a" if paper is None else _number(paper), text, difference, preset)
-    return "| " + " | ".join((*cells, row["note"])) + " |"
+    shown = "n/a" if paper is None else _number(paper)
+    return [row["name"], row["quantity"], shown, text, difference, preset, row["note"]]
 
 
 def _number(value: float, *, sign: bool = False) -> str:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.benchmarks
 def finished(out: Path, name: str, preset: str = "cpu") -> bytes:
     """A result of a paper's experiment, as it was written."""
     rows = [common.row("EKI", "accuracy", 0.89, 0.9) | {"preset": preset}]
-    common.finish(name, "T", preset, 0, out, common.Found({"rows": rows}, {"curve": [1]}))
+    common.finish(name, preset, 0, out, common.Found({"rows": rows}, {"curve": [1]}))
     return (out / f"{name}.jsonl").read_bytes()
 
 
@@ -68,7 +68,7 @@ def test_a_table_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return {"settings": settings, "history": [line | {"forward_passes": 1, "seconds": 1.0}], "seconds": 1.0}
 
     def table(only: str = "") -> dict[str, Any]:
-        classification.run_table("t", "T", lambda preset: cells, "full", tmp_path, None, 0, only)
+        classification.run_table("t", lambda preset: cells, "full", tmp_path, None, 0, only)
         return store.read(tmp_path / "t.jsonl")
 
     whole = table()

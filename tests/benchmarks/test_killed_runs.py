@@ -34,6 +34,8 @@ TRAIN = [
     "300",
     "--epochs",
     "3",
+    "--precision",
+    "float32",  # auto may choose another one after a kill than before it: it measures, and others use the processor
     "--quiet",
 ]
 BUDGET = ["forward-budget", "--preset", "smoke", "--method", "msgd", "--out", "out"]

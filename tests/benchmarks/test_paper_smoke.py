@@ -137,7 +137,7 @@ def trained(monkeypatch):
 def test_several_seeds_make_one_row(tmp_path, trained):
     cell = classification.Cell("p", "eki", "A", epochs=1, images=10, seeds=3)
     result = lambda seeds, only="": classification.run_table(
-        "t", "T", lambda preset: [cell._replace(seeds=seeds)], "full", tmp_path, None, 1, only
+        "t", lambda preset: [cell._replace(seeds=seeds)], "full", tmp_path, None, 1, only
     )
     assert (result(1)["rows"][0]["ours"], result(1)["accuracies"]["A, EKI"]["seeds"]) == (0.6, 1)
     assert "of" not in result(3, only="B")["rows"][0]  # seeds that were not run are not shown
@@ -157,7 +157,7 @@ def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     """A table is run in parts and finished cells are kept."""
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
     run_table = classification.run_table
-    run = lambda cells, preset, only="": run_table("t", "T", cells, preset, tmp_path, None, 0, only)["rows"]
+    run = lambda cells, preset, only="": run_table("t", cells, preset, tmp_path, None, 0, only)["rows"]
     table_ = lambda only: run(lambda preset: cells, "cpu", only)
     first = table_("A")
     assert [line["preset"] for line in first] == ["full", "full"]  # as the paper's settings are the cpu preset's too
@@ -210,7 +210,7 @@ def test_rows_show_median_range_and_difference(tmp_path):
     line = common.row("EKI", "accuracy", 0.89, [0.8, 0.9, 0.91], "a note", of="draws")
     assert (line["ours"], line["least"], line["most"], line["of"]) == (0.9, 0.8, 0.91, "3 draws")
     numbers = {"rows": [line, common.skipped("SGD", "accuracy", 0.5, "no data"), common.row("x", "y", None, 1e-3)]}
-    common.finish("votes", "Votes", "cpu", 3, tmp_path, common.Found(numbers, {"curve": [1]}))
+    common.finish("votes", "cpu", 3, tmp_path, common.Found(numbers, {"curve": [1]}))
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
     ours = "0.9000 [0.8000, 0.9100], mean 0.8700 ± 0.0608, 3 draws"
     assert f"| EKI | accuracy | 0.8900 | {ours} | +1.000e-02 | cpu | a note |" in text

@@ -404,16 +404,21 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash while it is written leaves the old one, and nothing beside it."""
+    """A crash while it is written leaves the old one, and nothing beside it; the new one does not go over the old."""
     calibration = linear()
     calibration.save(tmp_path / "run.npz")
     before = (tmp_path / "run.npz").read_bytes()
     calibration.tell(outputs_of(calibration))
-    monkeypatch.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        calibration.save(tmp_path / "run.npz")
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            calibration.save(tmp_path / "run.npz")
     assert (tmp_path / "run.npz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
+    with (tmp_path / "run.npz").open("rb") as reader:  # which keeps what it has opened, unless that is written over
+        calibration.save(tmp_path / "run.npz")
+        assert reader.read() == before
+    assert (tmp_path / "run.npz").read_bytes() != before
 
 
 @pytest.mark.slow

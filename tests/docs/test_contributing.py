@@ -70,7 +70,7 @@ def test_an_experiment(tmp_path: Path) -> None:
 
     module = recipe("an experiment")
     found = module["measure"]("smoke", None, 0)
-    summary = finish("forgetting", module["TITLE"], "smoke", 0, tmp_path, found, module["draw"])
+    summary = finish("forgetting", "smoke", 0, tmp_path, found, module["draw"])
     saved = store.read(tmp_path / "forgetting.jsonl")
     assert saved["rows"] == summary["rows"]
     assert [row["name"] for row in saved["rows"]] == ["J = 4", "J = 8"]

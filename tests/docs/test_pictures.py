@@ -67,6 +67,15 @@ def test_labels_can_be_read(name: str, tmp_path: Path, drawn: list[Figure]) -> N
             assert box.y1 <= height + 2
 
 
+@pytest.mark.benchmarks
+def test_titles_say_what_was_run(tmp_path: Path, drawn: list[Figure]) -> None:
+    """The sizes in the titles are those of the runs, and not the paper's."""
+    redraw("large-ensemble", tmp_path)
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["DNN 2\nJ = 500, 10,000 images"]
+    assert "J =" not in figure.get_suptitle()
+
+
 @pytest.mark.slow
 @pytest.mark.benchmarks
 @pytest.mark.parametrize("name", ["dense", "large-ensemble", "rnn"])

@@ -58,9 +58,12 @@ with files.claimed({str(tmp_path)!r}):
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error while writing leaves what was there, and no temporary file."""
+    """An error while writing leaves what was there, and no temporary file; a new file does not go over the old one."""
     path = tmp_path / "a.txt"
-    write_text(path, "before")
+    write_text(path, "first")
+    with path.open() as reader:  # which keeps what it has opened, unless that is written over
+        write_text(path, "before")
+        assert reader.read() == "first"
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
