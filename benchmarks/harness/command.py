@@ -55,25 +55,30 @@ def guarded(name: str, body: Callable[[], int]) -> int:
         name: name of the command, before what is said.
         body: function that does the work.
     """
-    with _patient_streams(), _short_warnings(name), _interrupts():
+    with _patient_streams(), _short_warnings(name), _interrupts() as is_asked:
         try:
             return body()
         except KeyboardInterrupt:
             return _interrupted(name)
-        except ImportError as error:
-            is_ours = (error.name or "").split(".")[0] in ("benchmarks", "eki_jax")
-            if is_ours or not (isinstance(error, ModuleNotFoundError) or "pip install" in str(error)):
-                raise  # a fault of this code, or packages that do not fit together
-            say(f"{name}: {_needs(error)}")
-        except (ValueError, OSError) as error:
-            say(f"{name}: {_one_line(error)}")
         except Exception as error:
-            if "KeyboardInterrupt" in str(error):  # one that was raised inside of a function that XLA called
+            # One that was raised inside of a function that XLA called, or while an extension module was being read.
+            if is_asked() or "KeyboardInterrupt" in str(error):
                 return _interrupted(name)
-            if type(error).__name__ != "StepRefused":  # whose module is not imported here
-                raise
-            say(f"{name}: {_one_line(error)}")
+            _say_error(name, error)
         return MENDABLE
+
+
+def _say_error(name: str, error: Exception) -> None:
+    """Say what the user can mend, in a line; raise anything else again."""
+    if isinstance(error, ImportError):
+        is_ours = (error.name or "").split(".")[0] in ("benchmarks", "eki_jax")
+        if is_ours or not (isinstance(error, ModuleNotFoundError) or "pip install" in str(error)):
+            raise error  # a fault of this code, or packages that do not fit together
+        say(f"{name}: {_needs(error)}")
+    elif isinstance(error, ValueError | OSError) or type(error).__name__ == "StepRefused":  # not imported here
+        say(f"{name}: {_one_line(error)}")
+    else:
+        raise error
 
 
 def require(*packages: str) -> None:
@@ -177,8 +182,12 @@ def _short_warnings(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    """SIGTERM is a Ctrl-C; one that comes while another is dealt with ends the process at once."""
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """SIGTERM is a Ctrl-C; one that comes while another is dealt with ends the process at once.
+
+    Yields:
+        A function that says whether one has come, whatever became of its ``KeyboardInterrupt``.
+    """
     asked = False
 
     def handler(number: int, frame: Any) -> NoReturn:
@@ -203,7 +212,7 @@ def _interrupts() -> Iterator[None]:
         for one in (signal.SIGINT, signal.SIGTERM):
             before[one] = signal.signal(one, handler)
     try:
-        yield
+        yield lambda: asked
     finally:
         sys.unraisablehook = hook
         for one, previous in before.items():

@@ -94,8 +94,12 @@ def claimed(folder: Path | str, name: str = LOCK) -> Iterator[None]:
                 raise InUse(f"{folder}: in use by {holder}; wait for its end, or name another folder") from error
             except OSError as error:
                 warnings.warn(f"{folder}: cannot be locked ({error}); no other run may write to it", stacklevel=4)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()}\n".encode())
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()}\n".encode())
+        except OSError as error:  # a full disk
+            error.filename = str(folder / name)
+            raise
         yield
     finally:
         os.close(handle)

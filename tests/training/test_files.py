@@ -73,5 +73,9 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_text(path, "after")
     with contextlib.suppress(ZeroDivisionError), replacing(path) as new:
         new.write_text("af" * (1 // 0))
+    monkeypatch.setattr(os, "write", lambda handle, data: full(handle))
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/.lock'"), claimed(tmp_path):
+        pass
+    (tmp_path / ".lock").unlink()
     assert path.read_text() == "before"
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
