@@ -124,3 +124,14 @@ def test_a_discretization_is_one_file(name: str) -> None:
     ]
     assert not imported
     assert name == "compact" or len(text.splitlines()) <= 100
+
+
+def test_one_problem_and_one_method() -> None:
+    """One class is called a problem, and the method is the library's; docs/design.md names what else there is."""
+    texts = [path.read_text() for path in (ROOT / "benchmarks").rglob("*.py")]
+    count = lambda name: sum(len(re.findall(rf"^class {name}\b", text, re.MULTILINE)) for text in texts)
+    design = (ROOT / "docs/design.md").read_text()
+    others = re.findall(r"^\| `[^|]*(?=\| )", design.partition("is not a `Problem`")[2], re.MULTILINE)
+    named = [name for cell in others[:6] for name in re.findall(r"\b([A-Z]\w+)`", cell)]
+    assert (count("Problem"), count("Method"), len(named)) == (1, 0, 11)
+    assert all(count(name) for name in named)

@@ -63,7 +63,7 @@ def _parser() -> Parser:
     parser.add_argument("name", metavar="NAME", choices=[*EXPERIMENTS, "list"], help="an experiment, or: list")
     parser.add_preset(help="smoke: seconds; cpu: some ten minutes on one core; full: more seeds, sizes (default: cpu)")
     parser.add_argument("--out", metavar="DIR", type=folder, help="folder (default: benchmarks/results/calibration)")
-    parser.add_argument("--keep", action="store_true", help="keep the cells of a finished run with the same settings")
-    parser.add_argument("--draw", action="store_true", help="run nothing: picture and table of the numbers there")
+    parser.add_keep()
+    parser.add_draw()
     parser.add_peers()
     return parser

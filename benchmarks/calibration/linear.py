@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks.calibration.methods import LINEAR, Entry
-from benchmarks.calibration.problems import Problem, linear
+from benchmarks.calibration.methods import LINEAR, Calibrator
+from benchmarks.calibration.problems import InverseProblem, linear
 from benchmarks.calibration.problems.linear import Posterior, posterior
 from benchmarks.calibration.race import keys, start
 from benchmarks.harness.figures import legend, panels, save
@@ -68,7 +68,7 @@ def moments(ensemble: Any) -> Posterior:
     return Posterior(rows.mean(axis=0), np.atleast_2d(np.cov(rows, rowvar=False, ddof=0)))
 
 
-def calibrate(problem: Problem, entry: Entry, particles: int, seeds: Iterable[int]) -> list[dict[str, Any]]:
+def calibrate(problem: InverseProblem, entry: Calibrator, particles: int, seeds: Iterable[int]) -> list[dict[str, Any]]:
     """Run a method to its end, once a seed, in double precision.
 
     Args:

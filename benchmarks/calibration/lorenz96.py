@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration import racing
-from benchmarks.calibration.methods import RACE, Entry, has_places, kalman_step, localized, localized_race, remedies
-from benchmarks.calibration.problems import Problem, lorenz96
+from benchmarks.calibration.methods import (
+    RACE,
+    Calibrator,
+    has_places,
+    kalman_step,
+    localized,
+    localized_race,
+    remedies,
+)
+from benchmarks.calibration.problems import InverseProblem, lorenz96
 from benchmarks.calibration.race import ITERATIONS
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown, number
@@ -42,11 +50,11 @@ def run(preset: str, cells: Cells, peers: Path) -> None:
     cells.extra["claims"] = claims(cells.payload())
 
 
-def tuned_radii(problem: Problem, radii: tuple[float, ...], seeds: range, cells: Cells) -> dict[int, float]:
+def tuned_radii(problem: InverseProblem, radii: tuple[float, ...], seeds: range, cells: Cells) -> dict[int, float]:
     """For each tuning size the radius with the fewest iterations over the seeds; a miss counts as the limit."""
     cost: dict[int, dict[float, int]] = {size: {} for size in TUNING_SIZES}
     for radius in radii:
-        entry = Entry(f"radius {radius:g}", kalman_step(kalman.etki, localization=localized(radius)))
+        entry = Calibrator(f"radius {radius:g}", kalman_step(kalman.etki, localization=localized(radius)))
         found = racing.race_all(problem, {f"{radius:g}": entry}, TUNING_SIZES, seeds, cells, "tuning/")
         for (_, size), runs in found.items():
             cost[size][radius] = sum(run["iterations"] for run in runs)

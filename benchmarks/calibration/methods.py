@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks.calibration.problems import Problem
+from benchmarks.calibration.problems import InverseProblem
 from eki_jax import kalman
 from eki_jax.priors import Gaussian
 
-Make = Callable[[Problem, jax.Array], eki_jax.Solver]
+Make = Callable[[InverseProblem, jax.Array], eki_jax.Solver]
 
 
-class Entry(NamedTuple):
+class Calibrator(NamedTuple):
     """A method of the tables.
 
     Attributes:
@@ -36,24 +36,24 @@ class Entry(NamedTuple):
     steps: int = 1
     averaged: float = 0.0
     own_particles: bool = False
-    where: Callable[[Problem], bool] = lambda problem: True
+    where: Callable[[InverseProblem], bool] = lambda problem: True
     least: Callable[[int], int] = lambda parameters: 2
     most: int = 10_000
 
 
-def prior(problem: Problem) -> Gaussian:
+def prior(problem: InverseProblem) -> Gaussian:
     """The problem's prior, in JAX's default floating-point type."""
     # Factored by NumPy: inside of a compiled function a covariance would be traced, and could not be inverted.
     return eki_jax.gaussian(jnp.asarray(problem.prior_mean, float), factor=np.linalg.cholesky(problem.prior_covariance))
 
 
-def taper(problem: Problem, radius: float) -> kalman.Localization:
+def taper(problem: InverseProblem, radius: float) -> kalman.Localization:
     """Gaspari and Cohn's weights from the problem's coordinates."""
     places = problem.parameter_coordinates, problem.output_coordinates
     return kalman.taper(*places, radius, period=problem.period)
 
 
-def has_places(problem: Problem) -> bool:
+def has_places(problem: InverseProblem) -> bool:
     """Whether the problem has coordinates."""
     return problem.parameter_coordinates is not None
 
@@ -67,7 +67,7 @@ def kalman_step(solver: Callable[..., eki_jax.Solver], step_size: Any = 1.0, **s
         **settings: keywords of the solver, or functions of the problem and the key that make them.
     """
 
-    def make(problem: Problem, key: jax.Array) -> eki_jax.Solver:
+    def make(problem: InverseProblem, key: jax.Array) -> eki_jax.Solver:
         made = {name: value(problem, key) if callable(value) else value for name, value in settings.items()}
         size = step_size() if callable(step_size) else step_size
         return solver(None, problem.noise_covariance, size, **made)
@@ -83,7 +83,7 @@ def accelerated(make: Make) -> Make:
 def whitened(make: Callable[..., eki_jax.Solver]) -> Make:
     """A discretization of the flow, for squared errors of outputs and data in units of their noise."""
 
-    def made(problem: Problem, key: jax.Array) -> eki_jax.Solver:
+    def made(problem: InverseProblem, key: jax.Array) -> eki_jax.Solver:
         solver = make(None, eki_jax.squared_error())
 
         def update(state: Any, outputs: Any, targets: Any) -> tuple[Any, Any]:
@@ -111,23 +111,25 @@ def to_fixed_point(**settings: Any) -> Make:
 
 
 # What is known of each on a linear problem: ``linear`` compares it.
-LINEAR: dict[str, Entry] = {
-    "etki": Entry("ETKI, one step", kalman_step(kalman.etki)),
-    "etki-tempered": Entry("ETKI, ten tempered steps", kalman_step(kalman.etki, ten), 10),
-    "etki-controlled": Entry("ETKI, misfit controller", kalman_step(kalman.etki, controlled), 1000),
-    "etki-prior": Entry("ETKI, prior imposed, to time 20", kalman_step(kalman.etki, prior=own_prior), 20),
-    "etki-fixed-point": Entry("ETKI, prior imposed, inflated to its fixed point", to_fixed_point(), 40),
-    "enkf": Entry("EnKF, perturbed data, one step", kalman_step(kalman.enkf, key=own_key)),
-    "enkf-tempered": Entry("EnKF, perturbed data, ten tempered steps", kalman_step(kalman.enkf, ten, key=own_key), 10),
-    "enkf-bare": Entry("EnKF, data as they are, one step", kalman_step(kalman.enkf)),
-    "uki": Entry("UKI, one step", kalman_step(kalman.uki, prior=own_prior), own_particles=True),
-    "uki-fixed-point": Entry(
+LINEAR: dict[str, Calibrator] = {
+    "etki": Calibrator("ETKI, one step", kalman_step(kalman.etki)),
+    "etki-tempered": Calibrator("ETKI, ten tempered steps", kalman_step(kalman.etki, ten), 10),
+    "etki-controlled": Calibrator("ETKI, misfit controller", kalman_step(kalman.etki, controlled), 1000),
+    "etki-prior": Calibrator("ETKI, prior imposed, to time 20", kalman_step(kalman.etki, prior=own_prior), 20),
+    "etki-fixed-point": Calibrator("ETKI, prior imposed, inflated to its fixed point", to_fixed_point(), 40),
+    "enkf": Calibrator("EnKF, perturbed data, one step", kalman_step(kalman.enkf, key=own_key)),
+    "enkf-tempered": Calibrator(
+        "EnKF, perturbed data, ten tempered steps", kalman_step(kalman.enkf, ten, key=own_key), 10
+    ),
+    "enkf-bare": Calibrator("EnKF, data as they are, one step", kalman_step(kalman.enkf)),
+    "uki": Calibrator("UKI, one step", kalman_step(kalman.uki, prior=own_prior), own_particles=True),
+    "uki-fixed-point": Calibrator(
         "UKI, prior imposed, to its fixed point",
         kalman_step(kalman.uki, prior=own_prior, impose_prior=True),
         40,
         own_particles=True,
     ),
-    "aldi": Entry(
+    "aldi": Calibrator(
         "ALDI, last 450 of 500 steps",
         kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key),
         500,
@@ -135,7 +137,7 @@ LINEAR: dict[str, Entry] = {
         least=spans,
         most=60,
     ),
-    "eks": Entry(
+    "eks": Calibrator(
         "EKS, last 450 of 500 steps",
         kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key, correction=False),
         500,
@@ -143,22 +145,22 @@ LINEAR: dict[str, Entry] = {
         least=spans,
         most=60,
     ),
-    "euler": Entry("EKI, Euler, 20 steps", whitened(eki_jax.euler), 20),
-    "nesterov": Entry("EKI, Nesterov, 20 steps", whitened(eki_jax.nesterov), 20),
+    "euler": Calibrator("EKI, Euler, 20 steps", whitened(eki_jax.euler), 20),
+    "nesterov": Calibrator("EKI, Nesterov, 20 steps", whitened(eki_jax.nesterov), 20),
 }
 
 
-def localized(radius: float) -> Callable[[Problem, jax.Array], kalman.Localization]:
+def localized(radius: float) -> Callable[[InverseProblem, jax.Array], kalman.Localization]:
     """The taper of a radius, as a keyword of :func:`kalman_step`."""
     return lambda problem, key: taper(problem, radius)
 
 
-def noisy(scale: float) -> Callable[[Problem, jax.Array], kalman.Inflation]:
+def noisy(scale: float) -> Callable[[InverseProblem, jax.Array], kalman.Inflation]:
     """Additive inflation of the prior's shape, as a keyword of :func:`kalman_step`."""
     return lambda problem, key: kalman.additive_inflation(jax.random.fold_in(key, 1), prior(problem), scale)
 
 
-def corrected(make: Callable[[], kalman.Localization]) -> Callable[[Problem, jax.Array], kalman.Localization]:
+def corrected(make: Callable[[], kalman.Localization]) -> Callable[[InverseProblem, jax.Array], kalman.Localization]:
     """A localization that looks at the ensemble's correlations, as a keyword of :func:`kalman_step`."""
     return lambda problem, key: make()
 
@@ -175,48 +177,52 @@ _WAYS: dict[str, tuple[str, Callable[..., Make]]] = {
     "-accelerated": (", accelerated", lambda **settings: accelerated(kalman_step(kalman.etki, **settings))),
 }
 # What races to the target: steps of size 1 unless the label says otherwise.
-RACE: dict[str, Entry] = {
-    **{f"etki{way}": Entry(f"ETKI{label}", make()) for way, (label, make) in _WAYS.items()},
-    "enkf": Entry("EnKF, perturbed data", kalman_step(kalman.enkf, key=own_key)),
-    "enkf-controlled": Entry(
+RACE: dict[str, Calibrator] = {
+    **{f"etki{way}": Calibrator(f"ETKI{label}", make()) for way, (label, make) in _WAYS.items()},
+    "enkf": Calibrator("EnKF, perturbed data", kalman_step(kalman.enkf, key=own_key)),
+    "enkf-controlled": Calibrator(
         "EnKF, perturbed data, misfit controller to time 1", kalman_step(kalman.enkf, controlled, key=own_key)
     ),
-    "uki-prior": Entry(
+    "uki-prior": Calibrator(
         "UKI, prior imposed", kalman_step(kalman.uki, prior=own_prior, impose_prior=True), own_particles=True
     ),
-    "aldi": Entry("ALDI", kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key), least=spans),
-    "euler": Entry("EKI, Euler", whitened(eki_jax.euler)),
-    "nesterov": Entry("EKI, Nesterov", whitened(eki_jax.nesterov)),
+    "aldi": Calibrator("ALDI", kalman_step(kalman.aldi, 0.5, prior=own_prior, key=own_key), least=spans),
+    "euler": Calibrator("EKI, Euler", whitened(eki_jax.euler)),
+    "nesterov": Calibrator("EKI, Nesterov", whitened(eki_jax.nesterov)),
 }
 
 
-def localized_race(radius: float) -> dict[str, Entry]:
+def localized_race(radius: float) -> dict[str, Calibrator]:
     """What races with a taper, on problems that have places."""
     near = localized(radius)
     enkf = kalman_step(kalman.enkf, key=own_key, localization=near)
     return {
         **{
-            f"etki-taper{way}": Entry(f"ETKI, taper{label}", make(localization=near), where=has_places)
+            f"etki-taper{way}": Calibrator(f"ETKI, taper{label}", make(localization=near), where=has_places)
             for way, (label, make) in _WAYS.items()
         },
-        "enkf-taper": Entry("EnKF, perturbed data, taper", enkf, where=has_places),
+        "enkf-taper": Calibrator("EnKF, perturbed data, taper", enkf, where=has_places),
     }
 
 
-def remedies(radius: float) -> dict[str, Entry]:
+def remedies(radius: float) -> dict[str, Calibrator]:
     """What may keep a small ensemble from misleading itself; none and the taper alone are in the race."""
     near = localized(radius)
     grown, noise = kalman.multiplicative_inflation(1.1), noisy(0.1)
     make = lambda **settings: kalman_step(kalman.etki, **settings)
     return {
-        "correlation-taper": Entry("taper of correlations", make(localization=corrected(kalman.correlation_taper))),
-        "sampling-error": Entry(
+        "correlation-taper": Calibrator(
+            "taper of correlations", make(localization=corrected(kalman.correlation_taper))
+        ),
+        "sampling-error": Calibrator(
             "sampling-error correction", make(localization=corrected(kalman.sampling_error_correction))
         ),
-        "inflation": Entry("inflation by 1.1", make(inflation=grown)),
-        "noise": Entry("noise of 0.1 prior deviations", make(inflation=noise)),
-        "taper-inflation": Entry("taper, inflation by 1.1", make(localization=near, inflation=grown), where=has_places),
-        "taper-noise": Entry(
+        "inflation": Calibrator("inflation by 1.1", make(inflation=grown)),
+        "noise": Calibrator("noise of 0.1 prior deviations", make(inflation=noise)),
+        "taper-inflation": Calibrator(
+            "taper, inflation by 1.1", make(localization=near, inflation=grown), where=has_places
+        ),
+        "taper-noise": Calibrator(
             "taper, noise of 0.1 prior deviations", make(localization=near, inflation=noise), where=has_places
         ),
     }

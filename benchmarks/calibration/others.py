@@ -14,7 +14,7 @@ from benchmarks.calibration import racing
 from benchmarks.calibration.linear import calibrate, distance
 from benchmarks.calibration.methods import LINEAR, RACE, localized_race
 from benchmarks.calibration.page import misfit_axis
-from benchmarks.calibration.problems import Problem, linear, lorenz63, lorenz96
+from benchmarks.calibration.problems import InverseProblem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
 from benchmarks.harness import peers, store
@@ -88,16 +88,16 @@ SIZES: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {
     "cpu": {"linear": ((20, 100), 6), "lorenz63": ((20,), 6), "lorenz96": ((50,), 6)},
     "full": {"linear": ((20, 100, 500), 50), "lorenz63": ((20, 50), 50), "lorenz96": ((20, 50, 100), 50)},
 }
-PROBLEMS: dict[str, Callable[[], Problem]] = {"linear": linear, "lorenz63": lorenz63, "lorenz96": lorenz96}
+PROBLEMS: dict[str, Callable[[], InverseProblem]] = {"linear": linear, "lorenz63": lorenz63, "lorenz96": lorenz96}
 
 
-def task(problem: Problem, other: Other, particles: int, seeds: range) -> dict[str, Any]:
+def task(problem: InverseProblem, other: Other, particles: int, seeds: range) -> dict[str, Any]:
     """What a script in ``peers/`` reads: the problem, and the first particles of every seed, which are ours too."""
     draws = [problem.draw(keys(seed)[0], particles) for seed in seeds]
     arrays = {
         name: None if value is None else np.asarray(value, np.float64).tolist()
         for name, value in problem._asdict().items()
-        if name in Problem._fields and name not in ("name", "simulate", "settings", "period")
+        if name in InverseProblem._fields and name not in ("name", "simulate", "settings", "period")
     }
     return {
         **arrays,
@@ -149,7 +149,7 @@ def run(preset: str, cells: Cells, environments: Path) -> None:
                     cells.extra["versions"][other.package] = found["version"]
 
 
-def _race_ours(problem: Problem, sizes: tuple[int, ...], seeds: range, cells: Cells) -> None:
+def _race_ours(problem: InverseProblem, sizes: tuple[int, ...], seeds: range, cells: Cells) -> None:
     on_linear = problem.name == "linear"
     for key in OURS_LINEAR if on_linear else OURS:
         for size in sizes:

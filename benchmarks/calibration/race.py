@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import eki_jax
-from benchmarks.calibration.methods import Entry
-from benchmarks.calibration.problems import Problem
+from benchmarks.calibration.methods import Calibrator
+from benchmarks.calibration.problems import InverseProblem
 from eki_jax.solvers.protocol import makes_its_particles
 
 TARGET = 1.0
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 def race(
-    problem: Problem, entry: Entry, particles: int, seeds: Iterable[int], limit: int = ITERATIONS
+    problem: InverseProblem, entry: Calibrator, particles: int, seeds: Iterable[int], limit: int = ITERATIONS
 ) -> list[dict[str, Any]]:
     """Run a method once a seed until the simulator at its mean is within the target, as EKIRace does.
 
@@ -74,14 +74,14 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     return first, method, simulator
 
 
-def start(problem: Problem, solver: eki_jax.Solver, particles: int, key: jax.Array) -> Any:
+def start(problem: InverseProblem, solver: eki_jax.Solver, particles: int, key: jax.Array) -> Any:
     """A solver's state at the prior: particles drawn from it, or its mean."""
     if makes_its_particles(solver):
         return solver.init(jnp.asarray(problem.prior_mean, float), key)
     return solver.init(problem.draw(key, particles))
 
 
-def _run(problem: Problem, entry: Entry, update: Any, particles: int, seed: int, limit: int) -> Outcome:
+def _run(problem: InverseProblem, entry: Calibrator, update: Any, particles: int, seed: int, limit: int) -> Outcome:
     first, method, simulator = keys(seed)
     solver = entry.make(problem, method)
     state = start(problem, solver, particles, first)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration import page
-from benchmarks.calibration.methods import Entry
-from benchmarks.calibration.problems import Problem
+from benchmarks.calibration.methods import Calibrator
+from benchmarks.calibration.problems import InverseProblem
 from benchmarks.calibration.race import ITERATIONS, race
 from benchmarks.harness.figures import legend, panels, save
 from benchmarks.harness.store import Cells
@@ -18,8 +18,8 @@ from benchmarks.harness.tables import markdown
 
 
 def race_all(
-    problem: Problem,
-    entries: dict[str, Entry],
+    problem: InverseProblem,
+    entries: dict[str, Calibrator],
     sizes: Iterable[int],
     seeds: range,
     cells: Cells,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
 from benchmarks.edf.progress import collect
-from benchmarks.edf.training import STOPS, Method, adam, build, edf_method, full_batch, momentum_sgd
+from benchmarks.edf.training import STOPS, Optimizer, adam, build, edf_method, full_batch, momentum_sgd
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -48,7 +48,7 @@ PRESETS = {
 DAMPING = (1.0, 1.0)
 
 
-def methods(preset: Preset) -> list[Method]:
+def methods(preset: Preset) -> list[Optimizer]:
     """As in section 6.1: EDF with step size 1 and W2, the others at the paper's rates.
 
     The paper takes no damping. On few images that diverges for a high Krylov order, so that here the paper's damping
@@ -82,7 +82,7 @@ def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any
         "stops": STOPS._asdict(),
     }
 
-    def train(method: Method) -> dict[str, Any]:
+    def train(method: Optimizer) -> dict[str, Any]:
         limit = preset.steps if preset.gradients is None else preset.gradients // method.gradients
         return full_batch(method, model, images, min(preset.steps, limit), chunk_size=preset.chunk_size)
 

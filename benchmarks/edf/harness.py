@@ -1,21 +1,21 @@
-"""EKI, EDF and SGD on one problem with one budget, counted in forward passes of a mini-batch."""
+"""EKI, EDF and SGD on one problem with one budget, counted in forward passes of a sample."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
+from benchmarks import methods
 from benchmarks.edf.progress import collect
-from benchmarks.edf.training import adam, cross_entropy, edf_method, momentum_sgd
+from benchmarks.edf.training import cross_entropy
+from benchmarks.forward_budget.curve import follow
 from benchmarks.problems import registry
-from eki_jax import edf, ensembles, euler, mean_particle, paper_step_size, priors, resample_around_mean
+from eki_jax import edf
+from eki_jax.training import Method
 
 
 class Preset(NamedTuple):
@@ -34,24 +34,6 @@ PRESETS = {
 }
 
 
-class Contender(NamedTuple):
-    """A method as pure functions, and its price.
-
-    Attributes:
-        passes: Forward passes of the mini-batch a step; see :func:`gradient_passes`.
-        state: Where it starts.
-        step: ``step(state, batch) -> state``.
-        params: ``params(state)`` to predict with.
-        epoch: ``epoch(state, key) -> state``, after every epoch.
-    """
-
-    passes: int
-    state: Any
-    step: Callable[[Any, Any], Any]
-    params: Callable[[Any], Any]
-    epoch: Callable[[Any, Any], Any] = lambda state, key: state
-
-
 def gradient_passes(products: int = 0) -> int:
     """Forward passes that a gradient (1 forward, 2 backward) and ``products`` Gauss-Newton products cost.
 
@@ -61,87 +43,45 @@ def gradient_passes(products: int = 0) -> int:
 
 
 def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
-    """Test accuracy of every contender along the budget; an interrupted run goes on from what it left in ``out``."""
+    """Test accuracy of every method along the budget; an interrupted run goes on from what it left in ``out``."""
     preset = PRESETS[name]
     problem = registry.get(preset.problem, data)
-    budget = preset.particles * preset.eki_steps
-    marks = np.unique(np.geomspace(preset.particles, budget, 12).astype(int))
-    settings = {"experiment": "edf harness", "preset": name, **preset._asdict(), "budget": budget, "seed": seed}
-    follow = lambda contender: {"passes_per_step": contender.passes, **_follow(contender, problem, preset, marks, seed)}
-    found = contenders(problem, preset, seed)
-    jobs = {label: functools.partial(follow, contender) for label, contender in found.items()}
+    step = preset.particles * preset.batch_size  # of EKI, in passes
+    task = {"particles": preset.particles, "batch": preset.batch_size, "seed": seed}
+    task |= {"budget": step * preset.eki_steps, "every": step}
+    settings = {"experiment": "edf harness", "preset": name, **preset._asdict(), **task}
+
+    def along(method: Method) -> dict[str, Any]:
+        curve = follow(problem, method, task)
+        shown = {key: curve[key] for key in ("passes", "seconds", "test_accuracy")}
+        return {"passes_per_sample": method.passes(preset.particles), **shown}
+
+    jobs = {label: functools.partial(along, method) for label, method in compared(problem, preset).items()}
     return {**settings, "curves": collect(out, settings, jobs)}
 
 
-def contenders(problem: registry.Problem, preset: Preset, seed: int) -> dict[str, Contender]:
+def compared(problem: registry.Problem, preset: Preset) -> dict[str, Method]:
     """EKI without and with resampling; EDF-G of order 1 and 2 (W1); SGD, momentum SGD and Adam."""
-    prior = priors.xavier(problem.template)
-    start_key, ensemble_key = jax.random.split(jax.random.key(seed))
-    ensemble = ensembles.sample_ensemble(ensemble_key, prior, preset.particles)
-    solver = euler(problem.forward, problem.loss, paper_step_size())
-    eki = Contender(
-        preset.particles,
-        solver.init(ensemble),
-        lambda state, batch: solver.step(state, batch)[0],
-        lambda state: mean_particle(state.position),
-    )
-    redraw = lambda state, key: state._replace(ensemble=resample_around_mean(key, state.ensemble, prior))
-    start = prior.sample(start_key)
-    objective = edf.Objective(problem.logits, cross_entropy)
-    by_gradient = lambda method, rate: _by_gradient(method.make(rate), objective, start, method.gradients - 1)
-    flows = {
-        f"EDF-G, k = {order}": by_gradient(edf_method("", order, (), (1.0, 1.0), edf.heavy_ball(0.9)), 0.5)
-        for order in (1, 2)
-    }
     return {
-        "EKI": eki,
-        "EKI(R)": eki._replace(epoch=redraw),
-        **flows,
-        "SGD, rate 0.1": _by_gradient(optax.sgd(0.1), objective, start, 0),
-        "momentum SGD, rate 0.1": by_gradient(momentum_sgd(()), 0.1),
-        "Adam, rate 0.001": by_gradient(adam(()), 0.001),
+        "EKI": methods.get("eki", problem, preset.particles),
+        "EKI(R)": methods.get("eki-r", problem, preset.particles),
+        **{f"EDF-G, k = {order}": flow(problem, order) for order in (1, 2)},
+        "SGD, rate 0.1": methods.get("sgd", problem, rate=0.1),
+        "momentum SGD, rate 0.1": methods.get("msgd", problem, rate=0.1),
+        "Adam, rate 0.001": methods.gradient(problem, optax.adam(0.001)),
     }
 
 
-def _by_gradient(
-    transformation: optax.GradientTransformation, objective: edf.Objective, start: Any, products: int
-) -> Contender:
-    optimizer = optax.with_extra_args_support(transformation)
+def flow(problem: registry.Problem, order: int) -> Method:
+    """EDF-G from one draw of the prior, as the other gradient methods."""
+    objective = edf.Objective(problem.logits, cross_entropy)
+    optimizer = edf.edf_g(0.5, order, (1.0, 1.0), edf.heavy_ball(0.9))
 
-    def step(state: Any, batch: Any) -> Any:
+    def step(state: Any, key: jax.Array, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
         params, inner = state
-        gradient = objective.value_and_grad(params, batch)[1]
+        value, gradient = objective.value_and_grad(params, batch)
         updates, inner = optimizer.update(gradient, inner, params, objective=objective, batch=batch)
-        return optax.apply_updates(params, updates), inner
+        return (optax.apply_updates(params, updates), inner), {"train_loss": value}
 
-    return Contender(gradient_passes(products), (start, optimizer.init(start)), step, lambda state: state[0])
-
-
-def _follow(
-    contender: Contender, problem: registry.Problem, preset: Preset, marks: np.ndarray, seed: int
-) -> dict[str, Any]:
-    """Run until the last mark; accuracy at the last step before every mark."""
-    step, params, epoch = jax.jit(contender.step), jax.jit(contender.params), jax.jit(contender.epoch)
-    accuracy = jax.jit(lambda p, x, y: jnp.mean(problem.logits(p, x).argmax(-1) == y))
-    batches, state, spent = _batches(problem.train, preset.batch_size, seed), contender.state, 0
-    history: dict[str, Any] = {"passes": [], "test_accuracy": []}
-    for mark in marks:
-        while spent + contender.passes <= mark:
-            number, batch = next(batches)
-            if number and number % (len(problem.train[0]) // preset.batch_size) == 0:
-                state = epoch(state, jax.random.fold_in(jax.random.key(seed + 1), number))
-            state, spent = step(state, batch), spent + contender.passes
-        history["passes"].append(spent)
-        history["test_accuracy"].append(float(accuracy(params(state), *problem.test)))
-    return history
-
-
-def _batches(train: tuple[np.ndarray, np.ndarray], size: int, seed: int) -> Iterator[tuple[int, Any]]:
-    """Endless mini-batches without replacement within an epoch, with their number."""
-    rng, number, (x, y) = np.random.default_rng(seed), 0, train
-    while True:
-        order = rng.permutation(len(x))
-        for first in range(0, len(x) - size + 1, size):
-            take = order[first : first + size]
-            yield number, (x[take], y[take])
-            number += 1
+    passes = gradient_passes(order)
+    return methods.gradient(problem, optimizer)._replace(step=step, passes=lambda size: passes)

@@ -82,7 +82,7 @@ def _harness(result: dict[str, Any]) -> Any:
     for name, curve in result["curves"].items():
         points = [(p, a) for p, a in zip(curve["passes"], curve["test_accuracy"], strict=True) if p]
         axis.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="--" if name.startswith("EKI") else "-")
-    axis.set(xscale="log", xlabel=f"forward passes of a mini-batch of {result['batch_size']}", ylabel="test accuracy")
+    axis.set(xscale="log", xlabel="sample-forward passes", ylabel="test accuracy")
     axis.set_title(f"{result['problem']}: one budget of {result['budget']:,} forward passes", fontsize=11)
     legend(axis)
     return figure

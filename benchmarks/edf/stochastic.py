@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions, resnet56, resnet110
 from benchmarks.edf.progress import collect
-from benchmarks.edf.training import Method, MiniBatches, Model, adam, build, edf_method, mini_batch, momentum_sgd
+from benchmarks.edf.training import MiniBatches, Model, Optimizer, adam, build, edf_method, mini_batch, momentum_sgd
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -54,7 +54,7 @@ PROBLEMS: dict[str, Any] = {
 }
 
 
-def methods(preset: Preset) -> list[Method]:
+def methods(preset: Preset) -> list[Optimizer]:
     """The paper's: damping a = b = 1, W1 with momentum 0.9, W2 with alpha = 3."""
     accelerations = {"W1": edf.heavy_ball(0.9), "W2": edf.nesterov(3.0)}
     flows = [
@@ -103,7 +103,7 @@ def _load(problem: str, preset: Preset, data: Path | None, seed: int) -> tuple[M
     return model, MiniBatches(train, test, preset.batch_size, preset.epochs, seed)
 
 
-def every_rate(method: Method, model: Model, batches: MiniBatches) -> dict[str, Any]:
+def every_rate(method: Optimizer, model: Model, batches: MiniBatches) -> dict[str, Any]:
     """The runs with each rate, and the best of them."""
     runs = mini_batch(method, model, batches)
     return {"runs": runs, "best": best(runs), "gradients_per_step": method.gradients}

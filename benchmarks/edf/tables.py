@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.forward_budget.summary import at_budget
 from benchmarks.harness.tables import machine, markdown
 
 
@@ -58,13 +59,13 @@ def _best(curve: dict[str, Any]) -> list[str]:
 
 
 def _harness(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    shown = [0, len(next(iter(result["curves"].values()))["passes"]) // 2, -1]
-    budgets = [f"{next(iter(result['curves'].values()))['passes'][index]:,} passes" for index in shown]
-    rows = [
-        [name, str(curve["passes_per_step"]), *(f"{curve['test_accuracy'][index]:.4f}" for index in shown)]
-        for name, curve in result["curves"].items()
-    ]
-    return ["method", "passes a step", *budgets], rows
+    budgets = [round(result["budget"] * share) for share in (0.01, 0.1, 1)]
+    rows = []
+    for name, curve in result["curves"].items():
+        points = [at_budget(curve, budget) for budget in budgets]
+        accuracies = ["–" if point is None else f"{point[0]:.4f}" for point in points]
+        rows.append([name, str(curve["passes_per_sample"]), *accuracies])
+    return ["method", "passes of a sample a step", *(f"{budget:,} passes" for budget in budgets)], rows
 
 
 _TABLES = {

@@ -16,8 +16,8 @@ from eki_jax import edf
 Images = tuple[np.ndarray, np.ndarray]
 
 
-class Method(NamedTuple):
-    """An optimizer and what it costs.
+class Optimizer(NamedTuple):
+    """One of optax's transformations, what it costs, and the rates to try.
 
     Attributes:
         name: As the pictures' legends have it.
@@ -39,20 +39,20 @@ def edf_method(
     damping: tuple[float, float] | None,
     acceleration: edf.Acceleration | None,
     kind: str = "g",
-) -> Method:
-    """EDF-G or EDF-H as a :class:`Method`."""
+) -> Optimizer:
+    """EDF-G or EDF-H as an :class:`Optimizer`."""
     flow = {"g": edf.edf_g, "h": edf.edf_h}[kind]
-    return Method(name, lambda rate: flow(rate, order, damping, acceleration), 1 + order, rates)
+    return Optimizer(name, lambda rate: flow(rate, order, damping, acceleration), 1 + order, rates)
 
 
-def momentum_sgd(rates: tuple[float, ...], *, nesterov: bool = False, name: str = "momentum") -> Method:
+def momentum_sgd(rates: tuple[float, ...], *, nesterov: bool = False, name: str = "momentum") -> Optimizer:
     """Gradient descent with momentum 0.9, of Polyak or Nesterov."""
-    return Method(name, lambda rate: optax.sgd(rate, momentum=0.9, nesterov=nesterov), 1, rates)
+    return Optimizer(name, lambda rate: optax.sgd(rate, momentum=0.9, nesterov=nesterov), 1, rates)
 
 
-def adam(rates: tuple[float, ...]) -> Method:
+def adam(rates: tuple[float, ...]) -> Optimizer:
     """Adam with optax's defaults."""
-    return Method("Adam", optax.adam, 1, rates)
+    return Optimizer("Adam", optax.adam, 1, rates)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ STOPS = Stops()
 
 
 def full_batch(
-    method: Method, model: Model, images: Images, steps: int, *, chunk_size: int | None, stops: Stops = STOPS
+    method: Optimizer, model: Model, images: Images, steps: int, *, chunk_size: int | None, stops: Stops = STOPS
 ) -> dict[str, Any]:
     """Train on the whole batch with the method's first rate.
 
@@ -169,7 +169,7 @@ class MiniBatches(NamedTuple):
     chunk_size: int | None = None
 
 
-def mini_batch(method: Method, model: Model, run: MiniBatches) -> list[dict[str, Any]]:
+def mini_batch(method: Optimizer, model: Model, run: MiniBatches) -> list[dict[str, Any]]:
     """Train once with each of the method's rates (compiled once); losses and errors at the end of every epoch.
 
     The training loss is over the whole training set, with the moving batch statistics where the model has them.
@@ -189,7 +189,7 @@ def mini_batch(method: Method, model: Model, run: MiniBatches) -> list[dict[str,
     return [{"rate": rate, **_epochs(step, evaluate, method, rate, model, run)} for rate in method.rates]
 
 
-def _epochs(step: Any, evaluate: Any, method: Method, rate: float, model: Model, run: MiniBatches) -> dict[str, Any]:
+def _epochs(step: Any, evaluate: Any, method: Optimizer, rate: float, model: Model, run: MiniBatches) -> dict[str, Any]:
     params, statistics, state = model.params, model.statistics, method.make(rate).init(model.params)
     rng, (x, y) = np.random.default_rng(run.seed), run.train
     history: dict[str, Any] = {"train_loss": [], "test_error": []}

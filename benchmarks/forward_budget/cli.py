@@ -40,7 +40,7 @@ def parser() -> Parser:
         "--method", metavar="M", nargs="+", choices=tuple(NAMES), help=f"run only these of {', '.join(NAMES)}"
     )
     parser.add_peers()
-    parser.add_argument("--summary", action="store_true", help="run nothing: summarize the runs that are there")
+    parser.add_draw("--summary")
     return parser
 
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise Refused(f"--problem: {arguments.problem}; preset {arguments.preset} has {', '.join(preset.budgets)}")
     path = arguments.out / f"forward_budget_{arguments.preset}.jsonl"
     remedy = f"run python -m benchmarks forward-budget --preset {arguments.preset}"
-    if arguments.summary:
+    if arguments.draw:
         found = store.result(path, remedy)
         if store.is_begun(found):
             raise Refused(f"{path}: of a run that was interrupted; {remedy}")

@@ -20,7 +20,7 @@ def follow(problem: Problem, method: Method, task: dict[str, Any]) -> dict[str, 
 
     Args:
         problem: Its training set and test set.
-        method: Its initial state, step, estimate and passes.
+        method: Its initial state, step, estimate and passes; and its redrawing, which happens between epochs.
         task: ``batch``, ``seed``, ``budget`` (sample-forward passes in all) and ``every`` (how many between two
             measurements, rounded down to whole steps, at least one); and ``particles``, where it has some.
 
@@ -38,9 +38,15 @@ def follow(problem: Problem, method: Method, task: dict[str, Any]) -> dict[str, 
     steps = max(1, task["every"] // cost)
     x, labels, test_x, test_labels = jax.device_put((*problem.train, *problem.test))
     first_key, key = jax.random.split(jax.random.key(task["seed"]))
+    an_epoch = max(1, len(problem.train[1]) // batch)
 
     def one(state: Any, rows: jax.Array, index: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
-        return method.step(state, jax.random.fold_in(key, index), (x[rows], labels[rows]))[0]
+        step_key, is_last = jax.random.fold_in(key, index), index % an_epoch == an_epoch - 1
+        state = method.step(state, step_key, (x[rows], labels[rows]))[0]
+        if method.redraw is None:
+            return state
+        redrawn = lambda: method.redraw(state, jax.random.fold_in(step_key, 1), task["particles"])
+        return lax.cond(is_last, redrawn, lambda: state)
 
     def several(state: Any, chosen: jax.Array, indices: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
         body = lambda state, inputs: (one(state, *inputs, x, labels), None)

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks import methods
@@ -36,18 +35,7 @@ def ours(task: dict[str, Any], data: Path | None = None) -> dict[str, Any]:
     natural = methods.Natural(**{name: task[name] for name in methods.Natural._fields if name in task})
     rates = task.get("learning_rate", 0.1), task.get("momentum", 0.9)
     particles = task.get("particles", 1)
-    method = methods.get(task["method"], problem, particles, *rates, natural)
-    if method.redraw is None:
-        return follow(problem, method, task)
-    batches_an_epoch = max(1, len(problem.train[1]) // task["batch"])
-
-    def step(state: Any, key: jax.Array, batch: Any) -> Any:  # EKI(R): the particles are redrawn between epochs
-        redraw = lambda state: method.redraw(state, jax.random.fold_in(key, 1), particles)
-        last = state.count % batches_an_epoch == batches_an_epoch - 1
-        state, metrics = method.step(state, key, batch)
-        return jax.lax.cond(last, redraw, lambda state: state, state), metrics
-
-    return follow(problem, method._replace(step=step), task)
+    return follow(problem, methods.get(task["method"], problem, particles, *rates, natural), task)
 
 
 def rival(task: dict[str, Any], data: Path | None, peers: Path) -> dict[str, Any]:

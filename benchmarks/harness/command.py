@@ -244,6 +244,16 @@ class Parser(argparse.ArgumentParser):
             "--data", metavar="DIR", type=folder, help="folder of the data files; else EKI_JAX_DATA, else download"
         )
 
+    def add_draw(self, *more: str) -> None:
+        """Add ``--draw``, under other names too."""
+        words = "run nothing: make picture and table of the numbers that are there"
+        self.add_argument("--draw", *more, action="store_true", help=words)
+
+    def add_keep(self) -> None:
+        """Add ``--keep``."""
+        words = "keep the cells of a finished run with the same settings"
+        self.add_argument("--keep", action="store_true", help=words)
+
     def add_peers(self) -> None:
         """Add ``--peers``, None where it is not given."""
         words = "folder, which has to be there, where other libraries are installed (default: in the user's cache)"

@@ -104,6 +104,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--api", nargs="+", choices=("linen", "nnx", "equinox", "plain"), help="only models of these APIs"
     )
-    parser.add_argument("--keep", action="store_true", help="keep the cells of a finished run with the same settings")
-    parser.add_argument("--draw", action="store_true", help="run nothing: the table of the numbers there")
+    parser.add_keep()
+    parser.add_draw()
     return parser

@@ -31,7 +31,7 @@ STEP = 1e-3
 REFINEMENTS = (4e-3, 2e-3, 1e-3, 5e-4)
 
 
-class Problem(NamedTuple):
+class LinearModel(NamedTuple):
     """A linear model ``G(u) = A u`` with attainable data."""
 
     matrix: jax.Array
@@ -53,7 +53,7 @@ def measure(preset: str, data: Path | None, seed: int) -> Found:
     del data
     *sizes, steps = SIZES[preset]
     with jax.enable_x64(True):
-        problem = make_problem(*sizes, seed)
+        problem = make_model(*sizes, seed)
         covariance = jnp.cov(problem.ensemble.T, ddof=0)
         rate = float(jnp.linalg.norm(problem.matrix @ covariance @ problem.matrix.T, 2))
         at = np.unique(np.geomspace(1, steps, 60).astype(int))
@@ -65,17 +65,17 @@ def measure(preset: str, data: Path | None, seed: int) -> Found:
     return Found(numbers, details)
 
 
-def make_problem(parameters: int, outputs: int, ensemble_size: int, seed: int) -> Problem:
+def make_model(parameters: int, outputs: int, ensemble_size: int, seed: int) -> LinearModel:
     """A random problem with singular values from 1 to 0.1, and particles of the standard normal distribution."""
     keys = jax.random.split(jax.random.key(seed), 4)
     left = jnp.linalg.qr(jax.random.normal(keys[0], (outputs, parameters)))[0]
     right = jnp.linalg.qr(jax.random.normal(keys[1], (parameters, parameters)))[0]
     matrix = left * jnp.geomspace(1.0, 0.1, parameters) @ right
     truth = 2 * jax.random.normal(keys[2], (parameters,))
-    return Problem(matrix, truth, jax.random.normal(keys[3], (ensemble_size, parameters)))
+    return LinearModel(matrix, truth, jax.random.normal(keys[3], (ensemble_size, parameters)))
 
 
-def compare(name: str, problem: Problem, dt: float, at: np.ndarray) -> dict[str, np.ndarray]:
+def compare(name: str, problem: LinearModel, dt: float, at: np.ndarray) -> dict[str, np.ndarray]:
     """The error after every number of steps in ``at``: the iteration's, and the flow's at the same times."""
     solver = _iteration(name, dt)
 
@@ -96,7 +96,7 @@ def compare(name: str, problem: Problem, dt: float, at: np.ndarray) -> dict[str,
     }
 
 
-def closed_form(name: str, problem: Problem, times: np.ndarray) -> np.ndarray:
+def closed_form(name: str, problem: LinearModel, times: np.ndarray) -> np.ndarray:
     """The errors that the flows are known to have: every eigenvector of ``C(0) A^T A`` shrinks by itself."""
     covariance, hessian = np.cov(problem.ensemble.T, ddof=0), np.asarray(problem.matrix.T @ problem.matrix)
     rates, vectors = np.linalg.eig(covariance @ hessian)  # similar to a symmetric matrix: real, and complete
@@ -106,7 +106,7 @@ def closed_form(name: str, problem: Problem, times: np.ndarray) -> np.ndarray:
     return np.linalg.norm((shrink * components) @ vectors.T, axis=1)
 
 
-def refine(name: str, problem: Problem, rate: float, steps: int) -> list[float]:
+def refine(name: str, problem: LinearModel, rate: float, steps: int) -> list[float]:
     """The relative distance of the iteration from the flow at one time, for several step sizes."""
     end = min(steps, 2000) * _time_step(name, STEP / rate)
     exact = _flow(name, problem, np.array([end / 100, end]))[-1]
@@ -180,7 +180,7 @@ def _iteration(name: str, dt: Any) -> eki_jax.Solver:
     return eki_jax.nesterov(_forward, eki_jax.squared_error(), size, eki_jax.su_boyd_candes())
 
 
-def _flow(name: str, problem: Problem, times: np.ndarray) -> np.ndarray:
+def _flow(name: str, problem: LinearModel, times: np.ndarray) -> np.ndarray:
     """Errors along the continuous method, by a solver that does not know of the iteration."""
     import diffrax
 

@@ -32,7 +32,7 @@ def parser() -> Parser:
     add("--method", metavar="M", nargs="+", choices=tuple(NAMES), help=f"run only these of {', '.join(NAMES)}")
     add("--out", metavar="DIR", type=folder, default=RESULTS, help="folder for numbers, picture, table")
     parser.add_peers()
-    add("--summary", action="store_true", help="run nothing: make picture and table of the result that is there")
+    parser.add_draw("--summary")
     return parser
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     path = arguments.out / f"policy_{arguments.preset}.jsonl"
     with claimed(arguments.out, f".policy_{arguments.preset}.lock"):
         remedy = f"run python -m benchmarks policy --preset {arguments.preset}"
-        found = result(path, remedy) if arguments.summary else run(arguments, path)
+        found = result(path, remedy) if arguments.draw else run(arguments, path)
         text = made_of(path, found, table, remedy)
         draw(found, path.with_suffix(".png"))
         write_text(path.with_suffix(".md"), text + "\n")

@@ -76,7 +76,7 @@ def _measure(arguments: argparse.Namespace, kind: str, before: dict[str, Any]) -
     if lost:
         first = ", ".join(map(str, min(lost)))
         raise Refused(f"scaling.jsonl: has {len(lost)} cases that this run lacks, {first} first; name another --out")
-    problem = measured.dense_problem(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
+    problem = measured.dense_workload(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
     print(f"measured on {kind}: {problem.parameters} parameters, {problem.outputs} samples a batch, float32")
     machines = {n: measured.machine_at_hand(n, problem, arguments.weak) for n in counts}
     for n, rates in machines.items():

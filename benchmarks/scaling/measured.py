@@ -17,7 +17,7 @@ from eki_jax import sharding
 from eki_jax.flax import dense_network, linen_forward
 
 
-class Problem(NamedTuple):
+class Workload(NamedTuple):
     """A dense classifier on random images: the arithmetic of training, without the data.
 
     Attributes:
@@ -71,14 +71,14 @@ class Row(NamedTuple):
     predicted_seconds: float
 
 
-def dense_problem(inputs: int, widths: tuple[int, ...], samples: int) -> Problem:
+def dense_workload(inputs: int, widths: tuple[int, ...], samples: int) -> Workload:
     """A dense network of these widths on ``samples`` random images of ``inputs`` pixels."""
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (samples, inputs))
     labels = jax.random.randint(keys[1], (samples,), 0, widths[-1])
     forward, template = linen_forward(dense_network(widths), x)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(template))
-    return Problem(forward, template, (x, labels), parameters, samples, forward_flops(forward, template, x))
+    return Workload(forward, template, (x, labels), parameters, samples, forward_flops(forward, template, x))
 
 
 def forward_flops(forward: Callable[..., Any], template: Any, x: Any) -> float:
@@ -87,7 +87,7 @@ def forward_flops(forward: Callable[..., Any], template: Any, x: Any) -> float:
 
 
 def measure(
-    problem: Problem,
+    problem: Workload,
     scaling: str,
     communication: sharding.Communication,
     devices: int,
@@ -145,7 +145,7 @@ def compared(rows: list[Row]) -> list[Row]:
     return [one(row) for row in rows]
 
 
-def machine_at_hand(devices: int, problem: Problem, particles: int) -> sharding.Machine:
+def machine_at_hand(devices: int, problem: Workload, particles: int) -> sharding.Machine:
     """Rates of one of ``devices`` devices while all of them work: its matrix products, and an all-reduce.
 
     Latency and bandwidth come from an all-reduce of one number and one of M x P / 8 numbers, each the fastest of seven.

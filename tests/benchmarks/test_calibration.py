@@ -16,8 +16,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.calibration import bounds, crashes, lorenz96, others, race, racing
 from benchmarks.calibration import linear as on_linear
-from benchmarks.calibration.methods import LINEAR, RACE, Entry, kalman_step
-from benchmarks.calibration.problems import Problem, linear, lorenz63
+from benchmarks.calibration.methods import LINEAR, RACE, Calibrator, kalman_step
+from benchmarks.calibration.problems import InverseProblem, linear, lorenz63
 from benchmarks.calibration.problems import lorenz96 as lorenz96_problem
 from benchmarks.calibration.problems.lorenz63 import statistics as statistics63
 from benchmarks.calibration.problems.lorenz96 import rate
@@ -80,21 +80,21 @@ def test_lorenz_63_has_its_noise() -> None:
     np.testing.assert_allclose(np.sqrt(np.mean(whitened**2, axis=1)), misfits, rtol=1e-3)
 
 
-def settled(misfit: float) -> Problem:
+def settled(misfit: float) -> InverseProblem:
     """A problem of one parameter whose simulator always has the same misfit."""
     simulate = lambda key, ensemble: jnp.full_like(ensemble, misfit)
-    return Problem("settled", simulate, np.zeros(1), np.eye(1), np.zeros(1), np.eye(1), np.zeros(1))
+    return InverseProblem("settled", simulate, np.zeros(1), np.eye(1), np.zeros(1), np.eye(1), np.zeros(1))
 
 
 def test_a_race_counts_what_it_ran() -> None:
     """Iterations and runs until the target; the limit; a method's own end."""
-    entry = Entry("ETKI", kalman_step(kalman.etki))
+    entry = Calibrator("ETKI", kalman_step(kalman.etki))
     (over,) = race.race(settled(0.5), entry, 4, [0])
     assert (over["reached"], over["iterations"], over["runs"], over["ended"]) == (True, 0, 0, "reached")
     (never,) = race.race(settled(2.0), entry, 4, [0], limit=3)
     assert (never["reached"], never["iterations"], never["runs"], never["ended"]) == (False, 3, 12, "limit")
     assert never["misfits"] == [2.0] * 4
-    ended = Entry("ETKI", kalman_step(kalman.etki, lambda: kalman.tempered(2)))
+    ended = Calibrator("ETKI", kalman_step(kalman.etki, lambda: kalman.tempered(2)))
     (ended,) = race.race(settled(2.0), ended, 4, [0])
     assert (ended["iterations"], ended["ended"]) == (2, "time 1")
     (refused,) = race.race(settled(np.nan), entry, 4, [0])

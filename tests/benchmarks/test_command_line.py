@@ -279,7 +279,7 @@ def test_damaged_runs_of_a_budget(tmp_path: Path, capsys: Any, monkeypatch: pyte
         if run is None:
             path.write_text(path.read_text()[:-20])
         capsys.readouterr()
-        assert main([*command, "--summary"]) == 2
+        assert main([*command, "--draw"]) == 2
         assert f"{path}: " in said(capsys)
         if run is not None:  # one that nobody asks for is refused before the work begins
             assert main([*command[:-1], "natural-eki"]) == 2

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.harness import store
 from benchmarks.paper import long_memory
 from benchmarks.paper.memory import networks, tasks
-from benchmarks.paper.memory.learners import METHODS, Learner, Method, compiled, follow
+from benchmarks.paper.memory.learners import METHODS, Learner, TunedMethod, compiled, follow
 
 pytestmark = pytest.mark.benchmarks
 
@@ -88,7 +88,7 @@ def test_starts_made_for_memory() -> None:
     assert keep.max() > np.log(10)
 
 
-def _counter(batch: int | None) -> Method:
+def _counter(batch: int | None) -> TunedMethod:
     """A method that counts its steps and remembers the examples it has seen in its state."""
 
     def build(network: Any, task: Any, value: Any) -> Learner:
@@ -98,7 +98,7 @@ def _counter(batch: int | None) -> Method:
         init = lambda params, key: {"steps": jnp.zeros(()), "seen": jnp.zeros(())}
         return Learner(init, step, lambda state: state["steps"], 7, batch)
 
-    return Method("counter", build, "value", (1.0,))
+    return TunedMethod("counter", build, "value", (1.0,))
 
 
 def _task(error: Any) -> Any:

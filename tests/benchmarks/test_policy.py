@@ -84,7 +84,7 @@ def test_what_is_finished_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 7
     cells = store.read(tmp_path / "policy_smoke.jsonl")["cells"]
     assert {"CartPole-v1, ppo", "CartPole-v1, eki"} <= set(cells)
-    assert run(tmp_path, "--summary") == 0
+    assert run(tmp_path, "--draw") == 0
 
 
 def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

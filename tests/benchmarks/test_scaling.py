@@ -50,7 +50,7 @@ def test_the_networks_are_the_papers() -> None:
 
 
 def test_a_measurement_has_the_bytes_of_the_model() -> None:
-    problem = measured.dense_problem(64, (16, 10), 32)
+    problem = measured.dense_workload(64, (16, 10), 32)
     machine = measured.machine_at_hand(2, problem, 16)
     assert machine.flops > 0
     assert machine.local.bandwidth > 0

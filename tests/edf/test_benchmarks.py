@@ -122,7 +122,9 @@ def test_every_method_has_the_same_budget(tmp_path: Path, capsys: pytest.Capture
     result = run_and_read(tmp_path, "harness")
     assert set(result["curves"]) >= {"EKI", "EKI(R)", "EDF-G, k = 1", "EDF-G, k = 2", "SGD, rate 0.1"}
     for found in result["curves"].values():
-        assert result["budget"] - found["passes_per_step"] < found["passes"][-1] <= result["budget"]
+        cost = found["passes"][1] - found["passes"][0]
+        assert result["budget"] - cost < found["passes"][-1] <= result["budget"]
+        assert cost % (found["passes_per_sample"] * result["batch"]) == 0
         assert len(found["test_accuracy"]) == len(found["passes"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["experiment"] == "edf harness"
 

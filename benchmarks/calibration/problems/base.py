@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class Problem(NamedTuple):
+class InverseProblem(NamedTuple):
     """A simulator, noisy data and a Gaussian prior.
 
     Attributes:

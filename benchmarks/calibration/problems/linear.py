@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.calibration.problems.base import Problem
+from benchmarks.calibration.problems.base import InverseProblem
 
 
 class Posterior(NamedTuple):
@@ -23,7 +23,7 @@ class Posterior(NamedTuple):
     covariance: np.ndarray
 
 
-def linear(parameters: int = 10, outputs: int = 20, seed: int = 0) -> Problem:
+def linear(parameters: int = 10, outputs: int = 20, seed: int = 0) -> InverseProblem:
     """``G(u) = A u`` with correlated noise and a correlated prior; neighbouring directions are badly determined.
 
     The singular values of A fall from 3 to 0.03, so that the data determine some directions to a tenth of the prior's
@@ -50,10 +50,14 @@ def linear(parameters: int = 10, outputs: int = 20, seed: int = 0) -> Problem:
         return jnp.matmul(ensemble, jnp.asarray(matrix, ensemble.dtype).T, precision=jax.lax.Precision.HIGHEST)
 
     settings = {"model": "linear", "matrix": matrix.tolist()}
-    return Problem("linear", simulate, data, noise_covariance, prior_mean, prior_covariance, truth, settings=settings)
+    return InverseProblem(
+        "linear", simulate, data, noise_covariance, prior_mean, prior_covariance, truth, settings=settings
+    )
 
 
-def posterior(problem: Problem, mean: np.ndarray | None = None, covariance: np.ndarray | None = None) -> Posterior:
+def posterior(
+    problem: InverseProblem, mean: np.ndarray | None = None, covariance: np.ndarray | None = None
+) -> Posterior:
     """The exact posterior of a linear problem, of its prior or of another one.
 
     Args:

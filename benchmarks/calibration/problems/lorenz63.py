@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.calibration.problems.base import Problem
+from benchmarks.calibration.problems.base import InverseProblem
 from benchmarks.calibration.problems.integrate import accumulate, after, runge_kutta
 
 TRUTH = (28.0, 8.0 / 3.0)
@@ -48,7 +48,7 @@ def statistics(parameters: jax.Array, x: jax.Array, spin_up: int, window: int) -
 
 
 @cache
-def lorenz63() -> Problem:
+def lorenz63() -> InverseProblem:
     """Lorenz-63: the logarithms of rho and beta from nine statistics of the state.
 
     As in EKIRace (CliMA's EnsembleKalmanProcesses.jl, ``examples/EKIRace``; Gjini, Morzfeld, Dunbar and Schneider,
@@ -88,7 +88,7 @@ def lorenz63() -> Problem:
         "spin_up": round(SPIN_UP / DT),
         "window": round(WINDOW / DT),
     }
-    return Problem(
+    return InverseProblem(
         "lorenz63",
         simulate,
         data,

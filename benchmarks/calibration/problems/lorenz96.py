@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.calibration.problems.base import Problem
+from benchmarks.calibration.problems.base import InverseProblem
 from benchmarks.calibration.problems.integrate import accumulate, after
 
 PLACES = 40
@@ -44,7 +44,7 @@ def statistics(forcing: jax.Array, x: jax.Array, spin_up: int, window: int) -> t
 
 
 @cache
-def lorenz96(window: float = WINDOW, samples: int = SAMPLES) -> Problem:
+def lorenz96(window: float = WINDOW, samples: int = SAMPLES) -> InverseProblem:
     """Lorenz-96: forty forcings from the mean and the standard deviation of the state at each of forty places.
 
     As in EKIRace's case of a forcing vector (CliMA's EnsembleKalmanProcesses.jl, ``examples/EKIRace``; Gjini, Morzfeld,
@@ -86,7 +86,7 @@ def lorenz96(window: float = WINDOW, samples: int = SAMPLES) -> Problem:
         "spin_up": spin_up,
         "window": steps,
     }
-    return Problem(
+    return InverseProblem(
         "lorenz96",
         simulate,
         data,

@@ -43,8 +43,8 @@ class Learner(NamedTuple):
     batch: int | None
 
 
-class Method(NamedTuple):
-    """A method as the table has it.
+class TunedMethod(NamedTuple):
+    """A method as the table has it, one setting of which is chosen from a grid.
 
     Attributes:
         label: its name.
@@ -81,7 +81,7 @@ class Followed(NamedTuple):
     measure: Callable[..., Any]
 
 
-def compiled(network: Network, task: Task, method: Method, examples: int | None) -> Followed:
+def compiled(network: Network, task: Task, method: TunedMethod, examples: int | None) -> Followed:
     """The functions of a run on so many different examples, or, with None, on new ones at every step."""
     build = lambda value: method.build(network, task, value)
     learner = build(method.values[0])
@@ -232,10 +232,10 @@ def _clipped(rule: Any) -> Any:
 
 _momentum = partial(optax.sgd, momentum=0.9)
 METHODS = {
-    "eki": Method("EKI", partial(_ensemble, redraws=False), "spread", (0.3, 1.0)),
-    "eki-r": Method("EKI(R)", partial(_ensemble, redraws=True), "spread", (0.3, 1.0)),
-    "natural": Method("natural EKI", _natural, "sigma", (0.003, 0.03)),
-    "per-sample": Method("natural EKI, per sample", _per_sample, "rate", (0.003, 0.01, 0.03), True),
-    "sgd": Method("momentum SGD through time", _through_time(_momentum), "rate", (0.01, 0.03, 0.1, 0.3), True),
-    "adam": Method("Adam through time", _through_time(optax.adam), "rate", (0.001, 0.003, 0.01, 0.03), True),
+    "eki": TunedMethod("EKI", partial(_ensemble, redraws=False), "spread", (0.3, 1.0)),
+    "eki-r": TunedMethod("EKI(R)", partial(_ensemble, redraws=True), "spread", (0.3, 1.0)),
+    "natural": TunedMethod("natural EKI", _natural, "sigma", (0.003, 0.03)),
+    "per-sample": TunedMethod("natural EKI, per sample", _per_sample, "rate", (0.003, 0.01, 0.03), True),
+    "sgd": TunedMethod("momentum SGD through time", _through_time(_momentum), "rate", (0.01, 0.03, 0.1, 0.3), True),
+    "adam": TunedMethod("Adam through time", _through_time(optax.adam), "rate", (0.001, 0.003, 0.01, 0.03), True),
 }
