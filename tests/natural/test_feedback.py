@@ -103,6 +103,18 @@ def test_unbiased_estimates_end_at_the_gradient() -> None:
     assert np.sum(kept.var(0)) < 0.3 * np.sum(found.var(0))
 
 
+def test_more_is_added_where_errors_cancel() -> None:
+    """As many particles more as samples cancel: from the prediction's part of one to all that the noise finds."""
+    state = trained(8)
+    assert float(jnp.trace(state.memory["shape (12,)"].gram)) > 0  # of both hidden layers, which learn together
+    of = lambda **options: directions(state, 4, feedback=learned_feedback(X, **options))
+    kept, some, nearly, unbiased = of(), of(averaged=10), of(averaged=1e6), of(unbiased=True)
+    added = [np.linalg.norm(rows - kept) for rows in (some, nearly, unbiased)]
+    assert 0.05 * added[2] < added[0] < 0.9 * added[2]
+    np.testing.assert_allclose(nearly, unbiased, rtol=1e-3, atol=1e-4 * np.abs(unbiased).max())
+    np.testing.assert_array_equal(of(averaged=1), kept)
+
+
 def test_nothing_learned_predicts_nothing() -> None:
     """The first step with feedback is that without, where estimates are to have no bias."""
     states = [

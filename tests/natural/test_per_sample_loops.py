@@ -163,6 +163,20 @@ def test_credit_by_place() -> None:
     assert error(causal=True) < 0.8 * error(causal=False)
 
 
+def test_whole_leaves_have_credit_of_all_places() -> None:
+    """A leaf in a branch is disturbed as a whole, at all places at once: credit by place changes nothing for it."""
+    branch = lambda p, x: jnp.tanh(x @ p["inputs"]) @ p["out"]
+    forward = lambda p, x: lax.cond(x[0, 0, 0] < 9, branch, branch, p, x)
+    data = batch("all_places")
+    found = [
+        estimate(forward, 4, solve="covariance", **options)(params(), data, jax.random.key(3))[1]
+        for options in ({}, {"causal": True}, {"causal": True, "discount": 0})
+    ]
+    assert np.linalg.norm(found[0]["out"]) > 0
+    for others in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[0], others)
+
+
 @pytest.mark.slow
 def test_discounted_credit() -> None:
     """Without credit for later places the gradient is that of a state which is taken as it is; halves are between."""
