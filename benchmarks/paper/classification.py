@@ -94,6 +94,12 @@ class Cell(NamedTuple):
         return chosen | {"rate": self.rate}
 
 
+def smoke(cells: Sequence[Cell], runs: Callable[[Cell], bool], **sizes: Any) -> list[Cell]:
+    """Cells in sizes for tests, where those run for which ``runs`` holds."""
+    reason = lambda cell: "" if runs(cell) else "not in the smoke preset"
+    return [cell._replace(reason=reason(cell), **sizes) for cell in cells]
+
+
 def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, Any]:
     """Train one cell, or take what an earlier run of the same settings left, or go on with it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.classification import Cell
+from benchmarks.paper.classification import Cell, smoke
 
 TITLE = "MNIST with CNN-MNIST: SGD, momentum SGD and EKI(R) (Figure 11)"
 # method -> (rate, the paper's first, final accuracy)
@@ -16,12 +16,7 @@ def cells(preset: str) -> list[Cell]:
         for method, (rate, first, final) in PAPER.items()
     ]
     if preset == "smoke":
-        return [
-            cell._replace(
-                particles=4, epochs=1, batch=10, images=20, reason="not in the smoke preset" * (cell.method == "sgd")
-            )
-            for cell in table
-        ]
+        return smoke(table, lambda cell: cell.method != "sgd", particles=4, epochs=1, batch=10, images=20)
     if preset == "cpu":
         small = {"particles": 150, "epochs": 5, "images": 3_000, "batch": 100}
         return [cell._replace(**small if cell.is_ensemble else {"epochs": 10}) for cell in table]

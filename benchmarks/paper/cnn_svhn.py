@@ -6,7 +6,7 @@ whose images have SVHN's size, exercises the same networks under its own name, w
 
 from __future__ import annotations
 
-from benchmarks.paper.classification import Cell
+from benchmarks.paper.classification import Cell, smoke
 
 TITLE = "CNN-1, 2, 3 on colour images: momentum SGD and EKI(R) with a growing ensemble (Figure 11)"
 # (network, method) -> the paper's accuracies after the first and the last epoch
@@ -26,7 +26,11 @@ LABELS = {"cnn1": "CNN-1", "cnn2": "CNN-2", "cnn3": "CNN-3"}
 
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
-    return [_sized(preset, _cell(data, network, method)) for data in ("svhn", "cifar10") for network, method in PAPER]
+    table = [_cell(data, network, method) for data in ("svhn", "cifar10") for network, method in PAPER]
+    if preset == "smoke":
+        runs = lambda cell: cell.problem == "cifar10-cnn1" and cell.method == "eki-r"
+        return smoke(table, runs, particles=2, growth=2, limit=4, epochs=2, batch=4, images=8)
+    return table if preset == "full" else [_on_two_cores(cell) for cell in table]
 
 
 def _cell(data: str, network: str, method: str) -> Cell:
@@ -47,13 +51,7 @@ def _cell(data: str, network: str, method: str) -> Cell:
     )
 
 
-def _sized(preset: str, cell: Cell) -> Cell:
-    if preset == "smoke":
-        kept = cell.problem == "cifar10-cnn1" and cell.method == "eki-r"
-        reason = "" if kept else "not in the smoke preset"
-        return cell._replace(particles=2, growth=2, limit=4, epochs=2, batch=4, images=8, reason=reason)
-    if preset == "full":
-        return cell
+def _on_two_cores(cell: Cell) -> Cell:
     if cell.is_ensemble:
         small = cell._replace(particles=50, growth=50, limit=200, epochs=4, batch=100, images=2_000)
         costly = f"in the full preset alone; {cell.forward_passes:.1e} forward passes"

@@ -8,7 +8,7 @@ the larger networks at a J that two cores can pay for, with one seed.
 
 from __future__ import annotations
 
-from benchmarks.paper.classification import Cell
+from benchmarks.paper.classification import Cell, smoke
 
 TITLE = "MNIST with dense networks: six methods on DNN 1 to 4 (Figures 5 and 6)"
 NETWORKS = ("dnn1", "dnn2", "dnn3", "dnn4")
@@ -30,18 +30,22 @@ BEST: dict[str, tuple[float | None, ...]] = {
 # SGD's is the paper's. Momentum's is not said: of 0.01 and 0.1, the one that comes closer to the paper on the network.
 RATES = {"sgd": (0.1, 0.1, 0.1, 0.1), "msgd": (0.01, 0.1, 0.1, 0.1)}
 # What two cores can pay for: network -> (J, images), and the epochs of DNN 1; the others have two.
-_CPU = {"dnn1": (2000, None), "dnn2": (300, 20_000), "dnn3": (100, 10_000), "dnn4": (50, 10_000)}
+_CPU = {"DNN 1": (2000, None), "DNN 2": (300, 20_000), "DNN 3": (100, 10_000), "DNN 4": (50, 10_000)}
 _CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 6}
 
 
 def cells(preset: str) -> list[Cell]:
     """The table's cells in a preset."""
-    return [_cell(preset, network, method) for network in NETWORKS for method in PAPER]
+    table = [_cell(network, method) for network in NETWORKS for method in PAPER]
+    if preset == "smoke":
+        runs = lambda cell: cell.label == "DNN 1" and cell.method in ("eki-r", "meki-r", "msgd")
+        return smoke(table, runs, particles=8, epochs=2, batch=50, images=100, seeds=2)
+    return [_on_two_cores(cell) for cell in table] if preset == "cpu" else table
 
 
-def _cell(preset: str, network: str, method: str) -> Cell:
+def _cell(network: str, method: str) -> Cell:
     index = NETWORKS.index(network)
-    cell = Cell(
+    return Cell(
         f"mnist-{network}",
         method,
         f"DNN {index + 1}",
@@ -51,11 +55,11 @@ def _cell(preset: str, network: str, method: str) -> Cell:
         seeds=3,
         best=BEST[method][index] if method in BEST else None,
     )
-    if preset == "smoke":
-        reason = "" if network == "dnn1" and method in ("eki-r", "meki-r", "msgd") else "not in the smoke preset"
-        return cell._replace(particles=8, epochs=2, batch=50, images=100, seeds=2, reason=reason)
-    if preset == "cpu" and cell.is_ensemble:
-        particles, images = _CPU[network]
-        epochs, seeds = (_CPU_EPOCHS[method], 3) if network == "dnn1" else (2, 1)
-        return cell._replace(particles=particles, images=images, epochs=epochs, seeds=seeds)
-    return cell
+
+
+def _on_two_cores(cell: Cell) -> Cell:
+    if not cell.is_ensemble:
+        return cell
+    particles, images = _CPU[cell.label]
+    epochs, seeds = (_CPU_EPOCHS[cell.method], 3) if cell.label == "DNN 1" else (2, 1)
+    return cell._replace(particles=particles, images=images, epochs=epochs, seeds=seeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.classification import Cell
+from benchmarks.paper.classification import Cell, smoke
 
 TITLE = "Fashion-MNIST with DNN 2: SGD, momentum SGD and the EKI methods (slides)"
 METHODS = ("sgd", "msgd", "eki", "meki", "eki-r", "meki-r")
@@ -12,12 +12,7 @@ def cells(preset: str) -> list[Cell]:
     """The figure's curves in a preset."""
     table = [Cell("fashion-dnn2", method, "DNN 2 on Fashion-MNIST", epochs=20) for method in METHODS]
     if preset == "smoke":
-        return [
-            cell._replace(
-                particles=8, epochs=2, batch=50, images=100, reason="not in the smoke preset" * (cell.method != "eki-r")
-            )
-            for cell in table
-        ]
+        return smoke(table, lambda cell: cell.method == "eki-r", particles=8, epochs=2, batch=50, images=100)
     if preset == "cpu":
         return [cell._replace(particles=300, epochs=3, images=20_000) if cell.is_ensemble else cell for cell in table]
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.paper import dense
-from benchmarks.paper.classification import Cell
+from benchmarks.paper.classification import Cell, smoke
 
 TITLE = "MNIST, DNN 2 with a large ensemble (Figure 9)"
 # method -> the paper's accuracies after the first and the last epoch
@@ -23,12 +23,7 @@ def cells(preset: str) -> list[Cell]:
         for method, (first, final) in PAPER.items()
     ]
     if preset == "smoke":
-        return baselines + [
-            cell._replace(
-                particles=8, epochs=2, batch=50, images=100, reason="not in the smoke preset" * (cell.method != "eki")
-            )
-            for cell in table
-        ]
+        return baselines + smoke(table, lambda cell: cell.method == "eki", particles=8, epochs=2, batch=50, images=100)
     if preset == "cpu":
         return baselines + [cell._replace(particles=500, epochs=2, images=10_000) for cell in table]
     return baselines + table
