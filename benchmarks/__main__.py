@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
+
+if __name__ == "__main__":  # before and after the command's own way to be interrupted, too
+    signal.signal(signal.SIGINT, lambda *of: os._exit(130))
 
 from benchmarks.harness.command import INTERRUPTED, guarded
 

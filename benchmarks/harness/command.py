@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 INTERRUPTED, MENDABLE = 130, 2
+_INTERRUPTED = "{}: interrupted; what was finished is kept"
 MOST_SEED = 2**32 - 1  # JAX folds larger ones to these
 
 
@@ -55,13 +56,13 @@ def guarded(name: str, body: Callable[[], int]) -> int:
         name: name of the command, before what is said.
         body: function that does the work.
     """
-    with _patient_streams(), _short_warnings(name), _interrupts() as is_asked:
+    with _patient_streams(), _short_warnings(name), _interrupts(name) as is_asked:
         try:
             return body()
         except KeyboardInterrupt:
             return _interrupted(name)
         except Exception as error:
-            # One that was raised inside of a function that XLA called, or while an extension module was being read.
+            # One that was raised inside of a function that XLA called, or that became another error elsewhere.
             if is_asked() or "KeyboardInterrupt" in str(error):
                 return _interrupted(name)
             _say_error(name, error)
@@ -93,7 +94,7 @@ def say(line: str) -> None:
 
 
 def _interrupted(name: str) -> int:
-    say(f"{name}: interrupted; what was finished is kept")
+    say(_INTERRUPTED.format(name))
     return INTERRUPTED
 
 
@@ -182,8 +183,10 @@ def _short_warnings(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _interrupts(name: str) -> Iterator[Callable[[], bool]]:
     """SIGTERM is a Ctrl-C; one that comes while another is dealt with ends the process at once.
+
+    So does one that comes while packages are being imported, whose extension modules do not survive an exception.
 
     Yields:
         A function that says whether one has come, whatever became of its ``KeyboardInterrupt``.
@@ -192,7 +195,9 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
     def handler(number: int, frame: Any) -> NoReturn:
         nonlocal asked
-        if asked:
+        if asked or _is_importing(frame):
+            if not asked:
+                os.write(2, f"{_INTERRUPTED.format(name)}\n".encode())
             os._exit(INTERRUPTED)
         asked = True
         raise KeyboardInterrupt
@@ -217,6 +222,12 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         sys.unraisablehook = hook
         for one, previous in before.items():
             signal.signal(one, previous)
+
+
+def _is_importing(frame: Any) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 class Parser(argparse.ArgumentParser):

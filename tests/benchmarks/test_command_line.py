@@ -386,6 +386,16 @@ def test_interrupts_end_in_a_line(tmp_path: Path, capsys: Any, monkeypatch: pyte
     assert "train: interrupted" in capsys.readouterr().err
 
 
+def test_interrupts_while_importing(tmp_path: Path) -> None:
+    """The process ends at once, since extension modules make of a ``KeyboardInterrupt`` what they like."""
+    (tmp_path / "package.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('goes on')")
+    code = "import sys; from benchmarks.harness.command import guarded; guarded('x', lambda: __import__('package'))"
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "x: interrupted; what was finished is kept\n"
+
+
 @pytest.mark.slow
 def test_interrupts_at_random_times(tmp_path: Path) -> None:
     """From the first import on, once or twice, by Ctrl-C or SIGTERM: 130, and no traceback."""
