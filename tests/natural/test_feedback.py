@@ -149,7 +149,7 @@ def test_what_is_learned_is_the_map_back(noise: float) -> None:
     assert float(jnp.linalg.norm(predicted(blind, features, unknowns).slopes)) < 0.05 * (1e-9 + jnp.linalg.norm(error))
 
 
-def test_layers_of_one_size_share_what_they_learned() -> None:
+def test_layers_share_what_they_learned() -> None:
     """A layer with much noise takes the way back of one with the same slopes and little, and none that is unrelated."""
     k = jax.random.split(jax.random.key(0), 100)
     backs = [jax.random.normal(key, (4, 6)) for key in k[:2]]
