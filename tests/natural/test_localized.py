@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,6 +34,7 @@ from eki_jax.natural.estimates.regressions import (
 from eki_jax.natural.estimates.span import centred
 
 SIGMA = 1e-3
+SLOW = pytest.mark.slow
 LOSS = natural.softmax_cross_entropy()
 
 
@@ -226,6 +228,143 @@ def test_a_shared_vector_is_no_layers_bias(x64: None) -> None:
     forward = lambda p, x: natural.affine(x, p["w"], p["b"]) - 3 * natural.affine(x + 1, p["v"], p["b"])
     jacobian, *_ = estimate(forward, params, x, 60)
     np.testing.assert_allclose(formed(jacobian, params), exact(forward, params, x), atol=1e-3)
+
+
+def joined(p: Any, x: Any) -> Any:
+    """What the layers of ``BIASES`` multiply by."""
+    return jnp.tensordot(x, p["w"], 1)
+
+
+BIASES = {
+    "in order": (lambda p, x: joined(p, x) + p["bias"], (4, 3, 3), (3, 3), "as its layer"),
+    "both reshaped": (
+        lambda p, x: joined(p, x).reshape(5, 3, 6) + p["bias"].reshape(2, 3).ravel(),
+        (4, 2, 3),
+        (6,),
+        "as its layer",
+    ),
+    "both transposed": (
+        lambda p, x: joined(p, x).transpose(0, 1, 3, 2) + p["bias"].T,
+        (4, 3, 3),
+        (3, 3),
+        "as its layer",
+    ),
+    "experts": (lambda p, x: jnp.einsum("btj,tjk->btk", x, p["w"]) + p["bias"], (3, 4, 2), (3, 2), "as its layer"),
+    "product transposed": (lambda p, x: joined(p, x).transpose(0, 1, 3, 2) + p["bias"], (4, 3, 3), (3, 3), "local"),
+    "bias transposed": (lambda p, x: joined(p, x) + p["bias"].T, (4, 3, 3), (3, 3), "local"),
+    "product transposed, then flat": (
+        lambda p, x: joined(p, x).transpose(0, 1, 3, 2).reshape(5, 3, 6) + p["bias"],
+        (4, 2, 3),
+        (6,),
+        "local",
+    ),
+    "along the places": (lambda p, x: joined(p, x) + p["bias"][:, None], (4, 3), (3,), "local"),
+}
+
+
+def biased(name: str) -> tuple[Any, Any, Any]:
+    """The model, its parameters and inputs."""
+    layer, of_w, of_bias, _ = BIASES[name]
+    params = {"bias": jnp.arange(float(math.prod(of_bias))).reshape(of_bias), "w": jnp.ones(of_w)}
+    # No two numbers reach an output alike.
+    forward = lambda p, x: (z := layer(p, x).reshape(5, -1)) * jnp.cos(jnp.arange(float(z.shape[1])))
+    return forward, params, jax.random.normal(jax.random.key(0), (5, 3, 4), float)
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_that_lies_otherwise_is_alone(name: str) -> None:
+    """A bias has its layer's slopes only where each of its numbers is added to the output that has that number."""
+    described = natural.describe(*biased(name))
+    bias, matrix = described.leaves
+    assert (bias.localized, matrix.localized) == (BIASES[name][3], "local")
+    assert ("lie otherwise" in bias.reason) == (bias.localized == "local")
+    assert not described.lost
+
+
+@SLOW
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_in_any_order_are_found(name: str, x64: None) -> None:
+    forward, params, x = biased(name)
+    size = params["bias"].size
+    truth = exact(forward, params, x)[:, :size]
+    found = formed(estimate(forward, params, x, 2000)[0], params)[:, :size]
+    assert np.linalg.norm(found - truth) < 0.25 * np.linalg.norm(truth)
+
+
+def dense(h: Any, layer: Any) -> Any:
+    """One layer of a stack, as a scan's body."""
+    return jnp.tanh(jnp.einsum("...j,jk->...k", h, layer["w"]) + layer["bias"]), None
+
+
+def experts(h: Any, layer: Any) -> Any:
+    """One of several matrices."""
+    return jnp.tanh(jnp.einsum("bej,ejk->bek", h, layer["w"]) + layer["bias"]), None
+
+
+def recurrent(h: Any, layer: Any) -> Any:
+    """One over the places of a sample."""
+    step = lambda carry, row: ((carry := jnp.tanh(carry + row @ layer["w"] + layer["bias"])), carry)
+    return jnp.moveaxis(lax.scan(step, jnp.zeros((5, 3)), jnp.moveaxis(h, 1, 0))[1], 0, 1), None
+
+
+def backwards(p: Any, x: Any) -> Any:
+    """What all layers give."""
+    return jnp.moveaxis(lax.scan(lambda h, layer: (dense(h, layer)[0],) * 2, x, p, reverse=True)[1], 0, 1)
+
+
+STACKS = {
+    "one behind the other": (lambda p, x: lax.scan(dense, x, p)[0], (4, 3, 3), (4, 3)),
+    "backwards": (backwards, (4, 3, 3), (4, 3)),
+    "along the last axis": (
+        lambda p, x: lax.scan(dense, x, {**p, "w": jnp.moveaxis(p["w"], -1, 0)})[0],
+        (3, 3, 4),
+        (4, 3),
+    ),
+    "in rows": (lambda p, x: lax.scan(lambda h, row: lax.scan(dense, h, row), x, p)[0], (2, 2, 3, 3), (2, 2, 3)),
+    "of experts": (lambda p, x: lax.scan(experts, x, p)[0], (4, 2, 3, 3), (4, 2, 3)),
+    "of recurrent layers": (lambda p, x: lax.scan(recurrent, x, p)[0], (4, 3, 3), (4, 3)),
+}
+
+
+def stacked(name: str) -> tuple[Any, Any, Any]:
+    """The model, its parameters and inputs."""
+    forward, of_w, of_bias = STACKS[name]
+    keys = jax.random.split(jax.random.key(2), 3)
+    params = {"bias": jax.random.normal(keys[0], of_bias), "w": 0.7 * jax.random.normal(keys[1], of_w)}
+    return forward, params, jax.random.normal(keys[2], (5, 2, 3))
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_layers_in_a_scan_are_local(name: str) -> None:
+    """Layers whose matrices are one array, of which a loop takes one a turn, are matrices side by side."""
+    bias, matrix = natural.describe(*stacked(name)).leaves
+    assert (matrix.deviation, matrix.localized) == ("low rank", "local")
+    assert bias.localized == ("local" if name == "of recurrent layers" else "as its layer")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "of experts" else SLOW) for n in STACKS])
+def test_their_derivative_is_found(name: str, x64: None) -> None:
+    """Turn by turn, with its transpose."""
+    forward, params, x = stacked(name)
+    jacobian, *_ = estimate(forward, params, x, 300)
+    truth = exact(forward, params, x)
+    assert np.linalg.norm(formed(jacobian, params) - truth) < 0.2 * np.linalg.norm(truth)
+    v, r = jax.tree.map(jnp.cos, params), jnp.arange(float(len(truth)))
+    back = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(jacobian.transposed(r)), jax.tree.leaves(v), strict=True))
+    np.testing.assert_allclose(jnp.vdot(jacobian.times(v), r), back, rtol=1e-9)
+
+
+def test_places_that_see_the_same_are_solved(x64: None) -> None:
+    """Inputs that are multiples of one another leave fewer unknowns than numbers: what rounding leaves does not grow."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    inputs = jax.random.normal(keys[0], (2, 3, 1)) * jnp.ones(4)
+    outputs = all_of(200).centred(jax.random.normal(keys[1], (2, 5, 200)))
+    reach = Reach(inputs, jax.random.normal(keys[2], (4, 1, 200)), jax.random.normal(keys[3], (1, 200, 3)))
+    slopes, rest = least_squares(outputs, [reach], all_of(200), 3)
+    for iterations in (8, 30):
+        again, left = least_squares(outputs, [reach], all_of(200), iterations)
+        np.testing.assert_allclose(left, rest, atol=1e-9)
+        np.testing.assert_allclose(again[0], slopes[0], atol=1e-6)
 
 
 class Convolutions(nn.Module):

@@ -15,7 +15,7 @@ from jax.extend.core import Literal as Constant
 
 from eki_jax.kernel.interpreter import binding, products, shapes
 from eki_jax.kernel.interpreter.binding import varying, varying_over
-from eki_jax.kernel.interpreter.values import Perturbed, Tagged, plain
+from eki_jax.kernel.interpreter.values import Perturbed, Tagged, Turns, plain
 from eki_jax.kernel.interpreter.watching import Loop, Watcher
 
 # Calls that are their body, for whoever does not differentiate or map them.
@@ -238,12 +238,11 @@ class _Slices:
         if not isinstance(value, Perturbed):
             return cls(interpreter.added_up([value], inside)[0], lambda row: row)
         axes = value.left_axes
-        left = tuple(axis - 1 for axis in axes if axis > 0)
+        turns = (*value.turns, Turns(len(inside) - 1, value.shape[0], 0 in axes))
+        own = replace(value, left_axes=tuple(axis - 1 for axis in axes if axis > 0), turns=turns)
         if 0 in axes:
-            at = lambda row: value.changed(row[0], row[1], value.right, left, whole=False)
-            return cls((value.mean, value.left), at)
-        at = lambda row: value.changed(row[0], value.left, row[1], left, whole=False)
-        return cls((value.mean, value.right), at)
+            return cls((own.mean, own.left), lambda row: replace(own, mean=row[0], left=row[1]))
+        return cls((own.mean, own.right), lambda row: replace(own, mean=row[0], right=row[1]))
 
 
 def _while(self: Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, ...]) -> list[Any]:

@@ -15,6 +15,7 @@ from jax import lax
 
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter.binding import bound
+from eki_jax.kernel.interpreter.numbering import Numbering, counted
 from eki_jax.kernel.interpreter.values import Perturbed
 
 Kind = Literal["shared", "summed", "free"]
@@ -75,12 +76,6 @@ class Roles:
                 return side
         return ""
 
-    @property
-    def is_in_order(self) -> bool:
-        """Whether what comes out lies as in the array: no shared axis behind a free one."""
-        kinds = [kind for kind, _ in self.axes if kind != "summed"]
-        return kinds == sorted(kinds, reverse=True)
-
     def matrices(self, leaf: Array) -> Array:
         """The array as matrices, shape (g, n, k), of one whose factors are its first and its last axes."""
         leaf = leaf.reshape([size for _, size in self.axes])
@@ -105,6 +100,8 @@ class Product(NamedTuple):
         shape: sizes (B, ..., g n) of the other operand's rows; of several matrices theirs lie side by side.
         rows: function that returns those rows.
         is_formed: flag, True where the array was added up for it.
+        numbering: where in the result lies what comes out, in the order of the roles: that of all turns of a loop of
+            which the array is a slice.
     """
 
     w: Perturbed
@@ -112,6 +109,7 @@ class Product(NamedTuple):
     shape: tuple[int, ...] = ()
     rows: Callable[[], Array] | None = None
     is_formed: bool = False
+    numbering: Numbering | None = None
 
 
 def dot_general(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Product]:
@@ -135,7 +133,8 @@ def dot_general(eqn: Any, operands: Sequence[Any]) -> tuple[Array, Product]:
     out = [*w_batch, *(w_free + x_free if is_first else x_free + w_free)]
     sums = _Sums(eqn.params.get("precision"), mean.dtype)
     found = sums.of_factors(x, x_axes, w, out)
-    return mean + found.astype(mean.dtype), _dot_product(w, x, x_axes, x_free, w_contracting, w_batch)
+    product = _dot_product(w, x, x_axes, x_free, w_contracting, w_batch)
+    return mean + found.astype(mean.dtype), product._replace(numbering=_numbering(w, w_batch, w_free, out, mean.shape))
 
 
 class _Sums(NamedTuple):
@@ -179,6 +178,31 @@ def _outer(a: Array, a_axes: list[int], b: Array, b_axes: list[int], out: list[i
     return along(a, a_axes) * along(b, b_axes)
 
 
+def _roles(w: Perturbed, kinds: Callable[[Sequence[int]], list[tuple[Kind, int]]]) -> Roles | None:
+    """The roles of a perturbed array's axes: the turns of a loop are matrices side by side, as shared axes are.
+
+    None where the rows of all turns, which lie turn by turn, would not be in the order of the roles.
+    """
+    left, right = kinds(w.left_axes), kinds(w.right_axes)
+    sides = {turns.is_left for turns in w.turns}
+    if len(sides) > 1 or (sides == {False} and any(kind == "shared" for kind, _ in left)):
+        return None
+    turns: list[tuple[Kind, int]] = [("shared", turns.size) for turns in w.turns]
+    return Roles.of(*((turns + left, right) if sides == {True} else (left, turns + right)))
+
+
+def _numbering(
+    w: Perturbed, shared: Sequence[int], free: Sequence[int], out: Sequence[int], shape: Sequence[int]
+) -> Numbering:
+    """Where in a product of these axes lies what comes out of a perturbed array."""
+    own = (*w.left_axes, *w.right_axes)
+    order = [axis for kind in (shared, free) for axis in own if axis in kind]
+    digits = counted([*(turns.size for turns in w.turns), *(w.shape[axis] for axis in order)])
+    turns, place = digits[: len(w.turns)], dict(zip(order, digits[len(w.turns) :], strict=True))
+    axes = [[place.get(axis, (size, 0))] for axis, size in zip(out, shape, strict=True)]
+    return Numbering.of(axes, ((loop.depth, [digit]) for loop, digit in zip(w.turns, turns, strict=True)))
+
+
 def _dot_product(
     w: Perturbed, x: Array, x_axes: list[int], x_free: list[int], summed: Sequence[int], shared: Sequence[int]
 ) -> Product:
@@ -186,17 +210,18 @@ def _dot_product(
     if not summed and not shared:
         return Product(w)
 
-    def kind_of(axis: int) -> Kind:
-        return "summed" if axis in summed else "shared" if axis in shared else "free"
+    def kinds(axes: Sequence[int]) -> list[tuple[Kind, int]]:
+        return [
+            ("summed" if axis in summed else "shared" if axis in shared else "free", w.shape[axis]) for axis in axes
+        ]
 
-    left, right = ([(kind_of(axis), w.shape[axis]) for axis in axes] for axes in (w.left_axes, w.right_axes))
     own = (*w.left_axes, *w.right_axes)
     order = [*x_free, *(axis for axis in own if axis in shared), *(axis for axis in own if axis in summed)]
     free = [x.shape[x_axes.index(axis)] for axis in x_free]
     shape = (*free, x.size // math.prod(free) if x.size else 0)
     return Product(
         w,
-        Roles.of(left, right),
+        _roles(w, kinds),
         shape,
         lambda: jnp.transpose(x, [x_axes.index(axis) for axis in order]).reshape(shape),
     )
@@ -267,7 +292,8 @@ def _windows(w: Perturbed, eqn: Any, convolved: Callable[[Array, Sequence[int]],
         found = convolved(jnp.eye(count, dtype=w.mean.dtype), summed)
         return jnp.moveaxis(found, [i - (i > spec.out_spec[1]) for i in (spec.out_spec[0],)], [0])
 
-    return Product(w, Roles.of(kinds(w.left_axes), kinds(w.right_axes)), shape, rows, is_formed)
+    axes = [outputs if axis == spec.out_spec[1] else -1 for axis in range(len(out))]
+    return Product(w, _roles(w, kinds), shape, rows, is_formed, _numbering(w, [], [outputs], axes, out))
 
 
 def gather(eqn: Any, operands: Sequence[Any]) -> Array | None:

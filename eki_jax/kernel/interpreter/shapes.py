@@ -12,6 +12,7 @@ from jax import lax
 
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter.binding import bound
+from eki_jax.kernel.interpreter.numbering import same_numbers
 from eki_jax.kernel.interpreter.values import Perturbed
 
 #: A function ``rule(eqn, operands)`` of an equation, one of whose operands is :class:`Perturbed`: its result, or None
@@ -39,7 +40,7 @@ def _reshape(eqn: Any, operands: Sequence[Any]) -> Any:
     if 0 in sizes or (eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None):
         return None
     axes: list[int] = []
-    for old, new in _same_numbers(w.shape, sizes):
+    for old, new in same_numbers(w.shape, sizes):
         factors = {axis in w.left_axes for axis in old if w.shape[axis] > 1}
         if len(factors) > 1:
             return None  # an axis of both factors
@@ -49,25 +50,6 @@ def _reshape(eqn: Any, operands: Sequence[Any]) -> Any:
         factor.reshape(*(sizes[axis] for axis in kept), w.rank) for factor, kept in ((w.left, axes), (w.right, others))
     )
     return w.changed(w.mean.reshape(sizes), left, right, tuple(axes), whole=True)
-
-
-def _same_numbers(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest groups of axes before and after a reshape that have the same numbers.
-
-    >>> _same_numbers((6, 4), (2, 3, 4))
-    [([0], [0, 1]), ([1], [2])]
-    """
-    groups: list[tuple[list[int], list[int]]] = []
-    before, after = list(range(len(old))), list(range(len(new)))
-    while before or after:
-        olds, news = [before.pop(0)] if before else [], [after.pop(0)] if after else []
-        while (a := math.prod(old[i] for i in olds)) != (b := math.prod(new[i] for i in news)):
-            if a < b:
-                olds.append(before.pop(0))
-            else:
-                news.append(after.pop(0))
-        groups.append((olds, news))
-    return groups
 
 
 def _broadcast(eqn: Any, operands: Sequence[Any]) -> Any:

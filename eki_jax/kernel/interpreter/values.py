@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array
+from eki_jax.kernel.interpreter.numbering import Numbering
 
 
 def leaf_name(path: Any) -> str:
@@ -25,8 +26,24 @@ def leaf_name(path: Any) -> str:
     return jax.tree_util.keystr(path) or "params"
 
 
+class Turns(NamedTuple):
+    """A loop that takes a slice a turn.
+
+    Attributes:
+        depth: number of loops and branches around it.
+        size: number of its turns.
+        is_left: flag, True where the left factor is sliced.
+    """
+
+    depth: int
+    size: int
+    is_left: bool
+
+
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["mean", "left", "right"], meta_fields=["left_axes", "names", "whole"]
+    jax.tree_util.register_dataclass,
+    data_fields=["mean", "left", "right"],
+    meta_fields=["left_axes", "names", "whole", "turns"],
 )
 @dataclass(frozen=True)
 class Perturbed:
@@ -41,7 +58,9 @@ class Perturbed:
         right: right factor, likewise.
         left_axes: axes of the array that the left factor has, in order.
         names: names of the leaf, or of the leaves that it was put together from.
-        whole: flag, True where the factors are still the leaf's own, up to their shapes and their dtype.
+        whole: flag, True where the factors are still the leaf's own, up to their shapes and their dtype, or a turn's
+            slices of them.
+        turns: loops of which this is a turn's slice, the outermost first.
     """
 
     mean: Array
@@ -50,6 +69,7 @@ class Perturbed:
     left_axes: tuple[int, ...]
     names: tuple[str, ...] = ()
     whole: bool = True
+    turns: tuple[Turns, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,7 +104,11 @@ class Perturbed:
         return self.changed(mean, left, right, self.left_axes, whole=False)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["leaf", "vectors", "product", "chain"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["value"],
+    meta_fields=["leaf", "vectors", "product", "chain", "numbering"],
+)
 @dataclass(frozen=True)
 class Tagged:
     """An array of which it is known what it is, while somebody watches.
@@ -96,6 +120,7 @@ class Tagged:
         product: name of the matrix whose product it is, or of the place where it was disturbed, or "".
         chain: leaves that it was put together from, each with the equations that arranged it before, the first one
             first, where somebody keeps them.
+        numbering: where the leaf's numbers lie, or what comes out of the matrix; None where that is not known.
     """
 
     value: Array
@@ -103,6 +128,7 @@ class Tagged:
     vectors: frozenset[str] | None = None
     product: str = ""
     chain: tuple[Any, ...] = ()
+    numbering: Numbering | None = None
 
 
 def plain(value: Any) -> Any:

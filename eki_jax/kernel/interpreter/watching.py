@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
 
 from eki_jax._types import Array
+from eki_jax.kernel.interpreter.numbering import Numbering
 from eki_jax.kernel.interpreter.products import Product, Roles
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Perturbed, Tagged
@@ -31,6 +32,7 @@ class Use(NamedTuple):
         shape: sizes (B, ..., g n) of the rows in a product, (B, T, ..., g n) in loops; empty for other uses.
         rows: function that returns the rows, where they are known outside of the loops: in scans they are.
         turns: numbers of turns of the scans around it.
+        sliced: depths of those that hand it a slice of the leaf at a turn.
         is_formed: flag, True where the matrix was added up for a product.
     """
 
@@ -41,6 +43,7 @@ class Use(NamedTuple):
     shape: tuple[int, ...] = ()
     rows: Callable[[], Array] | None = None
     turns: frozenset[int] = frozenset()
+    sliced: frozenset[int] = frozenset()
     is_formed: bool = False
 
 
@@ -63,11 +66,13 @@ class Addition(NamedTuple):
         matrix: name of the matrix's leaf.
         bias: name of the bias's leaf, or "" where it was computed.
         computed_from: names of the vectors that it was computed from.
+        in_order: flag, True where its numbers lie as what comes out of the matrix does.
     """
 
     matrix: str
     bias: str
     computed_from: frozenset[str] = frozenset()
+    in_order: bool = False
 
 
 class Loop:
@@ -141,17 +146,20 @@ class Watcher:
         w = product.w
         place, is_new = self._place(w, inside, eqn)
         if not w.whole or product.roles is None:
-            how: How = "formed" if product.is_formed else "other product" if w.whole else "part"
+            how: How = "formed" if product.is_formed else "other product" if w.whole and not w.turns else "part"
             self.uses += [Use(name, how, inside) for name in w.names if is_new]
             return result
         (name,) = w.names
         if is_new:
             rows = None if inside else product.rows
-            use = Use(name, "product", inside, product.roles, product.shape, rows, is_formed=product.is_formed)
+            sliced = frozenset(turns.depth for turns in w.turns)
+            use = Use(
+                name, "product", inside, product.roles, product.shape, rows, frozenset(), sliced, product.is_formed
+            )
             self.uses.append(use)
         if product.rows is not None and len(self.turns) == len(inside) > 0:
             self.turns[-1].rows[place] = product.rows()
-        return Tagged(result, product=name) if is_new else result
+        return Tagged(result, product=name, numbering=product.numbering) if is_new else result
 
     def computed(self, value: Tagged) -> None:
         """Note that a vector was used for something else than to be added to a product."""
@@ -161,19 +169,21 @@ class Watcher:
         """The results of an equation without perturbed operands, with what is known of them."""
         kind = eqn.primitive.name
         if kind in ARRANGED and len(results) == len(operands):
-            return [_arranged(new, old) for new, old in zip(results, operands, strict=True)]
+            return [_arranged(eqn, new, old) for new, old in zip(results, operands, strict=True)]
         known = [value if isinstance(value, Tagged) else Tagged(value) for value in operands]
-        layers = [value.product for value in known if value.product]
+        layers = [value for value in known if value.product]
         if kind in ("add", "add_any") and layers:
+            layer, numbering = layers[0].product, _spread(layers[0], results[0])
             for value in known:
                 if value.leaf:
-                    self.additions.append(Addition(layers[0], value.leaf))
+                    in_order = numbering is not None and numbering == _spread(value, results[0])
+                    self.additions.append(Addition(layer, value.leaf, in_order=in_order))
                 elif value.vectors and value.value.size > 1:
-                    self.additions.append(Addition(layers[0], "", value.vectors))
+                    self.additions.append(Addition(layer, "", value.vectors))
                 elif value.vectors:
                     self.computed(value)
             if all(value.product or value.vectors is not None for value in known):
-                return [Tagged(result, product=layers[0]) for result in results]
+                return [Tagged(result, product=layer, numbering=numbering) for result in results]
             return results
         for value in known:
             if value.leaf:
@@ -225,21 +235,30 @@ class Looped(Loop):
         """Note the rows of all turns, each place's with an axis of them first."""
         uses, turns = self.watcher.uses, self.watcher.turns
         for place, rows in stacked.items():
-            rows = jnp.moveaxis(rows, 0, 1)
+            of_loops = uses[place].turns | {len(rows)}
+            if len(self.around) in uses[place].sliced:  # rows of several matrices, which lie side by side
+                rows = jnp.moveaxis(rows, 0, -2)
+                rows = rows.reshape(*rows.shape[:-2], -1)
+            else:
+                rows = jnp.moveaxis(rows, 0, 1)
             known = None if self.around else (lambda rows=rows: rows)
-            of_loops = uses[place].turns | {rows.shape[1]}
             uses[place] = uses[place]._replace(shape=rows.shape, rows=known, turns=of_loops)
             if len(turns) == len(self.around) > 0:
                 turns[-1].rows[place] = rows
 
-    def sliced(self, leaf: Tagged, row: Array) -> Array:
-        """A slice of a vector is none that is added to a product."""
-        self.watcher.computed(leaf)
-        return row
+    def sliced(self, leaf: Tagged, row: Array) -> Tagged:
+        """A turn's own slice of a vector."""
+        numbering = None if leaf.numbering is None else leaf.numbering.at_turn(len(self.around))
+        return replace(leaf, value=row, numbering=numbering)
 
 
-def _arranged(new: Any, old: Any) -> Any:
+def _spread(value: Tagged, total: Array) -> Numbering | None:
+    """Where the numbers of one operand lie in the sum."""
+    return None if value.numbering is None else value.numbering.spread(total.shape)
+
+
+def _arranged(eqn: Any, new: Any, old: Any) -> Any:
     """A result that is the operand but for its shape and dtype."""
     if not isinstance(old, Tagged) or not jnp.issubdtype(new.dtype, jnp.floating):
         return new
-    return replace(old, value=new)
+    return replace(old, value=new, numbering=None if old.numbering is None else old.numbering.after(eqn))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from eki_jax._checks import array, arrays, function, traceable
 from eki_jax._types import Array, Params
-from eki_jax.kernel.interpreter import Perturbed, Tagged, Watcher, interpreted, leaf_name, on_devices
+from eki_jax.kernel.interpreter import Numbering, Perturbed, Tagged, Watcher, interpreted, leaf_name, on_devices
 
 if TYPE_CHECKING:
     from jaxtyping import Real
@@ -139,7 +139,9 @@ def low_rank_call(forward: Callable[..., Any], params: Params, *inputs: Any, wat
     def value(name: str, leaf: Any) -> Any:
         if is_low_rank(leaf):
             return leaf._perturbed(name)
-        return leaf if watcher is None else Tagged(leaf, leaf=name, vectors=frozenset([name]))
+        if watcher is None:
+            return leaf
+        return Tagged(leaf, leaf=name, vectors=frozenset([name]), numbering=Numbering.in_order(jnp.shape(leaf)))
 
     values = [value(leaf_name(path), leaf) for path, leaf in leaves]
     return interpreted(forward, means, values, inputs, watcher)

@@ -142,12 +142,12 @@ def _matrix(name: str, shape: tuple[int, ...], watched: Watched) -> LeafTreatmen
                 f"is multiplied inside of a loop ({use.inside[0]}) of {samples} turns, as many as samples, so that "
                 "either may be the samples"
             )
-    looped = [use.inside[0] for use in uses if use.inside and use.rows is None]
-    if looped:
-        return plain(f"is used inside of a loop ({looped[0]})")
     others = [use.how for use in uses if use.how != "product"]
     if others:
         return plain(_OTHER_USES[others[0]] + (f", one of {len(uses)} uses" if len(uses) > 1 else ""))
+    looped = [use.inside[0] for use in uses if use.inside and use.rows is None]
+    if looped:
+        return plain(f"is used inside of a loop ({looped[0]})")
     if len({use.roles for use in uses}) > 1:
         sides = {use.roles.side for use in uses if use.roles is not None}
         ways = "as it is and as its transpose" if sides == {"left", "right"} else "along other axes in other products"
@@ -209,10 +209,11 @@ def _vector(name: str, shape: tuple[int, ...], matrices: dict[str, LeafTreatment
         return own(f"is added to the product with {layers[0]} and used otherwise: has slopes of its own")
     if layers and len(watched.uses(layers[0])) != sum(added.bias == name for added in additions):
         return own(f"is added to the product with {layers[0]}, but not in all of its uses: has slopes of its own")
-    features = {
-        _features(use) for layer in layers for use in watched.uses(layer) if use.roles is None or use.roles.is_in_order
-    }
-    if layers and matrices[layers[0]].localized == "local" and features == {math.prod(shape)}:
+    if layers and matrices[layers[0]].localized == "local":
+        if not all(added.in_order for added in additions if added.bias == name):
+            return own(
+                f"is added to the product with {layers[0]}, but its numbers lie otherwise: has slopes of its own"
+            )
         return LeafTreatment(
             name, shape, "plain", "as its layer", None, f"is added to the product with {layers[0]}", layer=layers[0]
         )

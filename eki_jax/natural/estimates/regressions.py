@@ -24,6 +24,8 @@ _CACHE_BYTES = 2**20
 _ITERATIONS = 8
 # ... or few, which regularize what has more numbers than there are particles.
 _FEW = 2
+# What rounding leaves of a residual, in units of the dtype's own.
+_ROUNDING = 32
 
 
 class Reach(NamedTuple):
@@ -259,14 +261,18 @@ def _regression(
     def dot(a: list[Array], b: list[Array]) -> Array:
         return reduce(add, (jnp.sum(u * v, axis=(-2, -1), keepdims=True) for u, v in zip(a, b, strict=True)))
 
-    found = conjugate_gradients(matrix, back(outputs), iterations, dot)
+    floor = _ROUNDING * float(jnp.finfo(outputs.dtype).eps)
+    found = conjugate_gradients(matrix, back(outputs), iterations, dot, floor)
     return [unit * v for unit, v in zip(units, found, strict=True)]
 
 
 def conjugate_gradients(
-    matrix: Callable[[Any], Any], right: Any, iterations: int, dot: Callable[[Any, Any], Array]
+    matrix: Callable[[Any], Any], right: Any, iterations: int, dot: Callable[[Any, Any], Array], floor: float = 0.0
 ) -> Any:
     """``matrix^-1 right`` for a positive definite matrix, from zero; or many such, one for each number that dot gives.
+
+    A matrix may be singular where ``floor`` says which share of the right side is rounding: iterations on what only
+    rounding has put where the matrix is zero would grow without bounds.
 
     That of ``jax.scipy`` cannot be used: its matrix may not sum over devices (JAX 0.10).
     """
@@ -280,10 +286,11 @@ def conjugate_gradients(
         step = _ratio(rest, dot(along, product))  # zero for a sample that is solved, so that it stays where it is
         x, residual = plus(x, step, along), plus(residual, -step, product)
         new = dot(residual, residual)
+        new = jnp.where(new > floor**2 * first, new, 0)
         return x, residual, plus(residual, _ratio(new, rest), along), new
 
-    zero = jax.tree.map(jnp.zeros_like, right)
-    return lax.fori_loop(0, iterations, body, (zero, right, right, dot(right, right)))[0]
+    zero, first = jax.tree.map(jnp.zeros_like, right), dot(right, right)
+    return lax.fori_loop(0, iterations, body, (zero, right, right, first))[0]
 
 
 def _ratio(a: Array, b: Array) -> Array:
