@@ -259,6 +259,7 @@ BIASES = {
         "local",
     ),
     "along the places": (lambda p, x: joined(p, x) + p["bias"][:, None], (4, 3), (3,), "local"),
+    "one number": (lambda p, x: joined(p, x) + p["bias"], (4, 3), (), "local"),
 }
 
 
@@ -355,7 +356,7 @@ def test_their_derivative_is_found(name: str, x64: None) -> None:
 
 
 def test_places_that_see_the_same_are_solved(x64: None) -> None:
-    """Inputs that are multiples of one another leave fewer unknowns than numbers: what rounding leaves does not grow."""
+    """Inputs that are multiples of one another leave few unknowns; what rounding puts in does not grow."""
     keys = jax.random.split(jax.random.key(0), 4)
     inputs = jax.random.normal(keys[0], (2, 3, 1)) * jnp.ones(4)
     outputs = all_of(200).centred(jax.random.normal(keys[1], (2, 5, 200)))

@@ -57,12 +57,13 @@ class Numbering(NamedTuple):
         return self
 
     def spread(self, shape: Sequence[int]) -> Numbering:
-        """That of an array whose axes of one index become as long as these sizes.
+        """That of an array whose axes of one index become as long as these sizes; one number has none yet.
 
         >>> Numbering.in_order((1, 3)).spread((2, 3))
         Numbering(axes=(((2, 0),), ((3, 1),)), turns=())
         """
-        return self.of((own or [(size, 0)] for own, size in zip(self.axes, shape, strict=True)), self.turns)
+        axes = zip(self.axes or [()] * len(shape), shape, strict=True)
+        return self.of((own or [(size, 0)] for own, size in axes), self.turns)
 
     def at_turn(self, depth: int) -> Numbering:
         """That of the slice along the first axis that a loop takes at a turn."""
