@@ -100,7 +100,7 @@ class Product(NamedTuple):
         shape: sizes (B, ..., g n) of the other operand's rows; of several matrices theirs lie side by side.
         rows: function that returns those rows.
         is_formed: flag, True where the array was added up for it.
-        numbering: where in the result lies what comes out, in the order of the roles: that of all turns of a loop of
+        numbering: numbering of what comes out, in the order of the roles, in the result; of all turns of a loop of
             which the array is a slice.
     """
 

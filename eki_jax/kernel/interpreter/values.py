@@ -120,7 +120,7 @@ class Tagged:
         product: name of the matrix whose product it is, or of the place where it was disturbed, or "".
         chain: leaves that it was put together from, each with the equations that arranged it before, the first one
             first, where somebody keeps them.
-        numbering: where the leaf's numbers lie, or what comes out of the matrix; None where that is not known.
+        numbering: numbering of the leaf's numbers, or of what comes out of the matrix; None where it is not known.
     """
 
     value: Array
