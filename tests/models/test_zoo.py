@@ -62,6 +62,27 @@ def test_all_cells_are_right(entry: Model) -> None:
         assert measures.trouble(entry, column, cell) == "", column
 
 
+@SLOW
+@pytest.mark.parametrize("entry", [entry for entry in MODELS if entry.has_gradient], ids=table.cell_name)
+def test_noise_per_sample_finds_gradients(entry: Model) -> None:
+    """Deviations per sample: as near as localized steps have to be; less where samples meet in their batch's means."""
+    instance = entry.make()
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        direction_of = natural.value_and_natural_direction(
+            instance.outputs, instance.loss, 500, 0.05, deviations=natural.per_sample()
+        )
+        return direction_of(params, instance.batch, jax.random.key(3))[1], jax.grad(instance.loss_at)(params)
+
+    found, wanted = (
+        np.concatenate([np.ravel(leaf).astype(np.float32) for leaf in jax.tree.leaves(tree)])
+        for tree in both(instance.params)
+    )
+    cosine = found @ wanted / (np.linalg.norm(found) * np.linalg.norm(wanted))
+    assert cosine > (0.6 if entry.name == "batch norm, training mode" else entry.cosine)
+
+
 # What measures and judges.
 
 
