@@ -268,8 +268,9 @@ class Calibration:
         """A picture of the calibration so far.
 
         Args:
-            what: kind of picture: "parameters" with their bands against the iterations and the prior; "data" beside the
-                predictions of the first members and of the last ones; "pairs" of parameters; or "all" three.
+            what: kind of picture: "parameters" with their bands against the iterations and the prior, an array of more
+                than six numbers as it is now, against its entries; "data" beside the predictions of the first members
+                and of the last ones; "pairs" of at most six numbers, of every parameter some; or "all" three.
             predictions: results of the members of :meth:`posterior`, as ``tell`` takes them: what the posterior
                 predicts, ``map_particles(simulate, calibration.posterior().members())``. By default the picture has the
                 outputs of the last members that were run, which are those before the last step.

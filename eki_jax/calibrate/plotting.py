@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from eki_jax.calibrate.joint import JointPrior
 from eki_jax.calibrate.observations import Observations
 
 PRIOR, POSTERIOR, DATA = "#8c8c8c", "#1f6f8b", "#c1440e"
-_MOST_PANELS, _MOST_PAIRS = 12, 6
+_MOST_PANELS, _MOST_PAIRS, _MOST_ENTRIES = 12, 6, 6
 _BAND = (0.05, 0.5, 0.95)
 
 
@@ -43,7 +44,7 @@ def draw(picture: Picture, what: str) -> Any:
         what: kind, "parameters", "data", "pairs" or "all".
     """
     figures = extra("matplotlib.figure")
-    parameters, pairs = _count(picture.prior), min(picture.prior.size, _MOST_PAIRS)
+    parameters, pairs = min(len(_columns_of_panels(picture.prior)), _MOST_PANELS), min(picture.prior.size, _MOST_PAIRS)
     outputs = len(picture.observations.shapes)
     heights = {
         "parameters": 2.3 * _rows(parameters) + 0.5,
@@ -70,8 +71,30 @@ def _columns(panels: int) -> int:
     return min(panels, 3 if panels != 4 else 2)
 
 
-def _count(prior: JointPrior) -> int:
-    return min(prior.size, _MOST_PANELS)
+def _columns_of_panels(prior: JointPrior) -> list[slice]:
+    """The numbers that each panel shows: one, or those of an array that has more entries than a few."""
+    found, start = [], 0
+    for shape in prior.shapes.values():
+        size = math.prod(shape)
+        width = size if size > _MOST_ENTRIES else 1
+        found += [slice(first, first + width) for first in range(start, start + size, width)]
+        start += size
+    return found
+
+
+def _chosen(prior: JointPrior, most: int) -> list[int]:
+    """At most so many of all numbers: some of every parameter, spread over its entries."""
+    sizes = [math.prod(shape) for shape in prior.shapes.values()]
+    shares = [0] * len(sizes)
+    while sum(shares) < min(most, prior.size):
+        # One more for that which has the fewest of those that have any left; the first of them.
+        shares[min((i for i, size in enumerate(sizes) if shares[i] < size), key=shares.__getitem__)] += 1
+    ends = np.cumsum(sizes)
+    return [
+        int(end - size + place * size // share)
+        for end, share, size in zip(ends, shares, sizes, strict=True)
+        for place in range(share)
+    ]
 
 
 def _flat(values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -87,29 +110,37 @@ def _panels(figure: Any, number: int) -> list[Any]:
 
 
 def _titled(figure: Any, text: str, shown: int, of: int, what: str) -> None:
-    figure.suptitle(text if shown == of else f"{text} (the first {shown} of {of} {what})", fontsize=11)
+    figure.suptitle(text if shown == of else f"{text} ({shown} of {of} {what})", fontsize=11)
 
 
 def _parameters(figure: Any, picture: Picture) -> None:
-    """Medians with bands from the 5th to the 95th percentile, the exact prior beside them."""
-    names, number = picture.prior.names, _count(picture.prior)
+    """Medians with bands from the 5th to the 95th percentile, the exact prior beside them; arrays as they are now."""
+    panels = _columns_of_panels(picture.prior)
+    shown, before = panels[:_MOST_PANELS], "prior, 5 to 95 %"
     rows = [_flat({n: v[i.healthy] for n, v in i.parameters.items()}) for i in picture.history] + [
         _flat(picture.current)
     ]
     bands = np.stack([np.quantile(row, _BAND, axis=0) for row in rows])
     prior = np.stack([_flat({n: v[None] for n, v in picture.prior.quantile(p).items()})[0] for p in _BAND])
-    steps = np.arange(len(rows))
-    for i, axes in enumerate(_panels(figure, number)):
-        low, middle, high = bands[:, :, i].T
-        axes.axhspan(prior[0, i], prior[2, i], color=PRIOR, alpha=0.15, lw=0, label="prior, 5 to 95 %")
-        axes.axhline(prior[1, i], color=PRIOR, lw=1, ls="--")
-        axes.fill_between(steps, low, high, color=POSTERIOR, alpha=0.3, lw=0, label="members, 5 to 95 %")
-        axes.plot(steps, middle, "-o", color=POSTERIOR, ms=3, lw=1.5, label="median")
-        axes.set(title=names[i], xlabel="iteration", xlim=(0, max(len(rows) - 1, 1)))
+    for axes, columns in zip(_panels(figure, len(shown)), shown, strict=True):
+        name, (low, middle, high) = picture.prior.names[columns.start], prior[:, columns]
+        if len(middle) == 1:
+            places, now = np.arange(len(rows)), bands[:, :, columns.start].T
+            axes.axhspan(low[0], high[0], color=PRIOR, alpha=0.15, lw=0, label=before)
+            axes.axhline(middle[0], color=PRIOR, lw=1, ls="--")
+            axes.set(title=name, xlabel="iteration", xlim=(0, max(places[-1], 1)))
+        else:
+            places, now = np.arange(len(middle)), bands[-1][:, columns]
+            axes.fill_between(places, low, high, color=PRIOR, alpha=0.15, lw=0, label=before)
+            axes.plot(places, middle, color=PRIOR, lw=1, ls="--")
+            axes.set(title=name.partition("[")[0], xlabel=f"entry, after iteration {len(rows) - 1}")
+            axes.set_xlim(0, places[-1])
+        axes.fill_between(places, now[0], now[2], color=POSTERIOR, alpha=0.3, lw=0, label="members, 5 to 95 %")
+        axes.plot(places, now[1], "-o", color=POSTERIOR, ms=3, lw=1.5, label="median")
         axes.title.set_fontsize(10)
         axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure)
-    _titled(figure, "Parameters", number, picture.prior.size, "numbers")
+    _titled(figure, "Parameters", len(shown), len(panels), "panels")
 
 
 def _data(figure: Any, picture: Picture) -> None:
@@ -172,8 +203,9 @@ def _healthy_outputs(iteration: Iteration) -> dict[str, np.ndarray]:
 
 def _pairs(figure: Any, picture: Picture) -> None:
     """Histograms on the diagonal, scatter plots below it, as near as the members now are."""
-    names, number = picture.prior.names, min(picture.prior.size, _MOST_PAIRS)
-    prior, now = _flat(_first(picture)), _flat(picture.current)
+    chosen = _chosen(picture.prior, _MOST_PAIRS)
+    number, names = len(chosen), [picture.prior.names[place] for place in chosen]
+    prior, now = _flat(_first(picture))[:, chosen], _flat(picture.current)[:, chosen]
     grid = figure.subplots(number, number, squeeze=False)
     for i in range(number):
         widest, least, most = np.quantile(prior[:, i], [0.005, 0.995]), now[:, i].min(), now[:, i].max()

@@ -105,11 +105,28 @@ def test_before_the_first_step_there_is_a_picture(tmp_path: Path) -> None:
     small = calibrate.Calibration({"a": calibrate.normal(0.0, 1.0)}, {"y": 1.0}, 1.0, particles=5)
     small.plot().savefig(tmp_path / "small.png")
     assert len(small.plot().subfigs) == 2
-    many = calibrate.Calibration({"a": calibrate.normal(0.0, 1.0, shape=(30,))}, {"y": 1.0}, 1.0, particles=5)
-    figure = many.plot("parameters")
-    assert figure.subfigs[0].get_suptitle() == "Parameters (the first 12 of 30 numbers)"
+    prior = {f"p{i}": calibrate.normal(0.0, 1.0) for i in range(30)}
+    figure = calibrate.Calibration(prior, {"y": 1.0}, 1.0, particles=5).plot("parameters")
+    assert figure.subfigs[0].get_suptitle() == "Parameters (12 of 30 panels)"
     assert len(panels(figure)) == 12
-    assert many.plot("pairs").subfigs[0].get_suptitle() == "Pairs of parameters (the first 6 of 30 numbers)"
+
+
+def test_a_long_array_is_one_panel() -> None:
+    """Its entries beside each other, with the prior of each; no parameter after it is hidden by it."""
+    mean = np.linspace(1.0, 3.0, 30)
+    prior = {"field": calibrate.normal(mean, 0.5), "rate": calibrate.positive(2.0, 1.0)}
+    calibration = calibrate.Calibration(prior, {"y": 1.0}, 1.0, particles=20)
+    found = panels(calibration.plot("parameters"))
+    assert list(found) == ["field", "rate"]
+    before, now = bands(found["field"])
+    np.testing.assert_allclose(before, 2 * 1.6448536 * 0.5, rtol=1e-6)
+    members = np.stack([member["field"] for member in calibration.ask()])
+    np.testing.assert_allclose(now, np.subtract(*np.quantile(members, [0.95, 0.05], axis=0)), rtol=1e-6)
+    np.testing.assert_allclose(found["field"].lines[0].get_ydata(), mean)
+    figure = calibration.plot("pairs")
+    assert figure.subfigs[0].get_suptitle() == "Pairs of parameters (6 of 31 numbers)"
+    labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert labels == [*(f"field[{i}]" for i in (0, 6, 12, 18, 24)), "rate"]
 
 
 def test_what_to_draw_is_named(calibration: calibrate.Calibration) -> None:
