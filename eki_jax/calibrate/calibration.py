@@ -52,8 +52,9 @@ class Calibration:
             :class:`eki_jax.Solver` (with ``forward=None``). What happens to failed members is then the solver's.
         localization: weights of every output for every parameter, as the methods of :mod:`eki_jax.kalman` take them:
             :func:`eki_jax.kalman.taper` and :func:`eki_jax.kalman.update_groups` with the names of the prior's entries
-            and of the outputs, coordinates in one row of an entry's numbers and of an output's observed ones; None for
-            none. A method of one's own has its own.
+            and of the outputs, coordinates in their shapes (one row of a :func:`correlated` group of several), those
+            not observed included; arrays of weights with rows and columns in the order in which prior and data are
+            given; None for none. A method of one's own has its own.
         inflation: growth of the members' deviations after a step, such as
             :func:`eki_jax.kalman.multiplicative_inflation`; None for none. The same.
         impute: largest share, in [0, 1), of a member's observed outputs that may be NaN: these are given the mean of
@@ -114,8 +115,11 @@ class Calibration:
         settings = {"localization": localization, "inflation": inflation}
         self._needs = [name for name, value in settings.items() if value is not None]
         self._by_output = localization is not None
-        self._solver = solver_of(method, self._observations, self._seed, localization, inflation)
+        self._solver = solver_of(method, self.prior, self._observations, self._seed, localization, inflation)
         self._state = started(self._solver, self.prior, self._particles, self._seed)
+        if self._needs:  # what does not fit is not to be found out after the first runs
+            blank = np.zeros((self._particles, len(self._observations.data)))
+            jax.eval_shape(self._solver.update, self._state, *self._told(blank, self._observations.whitened(blank)))
         self._healthy = np.ones(self._particles, bool)
         self._refused = 0
         self.history: list[Iteration] = []
@@ -188,12 +192,7 @@ class Calibration:
         _check_survivors(failures, size)
         found.rows[list(failures)] = np.nan
         residuals = wanted.whitened(found.rows)
-        dtype = jax.tree.leaves(self._solver.ensemble(self._state))[0].dtype
-        with np.errstate(over="ignore"):
-            rows = wanted.scaled(found.rows) if self._by_output else residuals
-            told = jax.tree.map(lambda part: jnp.asarray(part.astype(dtype)), rows)
-        zeros = jax.tree.map(lambda part: jnp.zeros(part.shape[1:], dtype), told)
-        state, info = self._solver.update(self._state, told, zeros)
+        state, info = self._solver.update(self._state, *self._told(found.rows, residuals))
         healthy = np.isfinite(np.asarray(info.losses)) & np.isfinite(residuals).all(axis=1)
         for j in np.flatnonzero(~healthy):
             failures.setdefault(int(j), _BEYOND)
@@ -403,6 +402,19 @@ class Calibration:
 
     def _latent(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(values) for name, values in self._solver.ensemble(self._state).items()}
+
+    def _told(self, rows: np.ndarray, residuals: np.ndarray) -> tuple[Any, Any]:
+        """Outputs and targets of the solver's step, in its dtype: residuals, by outputs for a localization, and zeros.
+
+        Args:
+            rows: outputs of the members in a row each, shape (J, N).
+            residuals: whitened residuals of these, shape (J, M).
+        """
+        dtype = jax.tree.leaves(self._solver.ensemble(self._state))[0].dtype
+        with np.errstate(over="ignore"):
+            units = self._observations.scaled(rows) if self._by_output else residuals
+            told = jax.tree.map(lambda part: jnp.asarray(part.astype(dtype)), units)
+        return told, jax.tree.map(lambda part: jnp.zeros(part.shape[1:], dtype), told)
 
     def _check_open(self, name: str) -> None:
         if self.done:

@@ -59,6 +59,16 @@ class JointPrior:
         return sum(self.sizes.values())
 
     @property
+    def entry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the entries' latent values: the parameter's; of a group of several, one row of all numbers.
+
+        >>> joint({"field": normal(0.0, 1.0, shape=(2, 3))}).entry_shapes
+        {'field': (2, 3)}
+        """
+        only = {name: list(group.members.values()) for name, group in self._groups.items()}
+        return {name: few[0].shape if len(few) == 1 else (self.sizes[name],) for name, few in only.items()}
+
+    @property
     def names(self) -> list[str]:
         """A name for every entry of every parameter: ``field[0]`` for those of an array."""
         return scalar_names(self.shapes)

@@ -454,6 +454,16 @@ BAD = [
         {"noise": 0.2 * np.eye(6) + 0.1, "localization": kalman.correlation_taper()},
         r"noise: correlated between outputs",
     ),
+    ({"localization": np.ones((2, 5))}, r"localization: of shape \(2, 5\); wanted \(2, 6\), a weight of each"),
+    ({"localization": {"a": np.ones(6)}}, r"localization: of shapes {'a': \(6,\)}; wanted \(2, 6\)"),
+    (
+        {"localization": kalman.taper({"a": 0.0, "b": 1.0}, {"first": np.ones(4), "second": 0.0}, 1.0)},
+        r"output_coordinates\['first'\]: shape \(4,\); wanted \(2, 2\)",
+    ),
+    (
+        {"inflation": kalman.additive_inflation(jax.random.key(0), eki_jax.gaussian({"a": 0.0, "b": 0.0}, 1.0), 0.1)},
+        r"prior\['a'\]: shape \(30,\), but the particles have \(30, 1\)",
+    ),
     ({"impute": 1.0}, r"impute: 1\.0; wanted a number in \[0, 1\)"),
     ({"most_refusals": 0}, r"most_refusals: 0; wanted a whole number"),
     ({"most_iterations": 0}, r"most_iterations: 0; wanted a whole number"),
@@ -507,9 +517,11 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("numbers", "one 
 @pytest.mark.parametrize("name", ["dense", *SLOW])
 def test_localization_is_the_methods_own(name: str) -> None:
     """Distances of parameters and outputs, with every kind of noise: the step of ``etki`` on the outputs themselves."""
-    taper = kalman.taper({"a": np.zeros(1), "b": np.ones(1)}, {"first": np.arange(4.0) / 2, "second": [0.2, 1.0]}, 1.5)
+    places = np.arange(4.0) / 2
+    taper = kalman.taper({"a": np.zeros(1), "b": np.ones(1)}, {"first": places, "second": [0.2, 1.0]}, 1.5)
+    given = kalman.taper({"a": 0.0, "b": 1.0}, {"first": places.reshape(2, 2), "second": [0.2, 1.0]}, 1.5)
     noise, _ = GAMMAS[name]
-    calibration = linear(noise=noise, localization=taper)
+    calibration = linear(noise=noise, localization=given)
     gamma = noise if isinstance(noise, dict) else {"first": noise, "second": noise}
     solver = kalman.etki(None, gamma, kalman.data_misfit_controller(), localization=taper)
     data = {"first": DATA["first"].ravel(), "second": DATA["second"]}
@@ -533,6 +545,40 @@ def test_parameters_see_the_outputs_they_are_told() -> None:
     posterior = calibration.posterior()
     np.testing.assert_allclose(posterior.samples["b"], start[:, 1], rtol=1e-6)
     assert posterior.sd["a"] < 0.5 * start[:, 0].std()
+
+
+def test_places_of_what_was_not_observed() -> None:
+    """Coordinates are the data's, NaN or not: the step of those alone that were observed."""
+    data = {"first": DATA["first"].copy(), "second": DATA["second"][1:]}
+    data["first"][0, 1] = np.nan
+    nan = linear(
+        data=data | {"second": [np.nan, DATA["second"][1]]},
+        localization=kalman.taper({"a": 0.0, "b": 1.0}, {"first": [[0.0, 9.0], [1.0, 1.5]], "second": [9.0, 1.0]}, 1.5),
+    )
+    without = linear(
+        data={"x": data["first"].ravel()[[0, 2, 3]], "y": data["second"]},
+        noise={"x": NOISE["first"], "y": NOISE["second"]},
+        localization=kalman.taper({"a": 0.0, "b": 1.0}, {"x": [0.0, 1.0, 1.5], "y": 1.0}, 1.5),
+    )
+    nan.tell(outputs_of(nan))
+    seen = lambda member: {"x": line(member)["first"].ravel()[[0, 2, 3]], "y": line(member)["second"][1:]}
+    without.tell(outputs_of(without, seen))
+    np.testing.assert_allclose(of_members(nan), of_members(without), rtol=1e-6)
+
+
+def test_weights_are_in_the_order_given() -> None:
+    """Of prior and data as a caller writes them, which JAX sorts."""
+    given = {"prior": dict(reversed(PRIOR.items())), "data": dict(reversed(DATA.items()))}
+    weights = np.zeros((2, 6))  # of b and a for second and first
+    weights[0, :2] = weights[1, 2:] = 1
+    groups = kalman.update_groups({"a": ["first"], "b": ["second"]})
+    found = []
+    for localization in (groups, weights, {"b": weights[0], "a": weights[1]}):
+        calibration = linear(**given, localization=localization)
+        calibration.tell(outputs_of(calibration))
+        found.append(of_members(calibration))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
 
 
 def test_inflation_is_not_the_posteriors(tmp_path: Path) -> None:
