@@ -2,78 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.calibration import racing
 from benchmarks.calibration.methods import (
     RACE,
     Calibrator,
+    Chosen,
     has_places,
     kalman_step,
     localized,
     localized_race,
+    noisy,
     remedies,
 )
 from benchmarks.calibration.problems import InverseProblem, lorenz96
-from benchmarks.calibration.race import ITERATIONS
+from benchmarks.calibration.race import ITERATIONS, TARGET
 from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import markdown, number
 from eki_jax import kalman
 
 TITLE = "Lorenz-96 in EKIRace's settings: iterations and simulator runs to the target"
 SIZES = {"smoke": ((20,), 2), "cpu": ((20, 50, 100), 6), "full": ((20, 30, 50, 100, 200), 50)}
+# The race's misses take all iterations; what helps a small ensemble is read from more seeds than it can have.
+REMEDY_SEEDS = {"smoke": 2, "cpu": 24, "full": 50}
 RADII = {"smoke": (8.0,), "cpu": (4.0, 6.0, 8.0, 12.0, 16.0), "full": (3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)}
-# The taper's radius is chosen on these seeds, for each of these sizes; what is reported has other seeds. A smaller
-# ensemble wants a shorter one. Larger ensembles than these have that of the largest.
-TUNING_SEEDS = range(1000, 1006)
+FACTORS = {"smoke": (1.1,), "cpu": (1.05, 1.1, 1.2), "full": (1.02, 1.05, 1.1, 1.2, 1.3)}
+SCALES = {"smoke": (0.2,), "cpu": (0.1, 0.2, 0.3, 0.4), "full": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)}
+# The taper's radius is chosen on these seeds, for each of these sizes, and then what is beside it; what is reported has
+# other seeds. A smaller ensemble wants a shorter radius. Larger ensembles than these have what the largest has.
+TUNING_SEEDS = range(1000, 1024)
 TUNING_SIZES = (20, 50)
+# Runs of the simulator at the truth: how often chance alone is beyond the target.
+TRUTH_RUNS = 500
+# What is chosen, and its unit in a sentence.
+NAMES = {"radius": "radius {:g}", "factor": "inflation by {:g}", "scale": "noise of {:g} prior deviations"}
 
 
 def run(preset: str, cells: Cells, peers: Path) -> None:
-    """Choose the taper's radius on seeds of its own; race every method; compare remedies for small ensembles."""
+    """Choose the settings on seeds of their own; race every method; compare remedies for small ensembles."""
     del peers
     sizes, seeds = SIZES[preset]
     problem = lorenz96(window=5.0, samples=200) if preset == "smoke" else lorenz96()
     cells.extra["sizes"] = list(sizes)
-    chosen = tuned_radii(problem, RADII[preset], TUNING_SEEDS[: 2 if preset == "smoke" else 6], cells)
-    cells.extra["radius"] = {str(size): radius_of(chosen, size) for size in sizes}
+    tuning = TUNING_SEEDS[:2] if preset == "smoke" else TUNING_SEEDS
+    tuned = {size: tuned_settings(problem, size, preset, tuning, cells) for size in TUNING_SIZES}
+    chosen = {size: nearest(tuned, size) for size in sizes}
+    for name in Chosen._fields:
+        cells.extra[name] = {str(size): getattr(settings, name) for size, settings in chosen.items()}
+    cells.get("truth/misfits", {"runs": TRUTH_RUNS}, lambda: {"misfits": at_the_truth(problem)})
     racing.race_all(problem, RACE, sizes, range(seeds), cells)
-    for size in sizes:
-        radius = radius_of(chosen, size)
+    for size, settings in chosen.items():
+        radius = settings.radius
         racing.race_all(problem, localized_race(radius), [size], range(seeds), cells, radius=radius)
     for size in set(sizes) & set(TUNING_SIZES):
-        radius = radius_of(chosen, size)
-        racing.race_all(problem, remedies(radius), [size], range(seeds), cells, "remedy/", radius=radius)
+        settings = chosen[size]
+        more = range(REMEDY_SEEDS[preset])
+        racing.race_all(problem, remedies(settings), [size], more, cells, "remedy/", **settings._asdict())
     cells.extra["claims"] = claims(cells.payload())
 
 
-def tuned_radii(problem: InverseProblem, radii: tuple[float, ...], seeds: range, cells: Cells) -> dict[int, float]:
-    """For each tuning size the radius with the fewest iterations over the seeds; a miss counts as the limit."""
-    cost: dict[int, dict[float, int]] = {size: {} for size in TUNING_SIZES}
-    for radius in radii:
-        entry = Calibrator(f"radius {radius:g}", kalman_step(kalman.etki, localization=localized(radius)))
-        found = racing.race_all(problem, {f"{radius:g}": entry}, TUNING_SIZES, seeds, cells, "tuning/")
-        for (_, size), runs in found.items():
-            cost[size][radius] = sum(run["iterations"] for run in runs)
-    return {size: min(by_radius, key=lambda radius: by_radius[radius]) for size, by_radius in cost.items()}
+def tuned_settings(problem: InverseProblem, size: int, preset: str, seeds: range, cells: Cells) -> Chosen:
+    """The radius with the fewest iterations over the seeds, a miss counting as the limit; then what is beside it."""
+
+    def best(name: str, values: tuple[float, ...], keywords: Callable[[float], dict[str, Any]], **more: float) -> float:
+        cost = {}
+        for value in values:
+            entry = Calibrator(NAMES[name].format(value), kalman_step(kalman.etki, **keywords(value)))
+            found = racing.race_all(problem, {f"{value:g}": entry}, [size], seeds, cells, f"tuning/{name}/", **more)
+            cost[value] = sum(run["iterations"] for run in found[f"{value:g}", size])
+        return min(cost, key=lambda value: cost[value])
+
+    radius = best("radius", RADII[preset], lambda radius: {"localization": localized(radius)})
+    near = localized(radius)
+    grown = lambda factor: {"localization": near, "inflation": kalman.multiplicative_inflation(factor)}
+    noise = lambda scale: {"localization": near, "inflation": noisy(scale)}
+    return Chosen(
+        radius,
+        best("factor", FACTORS[preset], grown, radius=radius),
+        best("scale", SCALES[preset], noise, radius=radius),
+    )
 
 
-def radius_of(chosen: dict[int, float], size: int) -> float:
-    """The radius for J particles: that of the largest tuning size that is not larger, or of the smallest.
+def at_the_truth(problem: InverseProblem) -> list[float]:
+    """Misfits of single runs of the simulator at the truth, from initial conditions of their own."""
+    ensemble = jnp.tile(jnp.asarray(problem.truth, float), (TRUTH_RUNS, 1))
+    return [problem.misfit(outputs) for outputs in problem.simulate(jax.random.key(0), ensemble)]
 
-    >>> [radius_of({20: 4.0, 50: 8.0}, size) for size in (10, 20, 49, 50, 100)]
+
+def nearest(tuned: dict[int, Chosen], size: int) -> Chosen:
+    """The settings for J particles: those of the largest tuning size that is not larger, or of the smallest.
+
+    >>> tuned = {20: Chosen(4.0, 1.1, 0.2), 50: Chosen(8.0, 1.1, 0.1)}
+    >>> [nearest(tuned, size).radius for size in (10, 20, 49, 50, 100)]
     [4.0, 4.0, 4.0, 8.0, 8.0]
     """
-    return chosen[max((tuned for tuned in chosen if tuned <= size), default=min(chosen))]
+    return tuned[max((own for own in tuned if own <= size), default=min(tuned))]
 
 
 def claims(result: dict[str, Any]) -> dict[str, Any]:
     """The iterations of the steps that want places, seed by seed, None for a seed that missed the target."""
     found = racing.outcomes(result) | racing.outcomes(result, "remedy/")
-    localizing = [entry for entry in (localized_race(1.0) | remedies(1.0)).values() if entry.where is has_places]
+    any_settings = Chosen(1.0, 1.1, 0.1)
+    entries = [*localized_race(1.0).values(), *remedies(any_settings).values()]
+    localizing = [entry for entry in entries if entry.where is has_places]
     return {
         f"{entry.label}, J = {size}": [run["iterations"] if run["reached"] else None for run in runs]
         for entry in localizing
@@ -82,20 +120,29 @@ def claims(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The race, the remedies, and how the radius was chosen."""
-    radii = ", ".join(f"{radius:g} places for J = {size}" for size, radius in result["radius"].items())
-    chosen = (
-        f"Chosen on seeds of its own, {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]}, by the fewest iterations of all seeds "
-        f"together, where a miss counts as {ITERATIONS}: {radii}."
-    )
-    parts = [racing.table(result), "### What helps a small ensemble", _remedies(result), "### The taper's radius"]
-    return "\n\n".join([*parts, chosen, _radii(result)])
-
-
-def _remedies(result: dict[str, Any]) -> str:
-    raced = racing.outcomes(result)
-    found = {"nothing": raced["ETKI"], "taper": raced["ETKI, taper"], **racing.outcomes(result, "remedy/")}
+    """The race, the remedies, and how their settings were chosen."""
     sizes = [size for size in result["sizes"] if size in TUNING_SIZES]
+    chosen = "; ".join(
+        f"J = {size}: " + ", ".join(words.format(result[name][str(size)]) for name, words in NAMES.items())
+        for size in sizes
+    )
+    tuning = next(cell["settings"]["seeds"] for name, cell in result["cells"].items() if name.startswith("tuning/"))
+    text = (
+        f"Chosen on seeds of their own, {tuning[0]} to {tuning[-1]}, by the fewest iterations of all seeds "
+        f"together, where a miss counts as {ITERATIONS}: first the radius, with nothing beside it, then the inflation "
+        f"and the noise beside a taper of that radius. For {chosen}."
+    )
+    misfits = np.array(result["cells"]["truth/misfits"]["found"]["misfits"])
+    below = (
+        f"Of {len(misfits)} single runs at the truth itself {100 * np.mean(misfits < TARGET):.0f} % are below the "
+        f"target; their median misfit is {np.median(misfits):.2f}."
+    )
+    parts = [racing.table(result), below, "### What helps a small ensemble", _remedies(result, sizes)]
+    return "\n\n".join([*parts, "### How it was tuned", text, _tuning(result)])
+
+
+def _remedies(result: dict[str, Any], sizes: list[int]) -> str:
+    found = racing.outcomes(result, "remedy/")
     header = ["ETKI with", *(f"reached, J = {n}" for n in sizes), *(f"error of the mean, J = {n}" for n in sizes)]
     header += [f"spread / error, J = {n}" for n in sizes]
     rows = []
@@ -107,17 +154,17 @@ def _remedies(result: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
-def _radii(result: dict[str, Any]) -> str:
-    found = racing.outcomes(result, "tuning/")
+def _tuning(result: dict[str, Any]) -> str:
     header = [
         "taper",
         *(f"J = {n}" for n in TUNING_SIZES),
         *(f"iterations of all seeds, J = {n}" for n in TUNING_SIZES),
     ]
     rows = []
-    for label, by_size in found.items():
-        totals = [str(sum(run["iterations"] for run in by_size[size])) for size in TUNING_SIZES]
-        rows.append([label, *(racing.cell(by_size[size]) for size in TUNING_SIZES), *totals])
+    for name in NAMES:
+        for label, by_size in racing.outcomes(result, f"tuning/{name}/").items():
+            totals = [str(sum(run["iterations"] for run in by_size[size])) for size in TUNING_SIZES]
+            rows.append([label, *(racing.cell(by_size[size]) for size in TUNING_SIZES), *totals])
     return markdown(header, rows)
 
 

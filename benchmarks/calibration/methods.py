@@ -205,24 +205,36 @@ def localized_race(radius: float) -> dict[str, Calibrator]:
     }
 
 
-def remedies(radius: float) -> dict[str, Calibrator]:
-    """What may keep a small ensemble from misleading itself; none and the taper alone are in the race."""
-    near = localized(radius)
-    grown, noise = kalman.multiplicative_inflation(1.1), noisy(0.1)
+class Chosen(NamedTuple):
+    """Settings that are chosen on seeds of their own.
+
+    Attributes:
+        radius: radius of the taper, in places.
+        factor: factor of the multiplicative inflation beside it.
+        scale: standard deviation of the noise beside it, in the prior's.
+    """
+
+    radius: float
+    factor: float
+    scale: float
+
+
+def remedies(chosen: Chosen) -> dict[str, Calibrator]:
+    """What may keep a small ensemble from misleading itself, beside nothing."""
+    near = localized(chosen.radius)
+    grown, noise = kalman.multiplicative_inflation(chosen.factor), noisy(chosen.scale)
     make = lambda **settings: kalman_step(kalman.etki, **settings)
     return {
+        "nothing": Calibrator("nothing", make()),
+        "taper": Calibrator("taper", make(localization=near), where=has_places),
         "correlation-taper": Calibrator(
             "taper of correlations", make(localization=corrected(kalman.correlation_taper))
         ),
         "sampling-error": Calibrator(
             "sampling-error correction", make(localization=corrected(kalman.sampling_error_correction))
         ),
-        "inflation": Calibrator("inflation by 1.1", make(inflation=grown)),
-        "noise": Calibrator("noise of 0.1 prior deviations", make(inflation=noise)),
-        "taper-inflation": Calibrator(
-            "taper, inflation by 1.1", make(localization=near, inflation=grown), where=has_places
-        ),
-        "taper-noise": Calibrator(
-            "taper, noise of 0.1 prior deviations", make(localization=near, inflation=noise), where=has_places
-        ),
+        "inflation": Calibrator("inflation", make(inflation=grown)),
+        "noise": Calibrator("noise", make(inflation=noise)),
+        "taper-inflation": Calibrator("taper, inflation", make(localization=near, inflation=grown), where=has_places),
+        "taper-noise": Calibrator("taper, noise", make(localization=near, inflation=noise), where=has_places),
     }

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.calibration import racing
 from benchmarks.calibration.linear import calibrate, distance
-from benchmarks.calibration.methods import LINEAR, RACE, localized_race
+from benchmarks.calibration.methods import LINEAR, RACE, has_places, localized_race
 from benchmarks.calibration.page import misfit_axis
 from benchmarks.calibration.problems import InverseProblem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
@@ -158,6 +158,7 @@ def _race_ours(problem: InverseProblem, sizes: tuple[int, ...], seeds: range, ce
             if not entry.where(problem):
                 continue
             settings = {"label": f"eki_jax: {entry.label}", "particles": particles, "seeds": list(seeds)}
+            settings |= {"radius": chosen_radius(size)} if entry.where is has_places else {}
             measure = lambda: {"rows": (calibrate if on_linear else race)(problem, entry, particles, seeds)}  # noqa: B023
             cells.get(f"{problem.name}/{key} {particles}", settings, measure)
 
