@@ -136,6 +136,7 @@ LOCKED = [
     ("models --preset smoke --out x.jsonl", ".x.jsonl.lock"),
     ("performance --preset quick --out .", ".performance.lock"),
     ("scaling --predict-only --out .", ".scaling.lock"),
+    ("accelerator --preset smoke --out .", ".accelerator.lock"),
     ("language --out . --quiet --steps 1", ".lock"),
     ("policy --preset smoke --out .", ".policy_smoke.lock"),
     ("train --out . --quiet --particles 4 --batch 700 --epochs 1", ".lock"),
