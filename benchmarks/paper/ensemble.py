@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
 
 PRESETS = {
-    "smoke": Settings(8, 50, 2, 200, 100, 2, 50, 100),
+    "smoke": Settings(8, 50, 2, 200, 50, 2, 50, 100),
     "cpu": Settings(300, 600, 5, 20_000, attacked=300),
     "full": Settings(2000, 600, 30, None),
 }
