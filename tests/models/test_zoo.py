@@ -63,9 +63,14 @@ def test_all_cells_are_right(entry: Model) -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("entry", [entry for entry in MODELS if entry.has_gradient], ids=table.cell_name)
+@pytest.mark.parametrize(
+    "entry", [entry for entry in MODELS if entry.has_gradient and not entry.warns], ids=table.cell_name
+)
 def test_noise_per_sample_finds_gradients(entry: Model) -> None:
-    """Deviations per sample: as near as localized steps have to be; less where samples meet in their batch's means."""
+    """Deviations per sample: as near as localized steps have to be; less where samples meet in their batch's means.
+
+    They are refused for models in bfloat16, which are the ones that warn.
+    """
     instance = entry.make()
 
     @jax.jit

@@ -120,6 +120,14 @@ def transformer() -> tuple[Any, Any, Any]:
     return forward, params, (tokens, tokens)
 
 
+def test_layers_in_bfloat16_are_refused() -> None:
+    """Their least squares had no solution, and no step moved."""
+    forward, params, batch = network()
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    with pytest.raises(TypeError, match=r"a layer in bfloat16, with \['e'\].*wanted parameters and inputs in float32"):
+        jax.eval_shape(estimate(forward, 4), narrow, batch, jax.random.key(1))
+
+
 @pytest.mark.slow
 def test_a_transformer_and_credit_per_token() -> None:
     """Every leaf of a stock block is found; what comes before a token is no noise for it."""

@@ -102,6 +102,12 @@ class Gradient(NamedTuple):
         x, targets = batch
         axes = setup.axes
         seen = Undisturbed.of(forward, mean, x)
+        for point in (seen.points[number] for number in seen.noisy):
+            if point.dtype == jnp.bfloat16:
+                raise TypeError(
+                    f"deviations: per_sample(...) and a layer in bfloat16, with {point.pulls[0][0]}, which rounds more "
+                    "than its noise is; wanted parameters and inputs in float32"
+                )
         share = share_of_loss(setup.loss, axes)
         value, in_outputs = jax.value_and_grad(lambda z: jnp.asarray(setup.loss(z, targets)))(seen.outputs)
         in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
