@@ -126,7 +126,8 @@ def test_seeds_are_mapped() -> None:
     both = jax.vmap(lambda key: agent.init(ZERO, None, key))(keys)
     together, _ = jax.jit(jax.vmap(agent.step))(both)
     alone, _ = jax.jit(agent.step)(agent.init(ZERO, None, keys[1]))
-    np.testing.assert_allclose(together.actor.position[1], alone.actor.position, atol=1e-5)
+    np.testing.assert_allclose(together.actor.position[1], alone.actor.position, atol=1e-4)
+    assert jnp.max(jnp.abs(together.actor.position[0] - alone.actor.position)) > 1e-3
 
 
 def test_refused_steps_are_counted() -> None:
