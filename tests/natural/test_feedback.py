@@ -178,6 +178,17 @@ def test_layers_share_what_they_learned() -> None:
     np.testing.assert_allclose(jnp.linalg.norm(found[1].slopes), jnp.linalg.norm(truths[1]), rtol=0.25)
 
 
+def test_layers_that_predict_the_same() -> None:
+    """Without noise their products are a singular matrix; their sum is right all the same."""
+    nothing = Learned.nothing(4, 6, 8)
+    whole = jax.random.normal(jax.random.key(0), (50, 6))
+    same = [predicted(nothing, Features(jnp.zeros((50, 4)), jnp.zeros((50, 6), int), (50, 6)), 1.0)] * 3
+    same = [part._replace(whole=whole) for part in same]
+    together = updated_together(Together.nothing(3), same, [whole] * 3, 0.99, Axis())
+    for part in combined(together, [nothing] * 3, same):
+        np.testing.assert_allclose(part.slopes, whole, rtol=1e-3)
+
+
 def test_a_place_is_predicted_by_its_own_outputs() -> None:
     """With outputs at the same places as the layer, one map is shared; its features are those of the place."""
     g, y = jnp.arange(24.0).reshape(2, 3, 4), jnp.ones((2, 3, 5))

@@ -24,6 +24,7 @@ from eki_jax.kernel.axes import Axis
 # Features of a prediction: a square matrix of them is solved for each layer.
 LARGEST = 4096
 _RIDGE = 1e-3  # of the features' mean square, whatever the noise
+_ROUNDING = 1e-5  # of predictions' products, which may be of layers that predict the same
 _TINY = 1e-30
 
 
@@ -184,9 +185,10 @@ def combined(together: Together, layers: list[Learned], predictions: list[Predic
     them may have learned its way back with less noise.
     """
     each = jnp.stack([prediction.whole for prediction in predictions])
+    rounding = _ROUNDING * jnp.trace(together.gram) / len(together.gram) + _TINY
     found = []
     for own, learned, prediction in zip(together.cross, layers, predictions, strict=True):
-        noise = learned.missed / jnp.maximum(learned.samples, 1) / each.shape[-1] + _TINY
+        noise = learned.missed / jnp.maximum(learned.samples, 1) / each.shape[-1] + rounding
         matrix = together.gram + noise * jnp.eye(len(own))
         factors = jax.scipy.linalg.solve(matrix, own, assume_a="pos")
         found.append(prediction._replace(slopes=jnp.tensordot(factors, each, axes=1)))
