@@ -54,9 +54,7 @@ def parser() -> Parser:
     add("--eta", "--rate", dest="rate", metavar="E", type=float, help=words)
     words = "of natural-eki*: largest squared norm of a step (default: none, or 3 if localized)"
     add("--norm-constraint", metavar="N", type=float, help=words)
-    words = (
-        "of the products of ensembles: float32, bf16 (the model's included), or auto, the faster here (default: auto)"
-    )
+    words = "of an ensemble's products: float32, bf16 (the model's too) or auto, the faster as measured (default: auto)"
     add("--precision", choices=precision.CHOICES, help=words)
     add("--out", metavar="DIR", type=folder, help="folder for the results (default: a new one in runs/)")
     parser.add_data()

@@ -52,7 +52,8 @@ def test_every_method_reports_what_is_promised(tmp_path: Path, capsys: Any) -> N
 @pytest.mark.benchmarks
 def test_resume_goes_on_with_what_the_run_was(tmp_path: Path, capsys: Any) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    common = ["train", "--method", "eki-r", "--seed", "3", *SMALL]
+    # In float32: what this machine's products decide may differ between two runs where the rates are close.
+    common = ["train", "--method", "eki-r", "--seed", "3", "--precision", "float32", *SMALL]
     assert main([*common, "--epochs", "3", "--out", str(straight)]) == 0
     wanted = last_line(capsys)
     assert main([*common, "--epochs", "1", "--out", str(stopped)]) == 0
