@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("benchmarks.models.cli", "models that people bring: which are trained, and how well low rank does"),
     "policy": ("benchmarks.policy.cli", "policies without derivatives, beside evolution strategies and PPO"),
     "language": ("benchmarks.language.cli", "a transformer learns a text, without derivatives or with them"),
+    "language-budget": ("benchmarks.language.comparison", "nats of a text for a given number of passes, all methods"),
     "forward-budget": ("benchmarks.forward_budget", "test accuracy for a given number of forward passes"),
     "report": ("benchmarks.report", "all tables and pictures of the results, from their files"),
 }

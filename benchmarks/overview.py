@@ -68,8 +68,9 @@ def parts() -> list[Part]:
         for name, about in FLOWS.items()
         for preset in ("cpu", "full")
     }
-    budget, policy, scaling, models = (
+    budget, language, policy, scaling, models = (
         "Test accuracy for a number of forward passes",
+        "A transformer on Shakespeare, by passes a step",
         "Policies, by environment steps",
         "Scaling over devices",
         "Models that people bring",
@@ -80,6 +81,7 @@ def parts() -> list[Part]:
     return [
         Part("The paper's experiments", table("paper", "paper"), titles("paper", PAPER)),
         Part(budget, table("forward_budget", "forward_budget_cpu"), {"forward_budget_cpu": budget}),
+        Part(language, table("per_sample", "language_cpu"), {"language_cpu": language}),
         Part(policy, table("policy", "policy_cpu"), {"policy_cpu": policy}),
         Part(
             "Calibration",

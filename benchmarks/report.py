@@ -117,17 +117,23 @@ def _with_a_table() -> Iterator[Made]:
     """Those that have a table and a picture beside their file."""
     from benchmarks.forward_budget import picture as budget
     from benchmarks.forward_budget import summary
+    from benchmarks.language import comparison as language
     from benchmarks.policy import picture as policy
-    from benchmarks.policy.summary import table
+    from benchmarks.policy.summary import table as policies
 
     for path in sorted(RESULTS.glob("forward_budget_*.jsonl")):
         found = summary.summarized(path, _read(path.name))
         yield Made(path.with_suffix(".md"), lambda path, found=found: write_text(path, summary.table(found) + "\n"))
         yield Made(path.with_suffix(".png"), lambda path, found=found: budget.draw(found["curves"], path))
-    for path in sorted(RESULTS.glob("policy_*.jsonl")):
-        found = _read(path.name)
-        yield Made(path.with_suffix(".md"), lambda path, found=found: write_text(path, table(found) + "\n"))
-        yield Made(path.with_suffix(".png"), lambda path, found=found: policy.draw(found, path))
+    for pattern, table, draw in (
+        ("policy_*.jsonl", policies, policy.draw),
+        ("language_*.jsonl", language.table, language.draw),
+    ):
+        for path in sorted(RESULTS.glob(pattern)):
+            found = _read(path.name)
+            write = lambda path, table=table, found=found: write_text(path, table(found) + "\n")
+            yield Made(path.with_suffix(".md"), write)
+            yield Made(path.with_suffix(".png"), lambda path, draw=draw, found=found: draw(found, path))
 
 
 def _scaling() -> Iterator[Made]:

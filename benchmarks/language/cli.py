@@ -19,7 +19,7 @@ from benchmarks.reporting import print_result, save_result
 from eki_jax.training.files import claimed, write_text
 
 # Arguments that do not change what is trained, and the text, which is known by its name.
-_ELSEWHERE = ("text", "write", "out", "quiet")
+ELSEWHERE = ("text", "write", "out", "quiet")
 
 
 def parser() -> Parser:
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         n, d = getattr(arguments, whole_number), getattr(arguments, divisor)
         if n % d:
             raise Refused(f"--{whole_number}: {n} with --{divisor} {d}; wanted a multiple of that")
-    settings = {name: value for name, value in vars(arguments).items() if name not in _ELSEWHERE}
+    settings = {name: value for name, value in vars(arguments).items() if name not in ELSEWHERE}
     settings |= {"text": text.name, "characters": len(text.train) + len(text.test)}
     out = arguments.out or Path("runs") / f"language-{arguments.method}-{arguments.passes}-{arguments.seed}"
     with claimed(out):

@@ -27,6 +27,10 @@ TEST_WINDOWS = 512
 EVERY = 50
 
 
+class Diverged(Refused):
+    """A loss that is not finite any more, or a step that was refused."""
+
+
 class Model(NamedTuple):
     """What is trained.
 
@@ -126,7 +130,7 @@ def train(text: Text, settings: dict[str, Any], out: Path) -> Iterator[Progress]
         The parameters and the history.
 
     Raises:
-        Refused: the loss is not finite any more.
+        Diverged: the loss is not finite any more.
     """
     found = model(text, settings)
     steps = settings["steps"]
@@ -167,7 +171,7 @@ def train(text: Text, settings: dict[str, Any], out: Path) -> Iterator[Progress]
             state, losses = jax.block_until_ready(several(state, step + jnp.arange(min(EVERY, steps - step))))
             if not bool(jnp.isfinite(losses[-1])):
                 rate = settings["learning_rate"]
-                raise Refused(
+                raise Diverged(
                     f"--learning-rate: {rate}; the loss at step {step + len(losses)} is not finite, or the step was "
                     "refused; wanted a smaller one, in another folder"
                 )

@@ -82,6 +82,7 @@ REFUSED = [
         "--env: Pendulum-v1; preset smoke has CartPole-v1",
     ),
     ("policy --out {file}", "file.txt is a file; wanted a folder"),
+    ("language-budget --preset smoke --passes 5 --out new", "--passes: [5]; preset smoke has 4"),
     ("language --batch 500", "--batch: 500 with --context 64; wanted a multiple"),
     ("language --heads 3", "--width: 128 with --heads 3; wanted a multiple"),
     ("language --out {empty}", "--out: ''"),
@@ -139,6 +140,7 @@ LOCKED = [
     ("accelerator --preset smoke --out .", ".accelerator.lock"),
     ("language --out . --quiet --steps 1", ".lock"),
     ("policy --preset smoke --out .", ".policy_smoke.lock"),
+    ("language-budget --preset smoke --out .", ".language_smoke.lock"),
     ("train --out . --quiet --particles 4 --batch 700 --epochs 1", ".lock"),
 ]
 

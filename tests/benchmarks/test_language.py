@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.harness import store
 from benchmarks.harness.command import Refused
-from benchmarks.language import training
+from benchmarks.language import comparison, training
 from benchmarks.language.text import load, windows
 
 pytestmark = pytest.mark.benchmarks
@@ -80,9 +81,68 @@ def test_a_text_is_numbers(tmp_path: Path) -> None:
     text = load(text_file(tmp_path), 8)
     assert text.decoded(text.train[:7]) == "the cat"
     assert (len(text.train), len(text.test)) == (864, 96)
+    inner = text.without(0.25)
+    assert (len(inner.train), len(inner.test)) == (648, 216)
+    np.testing.assert_array_equal(np.concatenate([inner.train, inner.test]), text.train)
     x, y = windows(text.test, 8, 1000)
     np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
     assert len(load(None, 64).characters) > 80
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(Refused, match="no UTF-8"):
         load(tmp_path / "bad.txt", 8)
+
+
+def pretend(best: dict[str, float], asked: list[dict[str, Any]]) -> Any:
+    """Runs that end the better the nearer their rate is to the best of their method; rates above 10 lose the loss."""
+
+    def train(text: Any, settings: dict[str, Any], out: Path) -> Any:
+        asked.append({**settings, "held out": len(text.test)})
+        if settings["learning_rate"] > 10:
+            raise training.Diverged("--learning-rate: too large")
+        far = abs(np.log10(settings["learning_rate"] / best[settings["method"]]))
+        rows = [{"step": 0, "test_nats": 4.0}, {"step": settings["steps"], "test_nats": 2 + far + settings["seed"]}]
+        yield training.Progress(None, rows)
+
+    return train
+
+
+def compare(folder: Path, *words: str) -> int:
+    text = str(text_file(folder))
+    return main(["language-budget", "--preset", "smoke", "--text", text, "--out", str(folder), *words])
+
+
+def test_every_method_has_its_best_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The ladder is climbed to where both neighbours are worse, on text that no reported run is measured with."""
+    asked: list[dict[str, Any]] = []
+    best = {"natural-eki-per-sample": 0.3, "node-noise": 10.0, "msgd": 0.01}
+    monkeypatch.setattr(comparison, "train", pretend(best, asked))
+    small = comparison.PRESETS["smoke"]._replace(ladder=comparison.LADDER)
+    monkeypatch.setitem(comparison.PRESETS, "smoke", small)
+    assert compare(tmp_path) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["test_nats"] == pytest.approx({"msgd": 2.5, "natural-eki-per-sample 4": 2.5, "node-noise 4": 2.5})
+    tuning = [one for one in asked if one["seed"] == comparison.TUNING_SEED]
+    assert {one["held out"] for one in tuning} == {86}  # of 864 to learn from
+    assert {one["held out"] for one in asked if one not in tuning} == {96}
+    rates = lambda method: sorted(one["learning_rate"] for one in tuning if one["method"] == method)
+    assert rates("natural-eki-per-sample") == [0.1, 0.3, 1]
+    assert rates("node-noise") == [0.1, 0.3, 1, 3, 10, 30]
+    assert rates("msgd") == [0.01, 0.03, 0.1, 0.3, 1]
+    text = (tmp_path / "language_smoke.md").read_text()
+    assert "| node perturbation | 4 | 2.500 ± 0.707 | 3.607 | 0.000 | 10 | 0.1, 0.3, 1, 3, 10, 30 |" in text
+    assert (tmp_path / "language_smoke.png").stat().st_size > 10_000
+    cells = store.read(tmp_path / "language_smoke.jsonl")["cells"]
+    assert cells["node-noise 4, rate 30"]["found"] == {"diverged": "--learning-rate: too large"}
+    number = len(asked)
+    assert compare(tmp_path, "--method", "msgd") == 0
+    assert len(asked) == number  # all kept, and the others stay
+    assert list(store.read(tmp_path / "language_smoke.jsonl")["cells"]) == list(cells)
+
+
+@pytest.mark.slow
+def test_the_comparison_trains(tmp_path: Path, capsys: Any) -> None:
+    """With nothing put in the place of a run; what a run leaves until it is whole is gone."""
+    assert compare(tmp_path) == 0
+    nats = json.loads(capsys.readouterr().out.splitlines()[-1])["test_nats"]
+    assert all(1 < value < 4 for value in nats.values())
+    assert not (tmp_path / "language_smoke.unfinished").exists()
