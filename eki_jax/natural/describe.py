@@ -15,8 +15,12 @@ from eki_jax.natural.draws import Cloud
 from eki_jax.natural.estimates.gradient import Undisturbed
 
 
+# What to do about leaves for which nothing in the model is in the way.
+_MORE = "a plain estimate wants more particles than a local one; per_sample() has one for each sample of most leaves"
+
+
 class Description(NamedTuple):
-    """The treatment of all leaves; printed, a table.
+    """The treatment of all leaves; printed, a table, and what to do where no change of the model would be better.
 
     Attributes:
         leaves: one :class:`LeafTreatment` for each leaf, in the order of the parameters.
@@ -29,7 +33,8 @@ class Description(NamedTuple):
         rows += [(leaf.name, _shape(leaf.shape), leaf.deviation, leaf.localized, _why(leaf)) for leaf in self.leaves]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         aligned = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-        return "\n".join("  ".join(row).rstrip() for row in aligned)
+        lines = ["  ".join(row).rstrip() for row in aligned]
+        return "\n".join([*lines, _MORE] if any(leaf.localized == "plain estimate" for leaf in self.leaves) else lines)
 
     @property
     def lost(self) -> tuple[LeafTreatment, ...]:

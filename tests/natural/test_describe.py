@@ -183,6 +183,7 @@ def test_what_is_added_up_says_where(name: str) -> None:
     found = {leaf.name: leaf for leaf in describe(model(layer), PARAMS, X).leaves}
     assert (found[W].deviation, found[W].localized) == ("formed", "plain estimate")
     assert re.search(reason, found[W].reason)
+    assert str(describe(model(layer), PARAMS, X)).splitlines()[-1].startswith("a plain estimate wants more particles")
     step(model(layer), localized=True)
 
 
