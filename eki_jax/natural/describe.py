@@ -14,7 +14,6 @@ from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
 from eki_jax.natural.draws import Cloud
 from eki_jax.natural.estimates.gradient import Undisturbed
 
-
 # What to do about leaves for which nothing in the model is in the way.
 _MORE = "a plain estimate wants more particles than a local one; per_sample() has one for each sample of most leaves"
 

@@ -106,7 +106,9 @@ def test_unbiased_estimates_end_at_the_gradient() -> None:
 def test_more_is_added_where_errors_cancel() -> None:
     """As many particles more as samples cancel: from the prediction's part of one to all that the noise finds."""
     state = trained(8)
-    assert float(jnp.trace(state.memory["shape (12,)"].gram)) > 0  # of both hidden layers, which learn together
+    assert (
+        float(jnp.trace(state.memory.together["shape (12,)"].gram)) > 0
+    )  # of both hidden layers, which learn together
     of = lambda **options: directions(state, 4, feedback=learned_feedback(X, **options))
     kept, some, nearly, unbiased = of(), of(averaged=10), of(averaged=1e6), of(unbiased=True)
     added = [np.linalg.norm(rows - kept) for rows in (some, nearly, unbiased)]

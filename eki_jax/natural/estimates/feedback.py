@@ -81,6 +81,18 @@ class Together(NamedTuple):
         return cls(jnp.zeros((layers, layers)), jnp.zeros((layers, layers)))
 
 
+class Memory(NamedTuple):
+    """What was learned of all layers.
+
+    Attributes:
+        layers: what was learned of each layer's slopes, by its number.
+        together: how layers that return equal shapes predict each other's, by names for these shapes.
+    """
+
+    layers: dict[str, Learned]
+    together: dict[str, Together]
+
+
 class Features(NamedTuple):
     """What one layer's slopes are predicted from.
 

@@ -21,6 +21,7 @@ from eki_jax.natural.direction import Direction, Setup
 from eki_jax.natural.estimates.feedback import (
     Features,
     Learned,
+    Memory,
     Prediction,
     Together,
     combined,
@@ -68,7 +69,7 @@ class Gradient(NamedTuple):
                 "None, or what jax.numpy.matmul takes"
             )
 
-    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> dict[str, Any] | None:
+    def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> Memory | None:
         """What is learned of the layers' slopes, by their numbers, before the first step; None without feedback."""
         feedback = _per_sample(setup).feedback
         if feedback is None:
@@ -83,8 +84,10 @@ class Gradient(NamedTuple):
 
         jax.eval_shape(traced, mean, feedback.example)
         sizes, alike = found[-1]
-        own = {number: Learned.nothing(*size, feedback.bins) for number, size in sizes.items()}
-        return own | {name: Together.nothing(len(layers)) for name, layers in alike.items()}
+        return Memory(
+            {number: Learned.nothing(*size, feedback.bins) for number, size in sizes.items()},
+            {name: Together.nothing(len(layers)) for name, layers in alike.items()},
+        )
 
     def direction(
         self,
@@ -95,7 +98,7 @@ class Gradient(NamedTuple):
         sigma: Array,
         damping: Array,
         batch: Batch,
-        memory: dict[str, Any] | None = None,
+        memory: Memory | None = None,
     ) -> Direction:
         """The gradient, evaluating the model with noise in it."""
         del damping
@@ -207,17 +210,17 @@ class Undisturbed(NamedTuple):
             found.setdefault(f"shape {_samples_first(self.points[u])[1:]}", []).append(u)
         return {name: layers for name, layers in found.items() if len(layers) > 1}
 
-    def predicted(self, setup: Setup, in_outputs: Any, memory: dict[str, Any] | None) -> dict[int, Known]:
+    def predicted(self, setup: Setup, in_outputs: Any, memory: Memory | None) -> dict[int, Known]:
         """The slopes that were learned, at the points of which something was; none without memory."""
         if memory is None:
             return {}
         deviations, batch = _per_sample(setup), setup.axes.batch
         assert deviations.feedback is not None
         alike = self.alike()
-        if set(memory) != {*map(str, self.noisy), *alike}:
-            met = ", ".join([*map(str, self.noisy), *alike])
+        if (set(memory.layers), set(memory.together)) != ({*map(str, self.noisy)}, set(alike)):
+            learned, met = ([*memory.layers, *memory.together], [*map(str, self.noisy), *alike])
             raise ValueError(
-                f"feedback: learned of layers {', '.join(memory)} and the batch meets {met}; "
+                f"feedback: learned of layers {', '.join(learned)} and the batch meets {', '.join(met)}; "
                 "wanted an example with the batch's shapes, but for the number of samples"
             )
         unknowns = sum(math.prod(self.points[u].of_one) for u in self.noisy) / setup.cloud.particles
@@ -227,29 +230,28 @@ class Undisturbed(NamedTuple):
         for u in self.noisy:
             returned = jnp.moveaxis(self.points[u].value, self.points[u].axis, 0)
             features = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
-            known[u] = Known(features, predicted(memory[str(u)], features, unknowns))
+            known[u] = Known(features, predicted(memory.layers[str(u)], features, unknowns))
         for name, layers in alike.items():
-            own = [memory[str(u)] for u in layers]
-            better = combined(memory[name], own, [known[u].prediction for u in layers])
+            own = [memory.layers[str(u)] for u in layers]
+            better = combined(memory.together[name], own, [known[u].prediction for u in layers])
             known |= {u: known[u]._replace(prediction=part) for u, part in zip(layers, better, strict=True)}
         return known
 
-    def learned(
-        self, setup: Setup, memory: dict[str, Any], known: dict[int, Known], slopes: dict[int, Slope]
-    ) -> dict[str, Any]:
+    def learned(self, setup: Setup, memory: Memory, known: dict[int, Known], slopes: dict[int, Slope]) -> Memory:
         """The memory with a step's slopes."""
-        feedback = _per_sample(setup).feedback
+        feedback, batch = _per_sample(setup).feedback, setup.axes.batch
         assert feedback is not None
-        found: dict[str, Any] = {}
+        layers: dict[str, Learned] = {}
         rows: dict[int, Array] = {}
         for u, (features, prediction) in known.items():
             own = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(features.ranges.shape)
             rows[u] = own.astype(jnp.float32)
-            found[str(u)] = updated(memory[str(u)], features, prediction, rows[u], feedback.decay, setup.axes.batch)
-        for name, layers in self.alike().items():
-            parts, own_rows = [known[u].prediction for u in layers], [rows[u] for u in layers]
-            found[name] = updated_together(memory[name], parts, own_rows, feedback.decay, setup.axes.batch)
-        return found
+            layers[str(u)] = updated(memory.layers[str(u)], features, prediction, rows[u], feedback.decay, batch)
+        together: dict[str, Together] = {}
+        for name, alike in self.alike().items():
+            parts, own_rows = [known[u].prediction for u in alike], [rows[u] for u in alike]
+            together[name] = updated_together(memory.together[name], parts, own_rows, feedback.decay, batch)
+        return Memory(layers, together)
 
     def slopes(
         self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array, known: dict[int, Known]
