@@ -155,6 +155,24 @@ def natural(options: Options) -> Iterator[Row]:
             yield row
 
 
+def per_sample(options: Options) -> Iterator[Row]:
+    """A step with noise of a sample's own beside a step of backpropagation, and beside a forward pass."""
+    names, sizes = {"quick": (("dnn1",), (4,))}.get(options.preset, (("dnn2", "dnn4", "rnn", "cnn-mnist"), (9, 64)))
+    for name in names:
+        task = {"kind": "single", "network": name, "repeats": options.repeats}
+        results = {what: ours({**task, "what": what}, options.limit) for what in ("forward pass", "backpropagation")}
+        cases = {(1, what): result for what, result in results.items()}
+        cases |= {
+            (size, "per sample"): ours({**task, "what": "per sample", "J": size}, options.limit) for size in sizes
+        }
+        for (size, what), result in cases.items():
+            row = {"network": name, "J": size, "what": what, **result}
+            for reference, of in results.items():
+                if "median" in result and "median" in of:
+                    row[f"of {reference}"] = result["median"] / of["median"]
+            yield row
+
+
 def growth(options: Options) -> Iterator[Row]:
     """How the kernel's time grows with J, P and M over a decade each: fitted exponents beside the predicted ones."""
     outputs, particles = {"J": 2000, "M": 400, "P": 8000}, {"J": 1000, "M": 2000, "P": 8000}
@@ -206,6 +224,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "linear": linear_problems,
     "evolution": evolution,
     "natural": natural,
+    "per-sample": per_sample,
     "growth": growth,
     "precision": precisions,
 }

@@ -134,6 +134,15 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
         "A step of the natural gradient",
         {**_STEP, "of the full-rank step": lambda row: f"{row['of_full_rank']:.2f}", "peak, MiB": _mebibytes},
     ),
+    "per-sample": (
+        "A step with noise of a sample's own",
+        {
+            **_STEP,
+            "of a step of backpropagation": lambda row: f"{row['of backpropagation']:.1f}",
+            "of a forward pass": lambda row: f"{row['of forward pass']:.1f}",
+            "peak, MiB": _mebibytes,
+        },
+    ),
     "growth": (
         "How the kernel's cost grows",
         {

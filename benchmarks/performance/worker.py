@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks.performance import networks
 from benchmarks.performance.peers.linear import problem as linear_problem
@@ -19,7 +20,15 @@ from eki_jax.kalman import enkf
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
     """Run the task's kind, with the matrix-product rate measured before and after it in the same process."""
-    kind = {"step": step, "plain": plain, "natural": natural_step, "linear": linear, "kernel": kernel}[task["kind"]]
+    kinds = {
+        "step": step,
+        "plain": plain,
+        "natural": natural_step,
+        "single": single,
+        "linear": linear,
+        "kernel": kernel,
+    }
+    kind = kinds[task["kind"]]
     before = matmul_rate(task.get("dtype"))
     result = kind(task)
     after = matmul_rate(task.get("dtype"))
@@ -54,6 +63,37 @@ def natural_step(task: dict[str, Any]) -> dict[str, Any]:
     )
     draw = jax.jit(lambda key: solver.init(prior.sample(key), key))
     return _compiled_steps(task, solver.step, draw, batch)
+
+
+def single(task: dict[str, Any]) -> dict[str, Any]:
+    """A donated step of one network's parameters: noise per sample, backpropagation, or a forward pass alone."""
+    forward, template, batch = networks.build_logits(task["network"])
+    loss, optimizer = natural.softmax_cross_entropy(), optax.sgd(0.1, momentum=0.9)
+    draw = priors.xavier(template).sample
+    if task["what"] == "per sample":
+        deviations = natural.per_sample(feedback=natural.learned_feedback(batch[0]))
+        solver = natural.natural_gradient(
+            forward, loss, task["J"], sigma=0.05, deviations=deviations, optimizer=optimizer
+        )
+        return _compiled_steps(task, solver.step, jax.jit(lambda key: solver.init(draw(key), key)), batch)
+
+    of = lambda params, batch: loss(forward(params, batch[0]), batch[1])
+
+    def descend(state: Any, batch: Any) -> tuple[Any, Any]:
+        params, inner = state
+        value, gradient = jax.value_and_grad(of)(params, batch)
+        updates, inner = optimizer.update(gradient, inner, params)
+        return (optax.apply_updates(params, updates), inner), value
+
+    def predict(state: Any, batch: Any) -> tuple[Any, Any]:
+        return state, of(state[0], batch)
+
+    def start(key: Any) -> Any:
+        params = draw(key)
+        return params, optimizer.init(params)
+
+    one = {"backpropagation": descend, "forward pass": predict}[task["what"]]
+    return _compiled_steps(task, one, jax.jit(start), batch)
 
 
 def plain(task: dict[str, Any]) -> dict[str, Any]:
