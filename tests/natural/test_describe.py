@@ -108,6 +108,16 @@ FORMED = {
         "inside of custom_linear_solve",
     ),
     "product of two": (lambda p, x: x @ (p["w"] @ p["w"]), "computed with before"),
+    "whole numbers": (lambda p, x: x @ p["w"].astype(jnp.int32).astype(jnp.float32), "computed with before"),
+    "times an array": (lambda p, x: x @ (p["w"] * jnp.arange(9.0).reshape(3, 3)), "computed with before"),
+    "divided by": (lambda p, x: x @ (2 / (1 + p["w"])), "computed with before"),
+    "with its transpose": (lambda p, x: x @ (p["w"] + p["w"].T), "computed with before"),
+    "beside its transpose": (lambda p, x: x @ jnp.concatenate([p["w"], p["w"].T], axis=1)[:, 1:4], "computed with"),
+    "raveled": (lambda p, x: (jnp.tile(x, 3) @ p["w"].ravel())[:, None] * jnp.ones(3), "computed with before"),
+    "a slice that it chooses": (
+        lambda p, x: x @ lax.dynamic_slice(p["w"], (0, p["w"][0, 0].astype(int)), (3, 3)),
+        "computed with before",
+    ),
 }
 LOST = {
     "map over samples": (lambda p, x: lax.map(lambda x: hidden(p, x), x), W, "jax.vmap for a loop over samples"),
