@@ -41,6 +41,8 @@ def text() -> str:
     """The page, in Markdown."""
     lines = [_HEAD]
     for part in parts():
+        if not any((RESULTS / f"{name}.jsonl").is_file() for name in part.shown):
+            continue  # nothing is committed of it yet
         lines += [f"## {part.title}\n", f"{part.about}\n"]
         for name, title in part.shown.items():
             path = RESULTS / f"{name}.jsonl"
