@@ -85,8 +85,8 @@ class Memory(NamedTuple):
     """What was learned of all layers.
 
     Attributes:
-        layers: what was learned of each layer's slopes, by its number.
-        together: how layers that return equal shapes predict each other's, by names for these shapes.
+        layers: sums of each layer's slopes, by its number.
+        together: sums of the predictions of layers that return equal shapes, by names for these.
     """
 
     layers: dict[str, Learned]
