@@ -66,7 +66,8 @@ def test_the_quick_start_has_exactly_two_commands() -> None:
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 SLOW = {"continuous.md", "momentum.md", "sign_units.md", "train.md"}  # ODE solvers compile for long
-NETWORKS = ("edf", "models", "natural_gradient", "optax", "semi_supervised", "sign_units", "train")
+MODELS = ("models", "models_flax", "models_equinox")
+NETWORKS = ("edf", *MODELS, "natural_gradient", "optax", "semi_supervised", "sign_units", "train")
 TRAIN = {f"{name}.md" for name in NETWORKS}  # networks, as benchmarks do
 
 
