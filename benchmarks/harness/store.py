@@ -122,6 +122,24 @@ def made_of(path: Path, found: dict[str, Any], make: Callable[[dict[str, Any]], 
         raise Refused(f"{path}: no result of this command, or not all of it ({reason}); {remedy}") from error
 
 
+def show(
+    path: Path,
+    found: dict[str, Any],
+    table: Callable[[dict[str, Any]], str],
+    draw: Callable[[dict[str, Any], Path], Any],
+    remedy: str,
+) -> tuple[str, list[str]]:
+    """Write the table and the picture of a result beside it; returns the table, and the names of all three files.
+
+    Raises:
+        Refused: the result is of another kind, or parts of it are missing; the message ends with the remedy.
+    """
+    text = made_of(path, found, table, remedy)
+    draw(found, path.with_suffix(".png"))
+    write_text(path.with_suffix(".md"), text + "\n")
+    return text, [path.with_suffix(ending).name for ending in (".jsonl", ".png", ".md")]
+
+
 def is_begun(found: dict[str, Any]) -> bool:
     """Whether a file has finished runs alone, and no result yet."""
     return set(found) <= {RUNS, UNFINISHED}

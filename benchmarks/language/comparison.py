@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.harness import figures
 from benchmarks.harness.command import Parser, Refused, command, file, folder, require, say, whole
-from benchmarks.harness.store import Cells, made_of, result
+from benchmarks.harness.store import Cells, result, show
 from benchmarks.harness.tables import machine, markdown
 from benchmarks.language import cli
 from benchmarks.language.text import Text, load
 from benchmarks.language.training import Diverged, bits, train
 from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed, write_text
+from eki_jax.training.files import claimed
 
 NAMES = {
     "natural-eki-per-sample": "noise per sample, learned feedback",
@@ -92,11 +92,8 @@ def main(argv: list[str]) -> int:
     with claimed(arguments.out, f".language_{arguments.preset}.lock"):
         remedy = f"run python -m benchmarks language-budget --preset {arguments.preset}"
         found = result(path, remedy) if arguments.draw else run(arguments, path)
-        text = made_of(path, found, table, remedy)
-        draw(found, path.with_suffix(".png"))
-        write_text(path.with_suffix(".md"), text + "\n")
+        text, files = show(path, found, table, draw, remedy)
     print(text)
-    files = [path.with_suffix(ending).name for ending in (".jsonl", ".png", ".md")]
     nats = {_label(*of): float(np.mean(_last(rows))) for of, rows in _reported(found).items() if _last(rows)}
     print_result({"preset": arguments.preset, "test_nats": nats, "files": files})
     return 0
@@ -115,6 +112,10 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
         "text": text.name,
         "characters": len(text.train) + len(text.test),
     }
+    inner = text.without(TUNING_SHARE)
+    if len(inner.test) <= defaults["context"]:
+        least = int((defaults["context"] + 1) / (TUNING_SHARE * len(text.train) / head["characters"])) + 1
+        raise Refused(f"--text {text.name}: {head['characters']} characters; wanted at least {least}")
     cells = Cells(path, head, keep=True)
     wanted = {name: value for name, value in defaults.items() if name not in cli.ELSEWHERE}
     # What has no particles runs once, and is a line of its own; then what takes the shortest.
@@ -123,16 +124,16 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
             if (method == WITHOUT) != (passes is None):
                 continue
             own = {**wanted, "method": method, "passes": passes}
-            rate = _best(cells, preset, own, text)
+            rate = _best(cells, preset, own, inner)
             for seed in preset.seeds:
                 settings = {**own, "steps": preset.steps, "seed": seed, "learning_rate": rate}
                 _cell(cells, f"{_label(method, passes)}, seed {seed}", settings, text)
     return cells.finish(is_whole=not (arguments.method or arguments.passes))
 
 
-def _best(cells: Cells, preset: Preset, own: dict[str, Any], text: Text) -> float:
+def _best(cells: Cells, preset: Preset, own: dict[str, Any], inner: Text) -> float:
     """The rate with the fewest nats of text that was held out; the ladder is climbed until its neighbours are worse."""
-    inner, ladder = text.without(TUNING_SHARE), preset.ladder
+    ladder = preset.ladder
     here, scores = ladder.index(FIRST), dict[int, float]()
     while True:
         for at in (here, here - 1, here + 1):
@@ -192,21 +193,24 @@ def _tried(found: dict[str, Any], method: str, passes: int | None) -> list[float
 
 def table(found: dict[str, Any]) -> str:
     """A line a method and number of passes, the seeds' mean and spread, and how far they are from backpropagation."""
-    by = {of: cells for of, cells in _reported(found).items() if _last(cells)}
-    gradient = float(np.mean(_last(by[WITHOUT, None]))) if (WITHOUT, None) in by else None
+    by = _reported(found)
+    gradient = _last(by.get((WITHOUT, None), []))
     header = ["method", "particles", "nats", "bits", "more than backpropagation", "rate", "of", "seconds"]
     rows = []
     for (method, passes), cells in by.items():
-        nats, lost = _last(cells), len(cells) - len(_last(cells))
-        spread = f" ± {np.std(nats, ddof=1):.3f}" if len(nats) > 1 else ""
-        mean = float(np.mean(nats))
+        nats = _last(cells)
+        said, lost = ["–"] * 3, len(cells) - len(nats)
+        if nats:
+            mean = float(np.mean(nats))
+            spread = f" ± {np.std(nats, ddof=1):.3f}" if len(nats) > 1 else ""
+            more = f"{mean - np.mean(gradient):.3f}" if gradient and method != WITHOUT else "–"
+            said = [f"{mean:.3f}{spread}", f"{bits(mean):.3f}", more]
+        said[0] += f", {lost} of {len(cells)} lost" if lost else ""
         rows.append(
             [
                 NAMES[method],
                 "–" if passes is None else str(passes),
-                f"{mean:.3f}{spread}{f', {lost} of {len(cells)} lost' if lost else ''}",
-                f"{bits(mean):.3f}",
-                "–" if method == WITHOUT or gradient is None else f"{mean - gradient:.3f}",
+                *said,
                 f"{cells[0]['settings']['learning_rate']:g}",
                 ", ".join(f"{rate:g}" for rate in _tried(found, method, passes)),
                 f"{np.mean([cell['seconds'] for cell in cells]):.0f}",
@@ -224,7 +228,7 @@ def _footer(found: dict[str, Any]) -> str:
         f"characters, context {settings['context']}: mean of {len(seeds)} seeds, and standard deviation; a transformer "
         f"of {settings['layers']} layers of {settings['width']} numbers and {settings['heads']} heads. Rates were "
         f"chosen with seed {TUNING_SEED} on a tenth of the text to learn from, by shorter runs, from those that "
-        "are named; the search ends where both neighbours are worse. "
+        "are named; the search ends where both neighbours are worse, or there are no more. "
         f"`{found['command']}`, {machine(found['environment'])}."
     )
 

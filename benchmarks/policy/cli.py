@@ -8,13 +8,13 @@ from typing import Any
 
 from benchmarks.harness.command import Parser, Refused, command, folder, require, say
 from benchmarks.harness.peers import default_folder
-from benchmarks.harness.store import Cells, made_of, result
+from benchmarks.harness.store import Cells, result, show
 from benchmarks.policy.jobs import perform
 from benchmarks.policy.picture import draw
 from benchmarks.policy.settings import GRIDS, NAMES, PRESETS, TASKS, TUNING_SEED, Preset, task
 from benchmarks.policy.summary import at_end, table
 from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed, write_text
+from eki_jax.training.files import claimed
 
 
 def parser() -> Parser:
@@ -48,11 +48,8 @@ def main(argv: list[str]) -> int:
     with claimed(arguments.out, f".policy_{arguments.preset}.lock"):
         remedy = f"run python -m benchmarks policy --preset {arguments.preset}"
         found = result(path, remedy) if arguments.draw else run(arguments, path)
-        text = made_of(path, found, table, remedy)
-        draw(found, path.with_suffix(".png"))
-        write_text(path.with_suffix(".md"), text + "\n")
+        text, files = show(path, found, table, draw, remedy)
     print(text)
-    files = [path.with_suffix(ending).name for ending in (".jsonl", ".png", ".md")]
     print_result({"preset": arguments.preset, "returns": at_end(found), "files": files})
     return 0
 

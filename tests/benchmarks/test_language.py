@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,27 @@ def test_every_method_has_its_best_rate(tmp_path: Path, monkeypatch: pytest.Monk
     assert compare(tmp_path, "--method", "msgd") == 0
     assert len(asked) == number  # all kept, and the others stay
     assert list(store.read(tmp_path / "language_smoke.jsonl")["cells"]) == list(cells)
+
+
+def test_runs_that_are_lost_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A method without a run that came to its end has its line; a text that is too short to hold some out is refused."""
+
+    def train(text: Any, settings: dict[str, Any], out: Path) -> Any:
+        if settings["method"] == "node-noise" or settings["seed"] == 1:
+            raise training.Diverged("lost")
+        yield training.Progress(None, [{"step": 0, "test_nats": 4.0}, {"step": 4, "test_nats": 2.0}])
+
+    monkeypatch.setattr(comparison, "train", train)
+    assert compare(tmp_path) == 0
+    assert "node-noise 4" not in json.loads(capsys.readouterr().out.splitlines()[-1])["test_nats"]
+    text = (tmp_path / "language_smoke.md").read_text()
+    assert "| node perturbation | 4 | –, 2 of 2 lost | – | – | 0.3 | 0.3 |" in text
+    assert "| backpropagation | – | 2.000, 1 of 2 lost | 2.885 | – |" in text
+    short = tmp_path / "short.txt"
+    short.write_text("the cat sat on the mat. " * 4, encoding="utf-8")
+    line = ["language-budget", "--preset", "smoke", "--text", str(short), "--out", str(tmp_path / "other")]
+    assert main(line) == 2
+    assert re.search(r"short.txt: 96 characters; wanted at least 1\d\d", capsys.readouterr().err)
 
 
 @pytest.mark.slow

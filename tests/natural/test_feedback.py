@@ -106,9 +106,8 @@ def test_unbiased_estimates_end_at_the_gradient() -> None:
 def test_more_is_added_where_errors_cancel() -> None:
     """As many particles more as samples cancel: from the prediction's part of one to all that the noise finds."""
     state = trained(8)
-    assert (
-        float(jnp.trace(state.memory.together["shape (12,)"].gram)) > 0
-    )  # of both hidden layers, which learn together
+    together = state.memory.together["shape (12,)"]  # of both hidden layers
+    assert float(jnp.trace(together.gram)) > 0
     of = lambda **options: directions(state, 4, feedback=learned_feedback(X, **options))
     kept, some, nearly, unbiased = of(), of(averaged=10), of(averaged=1e6), of(unbiased=True)
     added = [np.linalg.norm(rows - kept) for rows in (some, nearly, unbiased)]
