@@ -141,7 +141,7 @@ def test_every_method_has_its_best_rate(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_runs_that_are_lost_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A method without a run that came to its end has its line; a text that is too short to hold some out is refused."""
+    """A method without a finished run has its line; a text that is too short to hold some out is refused."""
 
     def train(text: Any, settings: dict[str, Any], out: Path) -> Any:
         if settings["method"] == "node-noise" or settings["seed"] == 1:
