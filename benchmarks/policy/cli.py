@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.command import Parser, Refused, command, folder, require, say
 from benchmarks.harness.peers import default_folder
 from benchmarks.harness.store import Cells, result, show
+from benchmarks.policy import optimum
 from benchmarks.policy.jobs import perform
 from benchmarks.policy.picture import draw
 from benchmarks.policy.settings import GRIDS, NAMES, PRESETS, TASKS, TUNING_SEED, Preset, task
-from benchmarks.policy.summary import at_end, table
+from benchmarks.policy.summary import MOST, at_end, table
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
 
@@ -64,6 +66,9 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     cells = Cells(path, head, keep=True)
     peers = arguments.peers or default_folder()
     for environment in asked:
+        if grid := optimum.GRIDS.get(environment):
+            measure = functools.partial(optimum.pendulum, grid)
+            cells.get(f"{environment}, {MOST}", grid._asdict(), measure)
         for method in wanted:
             best = _best(cells, preset, environment, method, peers)
             if best is not None:

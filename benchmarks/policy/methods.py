@@ -15,6 +15,9 @@ from benchmarks.policy.networks import Network
 from benchmarks.policy.settings import TASKS
 from eki_jax import natural, policy
 
+# Of proximal policy optimization: how often an iteration's states are used, and in how many pieces.
+EPOCHS, BATCHES = 4, 8
+
 
 def build(network: Network, task: dict[str, Any]) -> Run:
     """The method of a task."""
@@ -36,7 +39,7 @@ def _natural(network: Network, task: dict[str, Any]) -> Run:
 
 def _per_sample(network: Network, task: dict[str, Any]) -> Run:
     """PPO's settings below, with gradients from noise."""
-    own = {"particles": task["particles"], "entropy": _entropy(network)}
+    own = {"particles": task["particles"], "entropy": _entropy(network), "epochs": EPOCHS, "batches": BATCHES}
     agent = policy.clipped_policy_gradient(*_parts(network), _optimizer(task), **own, **_collection(task))
     return _of_learner(network, agent)
 
@@ -45,8 +48,8 @@ def _ppo(network: Network, task: dict[str, Any]) -> Run:
     """Schulman et al. (2017): clipped ratios, four epochs of eight mini-batches, Adam with a clipped gradient."""
     loss = policy.policy_loss(network.distribution, clip=0.2, entropy=_entropy(network))
     squares = natural.mean_over_samples(lambda z, y: 0.5 * (z - y) ** 2)
-    actor = policy.Part(network.forward, _descent(network.forward, loss, _optimizer(task)), 4, 8)
-    critic = policy.Part(network.value, _descent(network.value, squares, _optimizer(task)), 4, 8)
+    actor = policy.Part(network.forward, _descent(network.forward, loss, _optimizer(task)), EPOCHS, BATCHES)
+    critic = policy.Part(network.value, _descent(network.value, squares, _optimizer(task)), EPOCHS, BATCHES)
     agent = policy.learner(network.environment, network.distribution, actor, critic, **_collection(task))
     return _of_learner(network, agent)
 
@@ -56,7 +59,10 @@ def _parts(network: Network) -> tuple[Any, ...]:
 
 
 def _optimizer(task: dict[str, Any]) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(0.5), optax.adam(task["learning_rate"], eps=1e-5))
+    """Adam, whose rate falls to zero by the end of the budget, on a clipped gradient."""
+    iterations = -(-task["budget"] // (task["copies"] * task["steps"]))
+    rate = optax.linear_schedule(task["learning_rate"], 0.0, iterations * EPOCHS * BATCHES)
+    return optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
 
 
 def _entropy(network: Network) -> float:

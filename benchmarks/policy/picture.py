@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
+from benchmarks.harness.figures import SMALL, band, legend, logarithmic, pairs, save
 from benchmarks.policy.settings import NAMES, TASKS
-from benchmarks.policy.summary import runs_of
+from benchmarks.policy.summary import MOST, most_of, runs_of
 
 _COLORS = dict(
     zip(NAMES, ("tab:red", "tab:purple", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True)
@@ -27,6 +27,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
             for method, cell in row.items():
                 _line(axis, cell["found"]["rows"], key, method)
             axis.set(xlabel="environment steps, thousands" if key == "steps" else "episodes", ylabel="return")
+            if most := most_of(found, environment):
+                axis.axhline(most[0], color="black", linestyle=":", linewidth=1)
+                axis.text(
+                    0.98, most[0], MOST, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=SMALL
+                )
             if key == "episodes":
                 logarithmic(axis)
         pair[0].set_title(TASKS[environment].title)

@@ -11,6 +11,8 @@ from benchmarks.policy.settings import GRIDS, NAMES, TASKS, TUNING_SEED
 
 #: Shares of the budget of environment steps that the table shows.
 SHARES = (0.1, 0.25, 0.5, 1.0)
+# Name of what no policy exceeds, where it is known.
+MOST = "the most there is"
 
 
 def runs_of(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -45,6 +47,23 @@ def at_end(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {env: {method: middle(at_share(cell, 1.0))[0] for method, cell in row.items()} for env, row in by.items()}
 
 
+def most_of(found: dict[str, Any], environment: str) -> tuple[float, float] | None:
+    """What no policy exceeds on average, and the deviation of one episode from another; None where it is not known."""
+    cell = found["cells"].get(f"{environment}, {MOST}")
+    return None if cell is None else (cell["found"]["mean"], cell["found"]["deviation"])
+
+
+def _most(mean: float, deviation: float, episodes: int) -> str:
+    """A sentence about it.
+
+    >>> _most(-137.8, 74.0, 64)
+    'The most there is, by dynamic programming: -137.8, by the draw of 64 episodes -128.6 to -147.1 (standard error).'
+    """
+    spread = deviation / episodes**0.5
+    drawn = f"by the draw of {episodes} episodes {mean + spread:.1f} to {mean - spread:.1f} (standard error)"
+    return f"The most there is, by dynamic programming: {mean:.1f}, {drawn}."
+
+
 def table(found: dict[str, Any]) -> str:
     """Median and quartiles as Markdown, a table an environment."""
     lines = []
@@ -59,6 +78,8 @@ def table(found: dict[str, Any]) -> str:
             chosen = f"{setting.replace('_', ' ')} {cell['settings'][setting]:g}"
             body.append([NAMES[method], *numbers, f"{last[0]:,.0f}", f"{last[1]:.0f}", chosen])
         lines += [f"### {TASKS[environment].title}", "", markdown(header, body), ""]
+        if most := most_of(found, environment):
+            lines += [f"{_most(*most, next(iter(row.values()))['settings']['test_episodes'])}\n"]
     return "\n".join([*lines, _footer(found)])
 
 
@@ -68,6 +89,7 @@ def _footer(found: dict[str, Any]) -> str:
     return (
         f"Return of the greedy policy in {settings['test_episodes']} episodes, which are the same at all points and "
         "not counted, after that many environment steps: median over the seeds (and quartiles); episodes and seconds "
-        f"to the end. Settings were chosen with seed {TUNING_SEED}, on half of the budget, from grids ({grids}). "
+        f"to the end. Learning rates of the policy gradients fall to zero on the way, and settings were chosen with "
+        f"seed {TUNING_SEED}, on half of the budget, from grids ({grids}). "
         f"`{found['command']}`, {machine(found['environment'])}."
     )

@@ -105,6 +105,10 @@ def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreat
         return LeafTreatment(name, shape, "plain", "-", None, "is not used")
     is_exact = all(number in seen.exact for number in numbers)
     reason = "is in the last layer, whose gradient is known" if is_exact else "has noise in what its layer returns"
+    if name in seen.formed:
+        reason += ", behind a function of its own, whose slopes are found by differences"
+    if name in seen.scaled:
+        reason += ", with its scale for a constant"
     return LeafTreatment(name, shape, "per sample", "-", None, reason)
 
 

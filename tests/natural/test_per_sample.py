@@ -17,6 +17,7 @@ from eki_jax.flax import linen_forward
 from eki_jax.natural import per_sample
 
 LOSS = natural.softmax_cross_entropy()
+SQUARES = natural.mean_over_samples(lambda z, y: 0.5 * jnp.sum((z - y) ** 2))
 
 
 def network(x64: bool = False) -> tuple[Any, Any, Any]:
@@ -252,6 +253,10 @@ AWKWARD = {
     "transposed as it is": lambda p, x: (jnp.tanh(x) @ p["w"]).reshape(len(x), 2, 2).transpose(0, 2, 1),
     "mapped": jax.vmap(lambda p, x: p["v"].T @ jnp.tanh(p["w"].T @ x + p["b"]), (None, 0)),
     "subtracted": lambda p, x: (x @ p["w"] - p["b"]) @ p["v"],
+    "behind functions": lambda p, x: jnp.tanh(x @ jnp.exp(0.3 * p["w"]) * (1 + p["b"])) @ (-p["v"] / 2),
+    "behind two paths": lambda p, x: jnp.tanh(x @ (p["w"] * jnp.tanh(p["w"])) + jax.nn.softplus(p["b"])) @ p["v"],
+    "turned, and behind one": lambda p, x: jnp.tanh(x @ jnp.sin(p["w"].T).T + p["b"]) @ jnp.sinh(p["v"][:, ::1]),
+    "a copy and a function": lambda p, x: jnp.tanh(x @ p["w"] + x @ jnp.sin(p["w"]) + p["b"]) @ p["v"],
 }
 
 
@@ -275,11 +280,74 @@ def test_awkward_models_have_their_gradient(name: str, samples: int, x64: None) 
 
 
 def test_what_is_computed_first_is_whole() -> None:
-    """And has no other number among the layers for one sample than for many."""
-    forward = lambda p, x: jnp.tanh(x @ p["w"] + (0.5 * p["b"][None])) @ p["v"]
+    """Of all of a leaf's numbers; and has no other number among the layers for one sample than for many."""
+    forward = lambda p, x: jnp.tanh(x @ p["w"] + jax.nn.softmax(p["b"]).cumsum()[None]) @ p["v"]
     params = {"b": jnp.ones(4), "v": jnp.ones((4, 2)), "w": jnp.ones((3, 4))}
     found = natural.describe(forward, params, jnp.ones((5, 3)), per_sample())
     assert [leaf.deviation for leaf in found.leaves] == ["plain", "per sample", "per sample"]
     varied = lambda p, x: x @ p["w"] if len(x) > 1 else x @ p["w"] @ p["v"] @ p["v"].T
     with pytest.raises(ValueError, match=r"for 5 samples and .* for one"):
         natural.describe(varied, params, jnp.ones((5, 3)), per_sample())
+
+
+def test_rounded_weights_have_slopes() -> None:
+    """Of a step of 1/8, whose derivative is zero: all weights have one of about 1, but those beyond the range."""
+    rounded = lambda w: jnp.clip(jnp.round(8 * w), -16, 15).astype(jnp.int8).astype(jnp.float32) / 8
+    keys = jax.random.split(jax.random.key(0), 3)
+    w, x = jax.random.normal(keys[0], (30, 20)).at[0, 0].set(5.0), jax.random.normal(keys[1], (40, 30))
+    targets = jax.random.normal(keys[2], (40, 20))
+    forward, plain = lambda p, x: x @ rounded(p["w"]), lambda p, x: x @ p["w"]
+    found = estimate(forward, 8, 0.1, loss=SQUARES)({"w": w}, (x, targets), jax.random.key(1))[1]["w"]
+    wanted = exact(plain, {"w": rounded(w)}, (x, targets), SQUARES)["w"]  # the layer's, exact as the last one's is
+    assert float(found[0, 0]) == 0
+    rest = jnp.abs(w) < 1
+    ratio = found[rest] / wanted[rest]
+    assert float(jnp.abs(jnp.mean(ratio) - 1)) < 0.05
+    assert float(jnp.max(jnp.abs(ratio - 1))) < 0.6
+
+
+@pytest.mark.parametrize("function", ["sign", "scaled"])
+def test_functions_of_a_leaf_are_described(function: str) -> None:
+    """A scale that is computed from the leaf counts as a constant, and that is said."""
+
+    def scaled(w: jax.Array) -> jax.Array:
+        step = jnp.max(jnp.abs(w), axis=0, keepdims=True) / 7
+        return jnp.round(w / step) * step
+
+    of = {"sign": jnp.sign, "scaled": scaled}[function]
+    params = {"b": jnp.ones(4), "v": jnp.ones((4, 2)), "w": jax.random.normal(jax.random.key(0), (3, 4))}
+    forward = lambda p, x: jnp.tanh(x @ of(p["w"]) + p["b"]) @ p["v"]
+    leaves = natural.describe(forward, params, jnp.ones((5, 3)), per_sample()).leaves
+    assert [leaf.deviation for leaf in leaves] == ["per sample"] * 3
+    reasons = {leaf.name: leaf.reason for leaf in leaves}
+    assert ["found by differences" in reasons[name] for name in ("['b']", "['v']", "['w']")] == [False, False, True]
+    assert ("scale for a constant" in reasons["['w']"]) == (function == "scaled")
+    found = estimate(forward, 8, 0.1, loss=SQUARES)(params, (jnp.ones((5, 3)), jnp.ones((5, 2))), jax.random.key(1))[1]
+    assert bool(jnp.all(jnp.isfinite(found["w"])))
+    assert bool(jnp.any(found["w"] != 0))
+
+
+def test_a_function_inside_of_a_loop_has_slopes() -> None:
+    """A recurrent network whose matrix is rounded at every turn; with a number of the turn in it, it is a whole."""
+
+    def recurrent(p: Any, x: jax.Array, steps: float = 8, number: float = 0) -> jax.Array:
+        def turn(h: jax.Array, row: Any) -> tuple[jax.Array, None]:
+            x, i = row
+            u = jnp.round(steps * p["u"] + (number * i if number else 0)) / steps if steps else p["u"]
+            return jnp.tanh(x @ p["w"] + h @ u), None
+
+        turns = jnp.arange(x.shape[1], dtype=x.dtype)
+        return jax.lax.scan(turn, jnp.zeros((len(x), 4)), (x.swapaxes(0, 1), turns))[0] @ p["v"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"u": (4, 4), "v": (4, 2), "w": (3, 4)}
+    params = {n: jax.random.normal(key, shapes[n]) for n, key in zip(shapes, keys, strict=False)}
+    batch = jax.random.normal(keys[3], (50, 6, 3)), jnp.ones((50, 2))
+    said = lambda forward: natural.describe(forward, params, batch[0], per_sample()).leaves
+    kinds = lambda forward: [leaf.deviation for leaf in said(forward)]
+    assert kinds(recurrent) == ["per sample"] * 3
+    assert kinds(lambda p, x: recurrent(p, x, number=0.1)) == ["plain", "per sample", "per sample"]
+    found = estimate(recurrent, 100, 0.01, loss=SQUARES)(params, batch, jax.random.key(1))[1]["u"]
+    at = {**params, "u": jnp.round(8 * params["u"]) / 8}
+    wanted = exact(lambda p, x: recurrent(p, x, steps=0), at, batch, SQUARES)["u"]
+    assert cosine(found, wanted) > 0.97

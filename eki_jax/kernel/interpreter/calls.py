@@ -113,6 +113,9 @@ class Interpreter:
             of_nothing = self.watcher is not None and all(isinstance(atom, Constant) for atom in eqn.invars)
             return [Tagged(result, vectors=frozenset()) for result in results] if of_nothing else results
         if kind in CALLS and bodies:
+            if self.watcher is not None:  # inside nothing else would say that they are constants
+                pairs = zip(eqn.invars, operands, strict=True)
+                operands = [Tagged(v, vectors=frozenset()) if isinstance(a, Constant) else v for a, v in pairs]
             return self.closed(bodies[0], operands, inside)
         if kind in LOOPS:
             return LOOPS[kind](self, eqn, operands, (*inside, kind))

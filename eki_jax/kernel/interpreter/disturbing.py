@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from eki_jax._types import Array
+from eki_jax.kernel.interpreter import forming
 from eki_jax.kernel.interpreter.binding import bound
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Tagged, plain
@@ -203,6 +204,8 @@ class Disturber(Watcher):
         points: points that were met, by their numbers, once all is evaluated; none where there is noise.
         exact: place among the outputs of each point that is one of them, by the point's number.
         others: names of leaves that were used otherwise too, or in loops in loops.
+        formed: names of leaves that went through a function of their own, number by number.
+        scaled: names of those whose function has a scale that is computed from the leaf, as if it were a constant.
     """
 
     def __init__(
@@ -218,6 +221,8 @@ class Disturber(Watcher):
         self.loop_entered: _Loop | None = None
         self.points: dict[int, Point] = {}
         self.exact: dict[int, int] = {}
+        self.formed: set[str] = set()
+        self.scaled: set[str] = set()
 
     def loop(self, turns: int, inside: tuple[str, ...]) -> Loop | None:
         """A loop over time, unless it is itself in another, or in a branch."""
@@ -233,12 +238,24 @@ class Disturber(Watcher):
 
     def computed(self, value: Tagged) -> None:
         """Note leaves that are used for something else."""
-        self.others |= {name for name, _ in _parts(value)}
+        self.others |= {name for name, _ in value.parts}
 
     def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any], inside: tuple[str, ...]) -> list[Any]:
         """The results of an equation, disturbed where it is a layer."""
         kind = eqn.primitive.name
+        if all(forming.is_fixed(atom, value) for atom, value in zip(eqn.invars, operands, strict=True)):
+            return [Tagged(result, vectors=frozenset()) for result in results]
+        if (made := forming.formed(eqn, operands, results[0], inside)) is not None:
+            self.formed.add(made.leaf)
+            return [made]
         tagged = [value for value in operands if isinstance(value, Tagged)]
+        if (scales := forming.scale(eqn, operands, results)) is not None:
+            self.scaled |= {name for value in tagged for name, _ in value.parts}
+            return list(scales)
+        if any(value.leaf and not jnp.issubdtype(value.value.dtype, jnp.floating) for value in tagged):
+            for value in tagged:
+                self.computed(value)
+            return results
         if kind in ARRANGED and len(operands) == 1 and len(results) == 1:
             (value,), (result,) = tagged, results
             # Not behind a transpose: the point's numbers are in another order there.
@@ -267,7 +284,7 @@ class Disturber(Watcher):
         shape = result.shape if turns is None else (turns, *result.shape)
         layers = [
             _Layer(name, eqn, place, known[:place] + known[place + 1 :], links, shape, result.dtype, turns)
-            for name, links in _parts(operands[place])
+            for name, links in operands[place].parts
         ]
         number = len(self.met)
         self.met.append(shape)
@@ -296,14 +313,9 @@ class Disturber(Watcher):
         return Tagged(result, product=str(at[0]))
 
 
-def _parts(value: Tagged) -> tuple[tuple[str, tuple[_Link, ...]], ...]:
-    """The leaves that a value was put together from, each with what was done to it; none for what is no leaf."""
-    return value.chain or (((value.leaf, ()),) if value.leaf else ())
-
-
 def _behind(value: Tagged, link: _Link) -> tuple[tuple[str, tuple[_Link, ...]], ...]:
     """The same behind one more equation."""
-    return tuple((name, (*links, link)) for name, links in _parts(value))
+    return tuple((name, (*links, link)) for name, links in value.parts)
 
 
 def _is_parameter(value: Tagged) -> bool:

@@ -130,6 +130,11 @@ class Tagged:
     chain: tuple[Any, ...] = ()
     numbering: Numbering | None = None
 
+    @property
+    def parts(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        """The leaves that it was put together from, each with what was done to it; none for what is no leaf."""
+        return self.chain or (((self.leaf, ()),) if self.leaf else ())
+
 
 def plain(value: Any) -> Any:
     """The array that a value stands for; a perturbation is added up."""

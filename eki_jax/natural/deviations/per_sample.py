@@ -85,8 +85,11 @@ def per_sample(
     its inputs times the slopes, which is exact; so the errors of different samples average out. What is linear in the
     last layer needs no estimate at all. A layer is whatever is linear in one leaf, or in several side by side:
     products, convolutions, lookups of rows, scales and biases, wherever they are in the model; layers that are added
-    count as one. In a loop over time each turn has noise of its own. Leaves that a model uses otherwise, or in a loop
-    within a loop, are disturbed as wholes and have the plain estimate ``sum_j r_j e_j``.
+    count as one. In a loop over time each turn has noise of its own. A leaf may go through a function of its own
+    first, number by number, such as one that rounds it: the function's slopes are found by differences, as wide as its
+    steps are. A scale that it computes from all of the leaf counts as a constant; :func:`describe` names such leaves.
+    Leaves that a model uses otherwise, or in a loop within a loop, are disturbed as wholes and have the plain estimate
+    ``sum_j r_j e_j``.
 
     The layers multiply J copies of the batch by one matrix. Samples must not meet in the model (no batch norm in
     training mode): a sample's outputs are taken to depend on its own noise. ``ensemble(state)`` has the mean's

@@ -160,6 +160,8 @@ class Undisturbed(NamedTuple):
         exact: numbers of the points that are outputs themselves, each with the place of its output.
         leaves: leaves of the parameters by name.
         whole: names of leaves that are disturbed as wholes.
+        formed: names of leaves that go through a function of their own, number by number.
+        scaled: names of those of which such a function computes a scale, which counts as a constant.
     """
 
     forward: ForwardFn
@@ -170,6 +172,8 @@ class Undisturbed(NamedTuple):
     exact: dict[int, int]
     leaves: dict[str, Array]
     whole: frozenset[str]
+    formed: frozenset[str]
+    scaled: frozenset[str]
 
     @classmethod
     def of(cls, forward: ForwardFn, mean: Params, x: Any) -> Undisturbed:
@@ -196,7 +200,8 @@ class Undisturbed(NamedTuple):
                     f"forward: outputs of shape {jnp.shape(leaf)} for {samples} samples, with per_sample(...); wanted "
                     "the samples as their first axis"
                 )
-        return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, frozenset(disturber.others))
+        whole, formed, scaled = map(frozenset, (disturber.others, disturber.formed, disturber.scaled))
+        return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, whole, formed, scaled)
 
     @property
     def noisy(self) -> list[int]:
@@ -475,7 +480,9 @@ def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     number = math.prod(shape)
     words = jax.random.bits(key, (-(-number // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & jnp.uint32(1)
-    return jnp.where(bits.reshape(-1)[:number].reshape(shape) == 1, 1, -1).astype(dtype)
+    # Made once, in this layout: fused into what uses them, they would be made again there, four times as slowly.
+    signs = lax.optimization_barrier(jnp.where(bits == 1, 1, -1).astype(dtype))
+    return signs.reshape(-1)[:number].reshape(shape)
 
 
 def _masked(rows: Array, healthy: Array) -> Array:
