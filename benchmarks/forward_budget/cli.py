@@ -11,7 +11,17 @@ import jax
 
 from benchmarks.forward_budget.jobs import perform
 from benchmarks.forward_budget.picture import draw
-from benchmarks.forward_budget.settings import GRIDS, NAMES, PRESETS, RIVALS, TITLES, TUNING_SEED, Preset, task
+from benchmarks.forward_budget.settings import (
+    GRIDS,
+    NAMES,
+    PRESETS,
+    RIVALS,
+    TITLES,
+    TUNING_SEED,
+    Preset,
+    methods_for,
+    task,
+)
 from benchmarks.forward_budget.summary import best_rate, is_cut, summarized, table
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, require, say
@@ -72,6 +82,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     wanted = [name for name in NAMES if not arguments.method or name in arguments.method]
     if not asked:
         raise Refused(f"--problem: {arguments.problem}; preset {arguments.preset} has {', '.join(preset.budgets)}")
+    if not any(name in methods_for(one) for one in asked for name in wanted):
+        known = "; ".join(f"{one} has {', '.join(methods_for(one))}" for one in asked)
+        raise Refused(f"--method: {', '.join(wanted)}; {known}")
     path = arguments.out / f"forward_budget_{arguments.preset}.jsonl"
     remedy = f"run python -m benchmarks forward-budget --preset {arguments.preset}"
     if arguments.draw:
@@ -86,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         others = {name: run for name, run in runs.kept.all.items() if not is_asked(run)}
         summarized(path, {**before, store.RUNS: others})  # which are to be whole before the work begins
         for problem in asked:
-            for method in wanted:
+            for method in (name for name in wanted if name in methods_for(problem)):
                 try:
                     runs.measure(preset, problem, method)
                 except (Unavailable, RuntimeError) as error:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.forward_budget.settings import NAMES, TITLES
-from benchmarks.harness.figures import band, legend, logarithmic, panels, save
+from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
 
-_COLORS = dict(
-    zip(NAMES, ("tab:purple", "tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True)
-)
+_PALETTE = ("tab:purple", "tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray", "black")
+_COLORS = dict(zip(NAMES, _PALETTE, strict=True))
 
 
 def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
@@ -20,9 +19,9 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
     curves = {problem: by_method for problem, by_method in curves.items() if by_method}
     if not curves:
         return
-    figure, axes = panels(2, len(curves), (4.6 * len(curves), 7))
-    for column, (problem, by_method) in enumerate(curves.items()):
-        for axis, key in zip(axes[:, column], ("passes", "seconds"), strict=True):
+    figure, below = pairs(len(curves), (4.6, 7), columns=4)
+    for pair, (problem, by_method) in zip(below, curves.items(), strict=True):
+        for axis, key in zip(pair, ("passes", "seconds"), strict=True):
             for method, runs in by_method.items():
                 length = min(len(run["passes"]) for run in runs)
                 values = np.array([run["test_accuracy"][1:length] for run in runs])
@@ -30,8 +29,10 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
                 style = {"color": _COLORS[method], "label": NAMES[method]}
                 band(axis, x, values.min(0), values.mean(0), values.max(0), **style)
             axis.set(ylabel="test accuracy")
-        axes[0, column].set(title=TITLES[problem], xlabel="sample-forward passes, millions")
-        axes[1, column].set_xlabel("seconds")
-        logarithmic(axes[1, column])
-    legend(axes[0, 0], "line: mean of the seeds\nband: least to largest", loc="lower right")
+        pair[0].set(title=TITLES[problem], xlabel="sample-forward passes, millions")
+        pair[1].set_xlabel("seconds")
+        logarithmic(pair[1])
+    entries = {label: line for pair in below for line, label in zip(*pair[0].get_legend_handles_labels(), strict=True)}
+    title = "line: mean of the seeds; band: least to largest"
+    legend(figure, title, (list(entries.values()), list(entries)), loc="outside lower center", ncols=4)
     save(figure, path, dpi=90)

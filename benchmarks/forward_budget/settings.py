@@ -13,6 +13,7 @@ NAMES = {
     "pgpe": "PGPE",
     "eki-r": "EKI(R)",
     "msgd": "momentum SGD",
+    "ste": "straight-through, momentum SGD",
 }
 RIVALS = ("open-es", "pgpe")
 # Step sizes that each evolution strategy chooses from, by the accuracy at the end of a tuning run.
@@ -23,7 +24,14 @@ TITLES = {
     "fashion-dnn2": "Fashion-MNIST, DNN 2",
     "mnist-small-cnn": "MNIST, small CNN",
     "cifar10-small-cnn": "CIFAR-10 (part), small CNN",
+    "mnist-sign": "MNIST, sign units",
+    "mnist-int8": "MNIST, 8-bit weights",
+    "mnist-experts": "MNIST, one expert of four",
+    "mnist-spikes": "MNIST, spikes",
 }
+# Networks without derivatives, and the methods for them; the others have all but the straight-through estimator.
+DISCRETE = ("mnist-sign", "mnist-int8", "mnist-experts", "mnist-spikes")
+FOR_DISCRETE = ("natural-eki-per-sample", "natural-eki-lowrank", "open-es", "pgpe", "ste")
 
 
 class Preset(NamedTuple):
@@ -52,6 +60,7 @@ PRESETS = {
             "fashion-dnn2": _millions(1, 2, 5, 10),
             "mnist-small-cnn": _millions(1, 2, 5, 10),
             "cifar10-small-cnn": _millions(1, 2, 5, 10),
+            **{name: _millions(1, 2, 5) for name in DISCRETE},
         },
         MILLION // 2,
     ),
@@ -79,6 +88,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pgpe": {"particles": 250, "batch": 100, "sigma": 0.05},
     "eki-r": {"particles": 200, "batch": 500},
     "msgd": {"batch": 100, "learning_rate": 0.01, "momentum": 0.9},
+    "ste": {"batch": 100, "learning_rate": 0.03, "momentum": 0.9},
 }
 # What differs on a problem. (With a norm of 3 one seed of three overshoots in its first steps on MNIST's small CNN, and
 # needs a million passes to mend that.)
@@ -94,6 +104,11 @@ ON_PROBLEM: dict[tuple[str, str], dict[str, Any]] = {
     ("digits-dnn", "natural-eki"): {"particles": 40, "batch": 200},
     ("digits-dnn", "eki-r"): {"particles": 40, "batch": 100},
 }
+
+
+def methods_for(problem: str) -> tuple[str, ...]:
+    """The methods that are compared on a problem."""
+    return FOR_DISCRETE if problem in DISCRETE else tuple(name for name in NAMES if name != "ste")
 
 
 def task(preset: Preset, problem: str, method: str, seed: int, **chosen: Any) -> dict[str, Any]:

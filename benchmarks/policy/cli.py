@@ -13,7 +13,7 @@ from benchmarks.harness.store import Cells, result, show
 from benchmarks.policy import optimum
 from benchmarks.policy.jobs import perform
 from benchmarks.policy.picture import draw
-from benchmarks.policy.settings import GRIDS, NAMES, PRESETS, TASKS, TUNING_SEED, Preset, task
+from benchmarks.policy.settings import GRIDS, NAMES, PRESETS, TASKS, TUNING_SEED, Preset, methods_for, task
 from benchmarks.policy.summary import MOST, at_end, table
 from benchmarks.reporting import RESULTS, print_result
 from eki_jax.training.files import claimed
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
         if grid := optimum.GRIDS.get(environment):
             measure = functools.partial(optimum.pendulum, grid)
             cells.get(f"{environment}, {MOST}", grid._asdict(), measure)
-        for method in wanted:
+        for method in (name for name in wanted if name in methods_for(environment)):
             best = _best(cells, preset, environment, method, peers)
             if best is not None:
                 wish = task(preset, environment, method, best, preset.seeds)

@@ -10,7 +10,7 @@ from benchmarks.harness.peers import Unavailable, ask, python_of
 from benchmarks.policy import methods
 from benchmarks.policy.curve import follow
 from benchmarks.policy.networks import build
-from benchmarks.policy.settings import RIVALS, TASKS
+from benchmarks.policy.settings import DISCRETE, RIVALS, TASKS
 
 _ROOT = Path(__file__).parents[2]
 
@@ -24,5 +24,5 @@ def perform(task: dict[str, Any], peers: Path) -> dict[str, Any]:
             return ask([str(python), "-m", "benchmarks.policy.evolution", json.dumps(task)], _ROOT)
         except Unavailable as error:
             return {"skipped": str(error)}
-    network = build(task["environment"], of.widths)
+    network = build(task["environment"], of.widths, DISCRETE.get(task["method"], "tanh"))
     return {"rows": follow(network, methods.build(network, task), task)}

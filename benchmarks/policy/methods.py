@@ -12,7 +12,7 @@ import eki_jax
 from benchmarks.methods import Steps, descent
 from benchmarks.policy.curve import Run, Used
 from benchmarks.policy.networks import Network
-from benchmarks.policy.settings import TASKS
+from benchmarks.policy.settings import DISCRETE, TASKS
 from eki_jax import natural, policy
 
 # Of proximal policy optimization: how often an iteration's states are used, and in how many pieces.
@@ -23,6 +23,7 @@ def build(network: Network, task: dict[str, Any]) -> Run:
     """The method of a task."""
     makers = {
         "natural": _natural,
+        **dict.fromkeys(DISCRETE, _natural),
         "per-sample": _per_sample,
         "ppo": _ppo,
         "eki": _eki,
@@ -32,7 +33,7 @@ def build(network: Network, task: dict[str, Any]) -> Run:
 
 
 def _natural(network: Network, task: dict[str, Any]) -> Run:
-    own = {"particles": task["particles"], "divergence": task["divergence"]}
+    own = {name: task[name] for name in ("particles", "divergence", "sigma") if name in task}
     agent = policy.natural_policy_gradient(*_parts(network), **own, **_collection(task))
     return _of_learner(network, agent)
 

@@ -1,4 +1,4 @@
-"""The policy and the critic that all methods have: layers of tanh, the same start."""
+"""The policy and the critic that all methods have: layers of tanh, the same start; and policies without derivatives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from eki_jax import flax as models
 from eki_jax import policy
 
 
@@ -33,24 +34,39 @@ class Network(NamedTuple):
     value: Callable[[Any, Any], Any]
 
 
-def build(name: str, widths: tuple[int, ...], activation: Callable[[Any], Any] = jnp.tanh) -> Network:
+# Of a list of rules.
+RULES = 8
+
+
+def build(name: str, widths: tuple[int, ...], kind: str = "tanh") -> Network:
     """The network of an environment of gymnax.
 
     Args:
         name: name of the environment.
         widths: hidden units.
-        activation: function between the layers.
+        kind: policy: of "tanh" units, which any environment has; or where actions are choices of "sign" units, of
+            "int8" weights, or a list of "rules".
     """
     environment = policy.from_gymnax(name)
     inputs = math.prod(environment.observation_shape)
-    layers = lambda params, x: _layers(params, x, activation)
+    layers = lambda params, x: _layers(params, x, jnp.tanh)
     if environment.choices is not None:
         sizes = (inputs, *widths, environment.choices)
+        kinds: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+            "tanh": (lambda key: _start(key, sizes, 0.01), layers),
+            "sign": (lambda key: _start(key, sizes, 0.01), lambda params, x: _layers(params, x, models.sign)),
+            "int8": (
+                lambda key: _start(key, sizes, 0.01),
+                lambda params, x: layers(jax.tree.map(models.quantized, params), x),
+            ),
+            "rules": (lambda key: _start_rules(key, inputs, environment.choices), _rules),
+        }
+        init, forward = kinds[kind]
         return Network(
             environment,
             policy.categorical(),
-            lambda key: _start(key, sizes, 0.01),
-            layers,
+            init,
+            forward,
             lambda key: _start(key, (inputs, *widths, 1), 1.0),
             lambda params, x: layers(params, x)[:, 0],
         )
@@ -78,6 +94,19 @@ def _start(key: jax.Array, sizes: tuple[int, ...], last: float) -> list[Any]:
         w = scale * jax.random.normal(jax.random.fold_in(key, index), (rows, columns))
         params.append({"w": w, "b": jnp.zeros(columns)})
     return params
+
+
+def _start_rules(key: jax.Array, inputs: int, choices: int) -> dict[str, jax.Array]:
+    """Planes through the middle; after each of them, and after the last, all actions are as likely."""
+    planes = jax.random.normal(key, (inputs, RULES)) / math.sqrt(inputs)
+    return {"planes": planes, "offsets": jnp.zeros(RULES), "logits": jnp.zeros((RULES + 1, choices))}
+
+
+def _rules(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """The logits of the first rule that holds, or of none: *if x is beyond this plane, then ..., else if*."""
+    holds = x.reshape(len(x), -1) @ params["planes"] + params["offsets"] > 0
+    always = jnp.ones((len(x), 1), bool)
+    return params["logits"][jnp.argmax(jnp.concatenate([holds, always], axis=1), axis=1)]
 
 
 def _layers(params: list[Any], x: Any, activation: Callable[[Any], Any]) -> Any:

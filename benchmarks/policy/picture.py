@@ -11,9 +11,8 @@ from benchmarks.harness.figures import SMALL, band, legend, logarithmic, pairs, 
 from benchmarks.policy.settings import NAMES, TASKS
 from benchmarks.policy.summary import MOST, most_of, runs_of
 
-_COLORS = dict(
-    zip(NAMES, ("tab:red", "tab:purple", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray"), strict=True)
-)
+_PALETTE = ("tab:red", "tab:pink", "tab:brown", "tab:olive", "tab:purple", "tab:orange", "tab:blue", "tab:cyan")
+_COLORS = dict(zip(NAMES, (*_PALETTE, "tab:green", "tab:gray"), strict=True))
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 NAMES = {
     "natural": "natural policy gradient",
+    "natural-sign": "the same, sign units",
+    "natural-int8": "the same, 8-bit weights",
+    "natural-rules": "the same, a list of eight rules",
     "per-sample": "clipped policy gradient, per sample",
     "natural-episodes": "natural, episodes as a black box",
     "eki": "EKI, episodes as a black box",
@@ -14,6 +17,9 @@ NAMES = {
     "ppo": "PPO (differentiates the policy)",
 }
 RIVALS = ("open-es", "pgpe")
+# Policies without derivatives, of the natural policy gradient, and the environment on which they are compared.
+DISCRETE = {"natural-sign": "sign", "natural-int8": "int8", "natural-rules": "rules"}
+OF_DISCRETE = "CartPole-v1"
 
 
 class Task(NamedTuple):
@@ -75,6 +81,9 @@ TUNING_SEED, TUNING_SHARE = 100, 0.5
 # The setting of each method that is chosen from a grid, by the mean of the last three measurements of a tuning run.
 GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "natural": ("divergence", (0.01, 0.03)),
+    "natural-sign": ("divergence", (0.01, 0.03)),
+    "natural-int8": ("divergence", (0.01, 0.03)),
+    "natural-rules": ("sigma", (0.3, 1.0, 3.0)),
     "per-sample": ("learning_rate", (3e-4, 1e-3, 3e-3)),
     "natural-episodes": ("sigma", (0.1, 0.3)),
     "eki": ("sigma", (0.3, 1.0)),
@@ -84,6 +93,9 @@ GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "natural": {"particles": 200, "copies": 16, "steps": 128},
+    "natural-sign": {"particles": 200, "copies": 16, "steps": 128},
+    "natural-int8": {"particles": 200, "copies": 16, "steps": 128},
+    "natural-rules": {"particles": 200, "copies": 16, "steps": 128, "divergence": 0.01},
     "per-sample": {"particles": 8, "copies": 16, "steps": 128},
     "natural-episodes": {"particles": 64, "episodes": 2, "parts": 10},
     "eki": {"particles": 64, "episodes": 2, "parts": 10},
@@ -91,6 +103,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pgpe": {"particles": 64, "episodes": 2, "sigma": 0.1},
     "ppo": {"copies": 16, "steps": 128},
 }
+
+
+def methods_for(environment: str) -> tuple[str, ...]:
+    """The methods that are compared on an environment."""
+    return tuple(name for name in NAMES if name not in DISCRETE or environment == OF_DISCRETE)
 
 
 def task(preset: Preset, environment: str, method: str, value: float, seeds: tuple[int, ...]) -> dict[str, Any]:

@@ -61,6 +61,14 @@ _DISCRETE = {
         lambda: models.Int8Network((100, 10)),
         lambda: models.Int8Network((100, 10), straight_through=True),
     ),
+    "mnist-experts": (
+        lambda: models.ExpertsNetwork(4, 32, 10),
+        lambda: models.ExpertsNetwork(4, 32, 10, straight_through=True),
+    ),
+    "mnist-spikes": (
+        lambda: models.SpikingNetwork((100, 10)),
+        lambda: models.SpikingNetwork((100, 10), straight_through=True),
+    ),
 }
 
 

@@ -23,12 +23,16 @@ from eki_jax.flax.dense import dnn2 as dnn2
 from eki_jax.flax.dense import dnn3 as dnn3
 from eki_jax.flax.dense import dnn4 as dnn4
 from eki_jax.flax.discrete import INT8_STEP as INT8_STEP
+from eki_jax.flax.discrete import ExpertsNetwork as ExpertsNetwork
 from eki_jax.flax.discrete import Int8Network as Int8Network
+from eki_jax.flax.discrete import SpikingNetwork as SpikingNetwork
 from eki_jax.flax.discrete import from_int8 as from_int8
 from eki_jax.flax.discrete import quantized as quantized
 from eki_jax.flax.discrete import sign as sign
+from eki_jax.flax.discrete import spike as spike
 from eki_jax.flax.discrete import straight_through_quantized as straight_through_quantized
 from eki_jax.flax.discrete import straight_through_sign as straight_through_sign
+from eki_jax.flax.discrete import surrogate_spike as surrogate_spike
 from eki_jax.flax.discrete import to_int8 as to_int8
 from eki_jax.flax.linen import linen_forward as linen_forward
 from eki_jax.flax.low_rank import low_rank_forward as low_rank_forward

@@ -1,4 +1,4 @@
-"""Networks without useful derivatives: sign activations, and weights that are 8-bit integers.
+"""Networks without useful derivatives: sign activations, weights that are 8-bit integers, experts, and spikes.
 
 Backpropagation through them finds zeros. Each has a straight-through twin, the same values with made-up derivatives
 (Bengio, Leonard & Courville, arXiv:1308.3432; Hubara et al., arXiv:1602.02830), for the gradient method that is used
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from eki_jax._checks import array, arrays, is_known, sizes
+from eki_jax._checks import FROM_0_TO_1, array, arrays, is_known, real, sizes, whole
 from eki_jax.kernel.particles import floating_dtype
 
 if TYPE_CHECKING:
@@ -162,6 +162,154 @@ class Int8Network(nn.Module):
             x = x @ rounded(kernel) + rounded(bias)
             x = jax.nn.relu(x) if index + 1 < len(self.widths) else x
         return x
+
+    def __call__(self, x: Array) -> Array:
+        """Class probabilities, shape ``(batch, classes)``."""
+        return jax.nn.softmax(self.logits(x))
+
+
+class ExpertsNetwork(nn.Module):
+    """A hidden layer of experts, of which each sample has one: the one that a router gives the largest number.
+
+    A choice has no derivative: backpropagation trains the experts and never the router.
+
+    Attributes:
+        experts: number of experts.
+        width: hidden units of an expert, with ReLU.
+        classes: number of classes.
+        straight_through: flag; True takes derivatives as if the router's softmax were the choice, for the gradient
+            method.
+
+    Raises:
+        TypeError: sizes that are no whole numbers.
+        ValueError: sizes below one.
+
+    Source: Shazeer et al., *Outrageously large neural networks* (2017); Fedus et al., *Switch transformers* (2022).
+    """
+
+    experts: int
+    width: int
+    classes: int
+    straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "width", "classes"):
+            whole(name, getattr(self, name))
+        super().__post_init__()
+
+    @nn.compact
+    def logits(self, x: Array) -> Array:
+        """Values before the softmax, shape ``(batch, classes)``."""
+        x = x.reshape((x.shape[0], -1))
+        routed = nn.Dense(self.experts, use_bias=False, name="router")(x)
+        chosen = jax.nn.one_hot(jnp.argmax(routed, axis=-1), self.experts, dtype=routed.dtype)
+        if self.straight_through:
+            soft = jax.nn.softmax(routed)
+            chosen = chosen + soft - jax.lax.stop_gradient(soft)
+        # Side by side with zeros for the others, so that what is computed is the chosen expert's alone.
+        of_chosen = lambda rows: (chosen[..., None] * rows[:, None]).reshape((rows.shape[0], -1))
+        layer = lambda width, name: nn.Dense(width, use_bias=False, name=name)
+        hidden = layer(self.width, "hidden")(of_chosen(x)) + layer(self.width, "hidden_biases")(chosen)
+        last = layer(self.classes, "last")(of_chosen(jax.nn.relu(hidden)))
+        return last + layer(self.classes, "last_biases")(chosen)
+
+    def __call__(self, x: Array) -> Array:
+        """Class probabilities, shape ``(batch, classes)``."""
+        return jax.nn.softmax(self.logits(x))
+
+
+# How fast the derivative that is made up for a spike falls on both sides of the threshold.
+_SURROGATE_SLOPE = 10.0
+
+
+@jax.custom_jvp
+def _spike(potential: Array) -> Array:
+    return spike(potential)
+
+
+@_spike.defjvp
+def _spike_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (potential,), (tangent,) = primals, tangents
+    return spike(potential), tangent / (1 + _SURROGATE_SLOPE * jnp.abs(potential - 1)) ** 2
+
+
+def spike(potential: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """1 where a potential has reached the threshold 1, else 0. Its derivative is zero; NaN stays NaN.
+
+    Raises:
+        TypeError: ``potential`` is no floating-point array.
+
+    >>> spike(jnp.array([0.5, 1.0]))
+    Array([0., 1.], dtype=float32)
+    """
+    potential = _numbers("potential", potential)
+    return jnp.where(jnp.isnan(potential), potential, (potential >= 1).astype(potential.dtype))
+
+
+def surrogate_spike(potential: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    r"""``spike`` forwards; backwards the derivative of a fast sigmoid, :math:`1 / (1 + 10 |v - 1|)^2`.
+
+    Raises:
+        TypeError: ``potential`` is no floating-point array.
+
+    Source: Zenke and Ganguli, *SuperSpike* (2018), equation 3.
+
+    >>> jax.vmap(jax.grad(surrogate_spike))(jnp.array([0.9, 1.0]))
+    Array([0.25, 1.  ], dtype=float32)
+    """
+    return _spike(_numbers("potential", potential))
+
+
+class SpikingNetwork(nn.Module):
+    r"""A network of leaky neurons that integrate, and fire when they reach 1, over a number of steps of time.
+
+    .. math:: v \leftarrow \beta v + W s + b, \qquad s' = [v \ge 1], \qquad v \leftarrow v - s'
+
+    The images are a constant current into the first layer, each layer's spikes go into the next, and the last layer
+    reads the mean of what the one before it fired. Heaviside's step has no useful derivative.
+
+    Attributes:
+        widths: outputs of every layer, the last being the number of classes.
+        steps: number of steps.
+        leak: factor beta in [0, 1] of what is left of a potential a step later.
+        straight_through: flag; True takes derivatives as :func:`surrogate_spike` has them, for the gradient method.
+
+    Raises:
+        TypeError: widths or steps that are no whole numbers, a leak that is no number.
+        ValueError: fewer than two widths, sizes below one, a leak out of range.
+    """
+
+    widths: Sequence[int]
+    steps: int = 8
+    leak: float = 0.9
+    straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        sizes("widths", self.widths)
+        if len(self.widths) < 2:
+            raise ValueError(f"widths: {tuple(self.widths)}; wanted a hidden layer at least, and the classes")
+        whole("steps", self.steps)
+        real("leak", self.leak, FROM_0_TO_1)
+        super().__post_init__()
+
+    @nn.compact
+    def logits(self, x: Array) -> Array:
+        """Values before the softmax, shape ``(batch, classes)``."""
+        fires = surrogate_spike if self.straight_through else spike
+        current = nn.Dense(self.widths[0], name="layer_0")(x.reshape((x.shape[0], -1)))
+        between = list(enumerate(self.widths))[1:-1]
+        layers = [nn.Dense(width, name=f"layer_{index}") for index, width in between]
+        potentials = [jnp.zeros((x.shape[0], width), current.dtype) for width in self.widths[:-1]]
+        fired = jnp.zeros_like(potentials[-1])
+        for _ in range(self.steps):
+            drive = current
+            for index, potential in enumerate(potentials):
+                potential = self.leak * potential + drive
+                spikes = fires(potential)
+                potentials[index] = potential - spikes
+                drive = layers[index](spikes) if index < len(layers) else spikes
+            fired = fired + drive / self.steps
+        return nn.Dense(self.widths[-1], name=f"layer_{len(self.widths) - 1}")(fired)
 
     def __call__(self, x: Array) -> Array:
         """Class probabilities, shape ``(batch, classes)``."""

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.harness import store
 from benchmarks.harness.peers import Unavailable
-from benchmarks.policy import cli, curve, jobs, methods, networks, settings, summary
+from benchmarks.policy import cli, curve, jobs, methods, networks, optimum, settings, summary
 
 pytestmark = pytest.mark.benchmarks
 SMOKE = settings.PRESETS["smoke"]
@@ -100,12 +100,18 @@ def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["natural-episodes", *(pytest.param(n, marks=pytest.mark.slow) for n in ("natural", "per-sample", "eki", "ppo"))],
+    [
+        "natural-episodes",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("natural", "natural-sign", "natural-int8", "natural-rules", "per-sample", "eki", "ppo")
+        ),
+    ],
 )
 def test_a_method_learns(name: str) -> None:
     """After ten thousand steps the pole stands longer than at the start, and what was used is counted."""
     task = settings.task(SMOKE, "CartPole-v1", name, settings.GRIDS[name][1][-1], (0,))
-    network = networks.build("CartPole-v1", (16,))
+    network = networks.build("CartPole-v1", (16,), settings.DISCRETE.get(name, "tanh"))
     (row,) = curve.follow(network, methods.build(network, task | {"particles": 32}), task)
     assert row["returns"][-1] > row["returns"][0] + 20
     assert row["steps"][0] == row["episodes"][0] == 0
@@ -130,3 +136,20 @@ def test_medians_and_quartiles_are_of_seeds() -> None:
     cell = {"settings": {"points": 2}, "found": curves([0.0, 4.0, 8.0], 5)}
     np.testing.assert_array_equal(summary.at_share(cell, 0.5), [4, 5, 6, 7, 8])
     assert summary.middle(summary.at_share(cell, 1.0)) == (10.0, 9.0, 11.0)
+
+
+def test_a_list_of_rules_has_the_first_that_holds() -> None:
+    """And the last logits where none does."""
+    forward = networks.build("CartPole-v1", (4,), "rules").forward
+    planes = np.zeros((4, networks.RULES), np.float32)
+    planes[0, 2], planes[1, 5] = 1, 1
+    params = {"planes": planes, "offsets": np.zeros(8, np.float32), "logits": np.arange(18.0).reshape(9, 2)}
+    x = np.array([[1, 1, 0, 0], [-1, 1, 0, 0], [-1, -1, 0, 0]], np.float32)
+    np.testing.assert_array_equal(forward(params, x), params["logits"][[2, 5, 8]])
+
+
+def test_the_most_there_is_on_a_coarse_grid() -> None:
+    """About what a fine one gives, -137.8."""
+    found = optimum.pendulum(optimum.Grid(61, 61, 9, 1000))
+    assert found["mean"] == pytest.approx(-138, abs=4)
+    assert found["deviation"] == pytest.approx(74, abs=6)

@@ -222,3 +222,64 @@ def test_a_network_of_integers_against_numpy() -> None:
     wanted = np.exp(hidden - hidden.max(axis=1, keepdims=True))
     found = jax.jit(network.apply)({"params": params}, x)
     np.testing.assert_allclose(found, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)
+
+
+def test_one_expert_a_sample_against_numpy() -> None:
+    """Each sample has the outputs of the expert to which its router's largest number points, and of no other."""
+    network = models.ExpertsNetwork(experts=3, width=4, classes=2)
+    x = jax.random.normal(jax.random.key(1), (6, 5))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(network.init)(jax.random.key(0), x)["params"])
+    p = jax.tree.map(np.asarray, params)
+    wanted, chosen = [], np.argmax(np.asarray(x) @ p["router"]["kernel"], axis=1)
+    assert len(set(chosen)) > 1
+    for row, expert in zip(np.asarray(x), chosen, strict=True):
+        first, second = p["hidden"]["kernel"].reshape(3, 5, 4), p["last"]["kernel"].reshape(3, 4, 2)
+        hidden = np.maximum(row @ first[expert] + p["hidden_biases"]["kernel"][expert], 0)
+        wanted.append(hidden @ second[expert] + p["last_biases"]["kernel"][expert])
+    found = jax.jit(network.apply)({"params": params}, x)
+    np.testing.assert_allclose(found, softmax(np.array(wanted)), rtol=1e-5)
+
+
+def test_spikes_against_numpy() -> None:
+    """Two layers of neurons, step by step."""
+    network = models.SpikingNetwork((7, 6, 3), steps=5, leak=0.8)
+    x = 2 * jax.random.normal(jax.random.key(1), (4, 5))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(network.init)(jax.random.key(0), x)["params"])
+    layers = [(np.asarray(params[f"layer_{i}"]["kernel"]), np.asarray(params[f"layer_{i}"]["bias"])) for i in range(3)]
+    v, u, fired = np.zeros((4, 7)), np.zeros((4, 6)), np.zeros((4, 6))
+    for _ in range(5):
+        v = 0.8 * v + np.asarray(x) @ layers[0][0] + layers[0][1]
+        spikes = v >= 1
+        v, u = v - spikes, 0.8 * u + spikes @ layers[1][0] + layers[1][1]
+        spikes = u >= 1
+        u, fired = u - spikes, fired + spikes / 5
+    assert 0 < fired.mean() < 1
+    wanted = softmax(fired @ layers[2][0] + layers[2][1])
+    np.testing.assert_allclose(jax.jit(network.apply)({"params": params}, x), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", [models.ExpertsNetwork(3, 4, 2), models.SpikingNetwork((7, 2))])
+def test_twins_differ_in_derivatives_alone(network: nn.Module) -> None:
+    """What is hidden has a derivative in the twin alone."""
+    x = 2 * jax.random.normal(jax.random.key(1), (6, 5))
+    twin = network.clone(straight_through=True)
+    params = jax.jit(network.init)(jax.random.key(0), x)
+    np.testing.assert_allclose(network.apply(params, x), twin.apply(params, x), rtol=1e-6)
+    first = "router" if isinstance(network, models.ExpertsNetwork) else "layer_0"
+    slope = lambda of: jax.grad(lambda p: of.apply(p, x)[:, 0].sum())(params)["params"][first]["kernel"]
+    assert not jnp.any(slope(network))
+    assert jnp.any(slope(twin))
+
+
+def test_discrete_networks_refuse_bad_sizes() -> None:
+    with pytest.raises(ValueError, match=r"experts: 0"):
+        models.ExpertsNetwork(0, 4, 2)
+    with pytest.raises(ValueError, match=r"widths: \(3,\); wanted a hidden layer"):
+        models.SpikingNetwork((3,))
+    with pytest.raises(ValueError, match=r"leak: 1\.5; wanted a number in \[0, 1\]"):
+        models.SpikingNetwork((4, 3), leak=1.5)

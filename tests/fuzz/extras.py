@@ -314,6 +314,18 @@ FLAX: dict[str, Call] = {
         {"channels": ("sizes", (2, 3)), "window": ("whole", 2), "stride": ("whole", 2)},
     ),
     "flax.DenseNetwork": Call(network(eki_flax.DenseNetwork, X), {"widths": ("sizes", (4, 3)), "activation": RELU}),
+    "flax.ExpertsNetwork": Call(
+        network(eki_flax.ExpertsNetwork, X),
+        {"experts": ("whole", 3), "width": ("whole", 4), "classes": ("whole", 2)},
+    ),
+    "flax.SpikingNetwork": Call(
+        network(eki_flax.SpikingNetwork, X),
+        {"widths": ("sizes", (4, 3)), "steps": ("whole", 2), "leak": ("from 0 to 1", 0.9)},
+    ),
+    "flax.spike": Call(eki_flax.spike, {"potential": WEIGHTS}, lambda potential: np.float64(potential >= 1)),
+    "flax.surrogate_spike": Call(
+        eki_flax.surrogate_spike, {"potential": WEIGHTS}, lambda potential: np.float64(potential >= 1)
+    ),
     "flax.Int8Network": Call(network(eki_flax.Int8Network, X), {"widths": ("sizes", (4, 3))}),
     "flax.SmallConvolutionalNetwork": Call(
         network(eki_flax.SmallConvolutionalNetwork, np.ones((2, 16, 16, 1), np.float32)),
