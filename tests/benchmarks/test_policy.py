@@ -98,16 +98,10 @@ def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs.perform(task, Path()) == {"skipped": "cannot be installed: no network"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "natural-episodes",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("natural", "natural-sign", "natural-int8", "natural-rules", "per-sample", "eki", "ppo")
-        ),
-    ],
-)
+SLOW = ("natural", "natural-sign", "natural-int8", "per-sample", "eki", "ppo")
+
+
+@pytest.mark.parametrize("name", ["natural-episodes", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_a_method_learns(name: str) -> None:
     """After ten thousand steps the pole stands longer than at the start, and what was used is counted."""
     task = settings.task(SMOKE, "CartPole-v1", name, settings.GRIDS[name][1][-1], (0,))
