@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.sharding import PartitionSpec
 
 import eki_jax
 from eki_jax import natural, sharding
@@ -164,9 +165,11 @@ def test_leaves_in_loops_in_loops_are_wholes() -> None:
     np.testing.assert_array_equal(mean["u"], 0)  # is not used
 
 
-def test_it_is_the_same_on_devices() -> None:
-    """Particles and samples over eight devices: the noise is that of one."""
-    forward, params, batch = network()
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_it_is_the_same_on_devices(is_rounded: bool) -> None:
+    """Particles and samples over eight devices: the noise is that of one, and so are slopes of rounded weights."""
+    plain, params, batch = network()
+    forward = (lambda p, x: plain(jax.tree.map(lambda w: jnp.round(8 * w) / 8, p), x)) if is_rounded else plain
     wanted, direction = estimate(forward, 8)(params, batch, jax.random.key(1))
     for axes in ({"axis_name": "particles"}, {"batch_axis_name": "batch"}):
         name = next(iter(axes.values()))
@@ -351,3 +354,21 @@ def test_a_function_inside_of_a_loop_has_slopes() -> None:
     at = {**params, "u": jnp.round(8 * params["u"]) / 8}
     wanted = exact(lambda p, x: recurrent(p, x, steps=0), at, batch, SQUARES)["u"]
     assert cosine(found, wanted) > 0.97
+
+
+@pytest.mark.parametrize(("is_rounded", "learns"), [(True, True), pytest.param(False, False, marks=pytest.mark.slow)])
+def test_both_axes_of_devices(is_rounded: bool, learns: bool) -> None:
+    """In ``jax.shard_map``: where steps lead and what is learned are those of one device, not a multiple of them."""
+    plain, params, batch = network()
+    forward = (lambda p, x: plain(jax.tree.map(lambda w: jnp.round(8 * w) / 8, p), x)) if is_rounded else plain
+    deviations = per_sample(feedback=natural.learned_feedback(batch[0][:1]) if learns else None)
+    make = lambda **axes: natural.natural_gradient(forward, LOSS, 8, 0.05, deviations=deviations, **axes)
+    alone, over = make(), make(axis_name="particles", batch_axis_name="batch")
+    same, samples = PartitionSpec(), PartitionSpec("batch")
+    spread = sharding.over_devices(over.step, sharding.make_mesh(2, 4), (same, (samples, samples)))
+    one = many = alone.init(params, jax.random.key(0))
+    for _ in range(2):
+        one, many = jax.jit(alone.step)(one, batch)[0], jax.jit(spread)(many, batch)[0]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5)
+    jax.tree.map(close, many.position, one.position)
+    jax.tree.map(close, many.memory, one.memory)

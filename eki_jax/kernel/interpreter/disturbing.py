@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter import forming
-from eki_jax.kernel.interpreter.binding import bound
+from eki_jax.kernel.interpreter.binding import bound, varying, varying_over
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Tagged, plain
 from eki_jax.kernel.interpreter.watching import Loop, Watcher
@@ -103,7 +103,9 @@ class _Layer:
     def pulled(self, parameter: Array, gradient: Array) -> Array:
         """The leaf's gradient, from that of what the layer returns: the layer is linear, up to a constant."""
         gradient = self.sign * gradient.reshape(self.shape).astype(self.dtype)
-        return jax.vjp(self._outputs, parameter)[1](gradient)[0]
+        # Of this device's samples: of a parameter that is the same on all devices JAX would return the sum over them.
+        own = varying_over(parameter, varying([gradient]))
+        return jax.vjp(self._outputs, own)[1](gradient)[0]
 
     def _outputs(self, parameter: Array) -> Array:
         if self.turns is None:

@@ -21,6 +21,7 @@ from jax import lax
 
 from eki_jax._types import Array
 from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.interpreter.binding import varying, varying_over
 
 # Features of a prediction: a square matrix of them is solved for each layer.
 LARGEST = 4096
@@ -251,7 +252,8 @@ def _summed_by_range(ranges: Array, values: tuple[Array, ...], bins: int) -> tup
             at = row[0] == jnp.arange(bins)[:, None]
             return tuple(total + jnp.where(at, value, 0) for total, value in zip(sums, row[1:], strict=True)), None
 
-        nothing = tuple(jnp.zeros((bins, value.shape[1])) for value in values)
+        axes = varying((ranges, *values))
+        nothing = tuple(varying_over(jnp.zeros((bins, value.shape[1])), axes) for value in values)
         sums, _ = lax.scan(add, nothing, (ranges, *values))
         return tuple(total.T for total in sums)
 
