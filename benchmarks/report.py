@@ -148,7 +148,10 @@ def _pages() -> Iterator[Made]:
     """Pages of the documentation with tables between marks, and their pictures."""
     from benchmarks.calibration.cli import EXPERIMENTS
     from benchmarks.edf import pictures, tables
+    from benchmarks.forward_budget.summary import discrete_table, summarized
+    from benchmarks.language import comparison
     from benchmarks.models.table import table
+    from benchmarks.policy.summary import at_the_end
 
     def page(name: str, texts: dict[str, Callable[[], str]]) -> Made:
         def write(path: Path) -> None:
@@ -166,6 +169,12 @@ def _pages() -> Iterator[Made]:
         calibration[name] = with_origin(of.table, found)
         yield Made(IMAGES / f"calibration_{name}.png", lambda path, of=of, found=found: of.draw(found, path))
     yield page("calibration_benchmarks.md", calibration)
+    budget = summarized(RESULTS / "forward_budget_cpu.jsonl", _read("forward_budget_cpu.jsonl"))
+    yield page("forward_budget.md", {"discrete": with_origin(discrete_table, budget)})
+    policies = _read("policy_cpu.jsonl")
+    yield page("policy.md", {"policies": with_origin(at_the_end, policies)})
+    language = _read("language_cpu.jsonl")
+    yield page("per_sample.md", {"language": lambda: comparison.table(language)})
     yield page("models.md", {"models": with_origin(table, _read("models.jsonl"))})
     edf = {path.stem: _read(path.name) for path in sorted(RESULTS.glob("edf_*.jsonl"))}
     for name, found in edf.items():

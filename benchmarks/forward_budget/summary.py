@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.forward_budget.settings import MILLION, NAMES, RIVALS, TITLES, TUNING_SEED
+from benchmarks.forward_budget.settings import DISCRETE, MILLION, NAMES, RIVALS, TITLES, TUNING_SEED
 from benchmarks.harness.command import Refused
 from benchmarks.harness.tables import machine, markdown
 
@@ -155,6 +155,21 @@ def table(result: dict[str, Any]) -> str:
         title = f"### {TITLES[problem]} ({result['parameters'][problem]:,} parameters)"
         lines += [title, "", markdown(header, rows), ""]
     return "\n".join([*lines, _footer(result)])
+
+
+def discrete_table(result: dict[str, Any]) -> str:
+    """Of the networks without derivatives the accuracies after the first and the last budget, a line a network."""
+    methods = ("natural-eki-per-sample", "ste", "natural-eki-lowrank")
+    shown = [problem for problem in DISCRETE if problem in result["results"]]
+    header, rows = ["network"], []
+    for problem in shown:
+        budgets = result["budgets"][problem]
+        ends = (budgets[0], budgets[-1])
+        header = ["network", *(f"{NAMES[m]}, {budget / MILLION:g} M" for m in methods for budget in ends)]
+        points = [result["results"][problem].get(m, {}).get(str(budget)) for m in methods for budget in ends]
+        cells = ["–" if point is None else f"{point['mean']:.4f} ± {point['spread']:.4f}" for point in points]
+        rows.append([TITLES[problem], *cells])
+    return markdown(header, rows)
 
 
 def _footer(result: dict[str, Any]) -> str:

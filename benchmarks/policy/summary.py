@@ -83,6 +83,23 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, _footer(found)])
 
 
+def at_the_end(found: dict[str, Any]) -> str:
+    """Median and quartiles at the end of the budgets as Markdown, a line a method and a column an environment."""
+    by = runs_of(found)
+    budget = lambda row: max(cell["settings"]["budget"] for cell in row.values())
+    header = ["method", *(f"{TASKS[env].title}, {budget(row):,} steps" for env, row in by.items())]
+    number = lambda cell: "{:.1f} ({:.1f} to {:.1f})".format(*middle(at_share(cell, 1.0)))
+    rows = [
+        [NAMES[method], *(number(row[method]) if method in row else "–" for row in by.values())]
+        for method in NAMES
+        if any(method in row for row in by.values())
+    ]
+    most = [most_of(found, env) for env in by]
+    if any(most):
+        rows.append([MOST, *("–" if one is None else f"{one[0]:.1f}" for one in most)])
+    return markdown(header, rows)
+
+
 def _footer(found: dict[str, Any]) -> str:
     settings = next(iter(found["cells"].values()))["settings"] if found["cells"] else {"test_episodes": 0}
     grids = "; ".join(f"{NAMES[method]}: {name.replace('_', ' ')} {values}" for method, (name, values) in GRIDS.items())
