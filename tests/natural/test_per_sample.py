@@ -293,6 +293,22 @@ def test_what_is_computed_first_is_whole() -> None:
         natural.describe(varied, params, jnp.ones((5, 3)), per_sample())
 
 
+ALL_OF_A_LEAF = {
+    "a sum": lambda p, x: jnp.tanh(x @ p["w"] + jnp.sum(p["b"])) @ p["v"],
+    "a scale of another": lambda p, x: jnp.tanh(x @ (p["w"] / jnp.max(jnp.abs(p["b"])))) @ p["v"],
+    "a scale and more": lambda p, x: jnp.tanh(x @ p["w"] + p["b"] / jnp.max(p["b"])) @ p["v"] + jnp.max(p["b"]),
+}
+
+
+@pytest.mark.parametrize("name", ALL_OF_A_LEAF)
+def test_what_is_made_of_all_of_a_leaf_is_no_constant(name: str) -> None:
+    """Unless it scales that leaf alone."""
+    params = {"b": jnp.arange(1.0, 5.0), "v": jnp.ones((4, 2)), "w": jnp.ones((3, 4))}
+    leaves = natural.describe(ALL_OF_A_LEAF[name], params, jnp.ones((5, 3)), per_sample()).leaves
+    assert next(leaf.deviation for leaf in leaves if leaf.name == "['b']") == "plain"
+    assert next(leaf.deviation for leaf in leaves if leaf.name == "['v']") == "per sample"
+
+
 def test_rounded_weights_have_slopes() -> None:
     """Of a step of 1/8, whose derivative is zero: all weights have one of about 1, but those beyond the range."""
     rounded = lambda w: jnp.clip(jnp.round(8 * w), -16, 15).astype(jnp.int8).astype(jnp.float32) / 8

@@ -240,20 +240,21 @@ class Disturber(Watcher):
 
     def computed(self, value: Tagged) -> None:
         """Note leaves that are used for something else."""
-        self.others |= {name for name, _ in value.parts}
+        self.others |= {name for name, _ in value.parts} | (value.vectors or frozenset())
 
     def tagged(self, eqn: Any, operands: Sequence[Any], results: list[Any], inside: tuple[str, ...]) -> list[Any]:
         """The results of an equation, disturbed where it is a layer."""
         kind = eqn.primitive.name
-        if all(forming.is_fixed(atom, value) for atom, value in zip(eqn.invars, operands, strict=True)):
-            return [Tagged(result, vectors=frozenset()) for result in results]
+        if (constants := forming.of_constants(eqn, operands, results)) is not None:
+            return list(constants)
+        tagged = [value for value in operands if isinstance(value, Tagged)]
         if (made := forming.formed(eqn, operands, results[0], inside)) is not None:
             self.formed.add(made.leaf)
+            self.scaled |= {name for value in tagged if not value.leaf for name in value.vectors or ()}
             return [made]
-        tagged = [value for value in operands if isinstance(value, Tagged)]
-        if (scales := forming.scale(eqn, operands, results)) is not None:
-            self.scaled |= {name for value in tagged for name, _ in value.parts}
-            return list(scales)
+        for value in tagged:
+            if value.vectors:  # made of all of a leaf's numbers, and no scale of that leaf alone
+                self.computed(value)
         if any(value.leaf and not jnp.issubdtype(value.value.dtype, jnp.floating) for value in tagged):
             for value in tagged:
                 self.computed(value)

@@ -97,11 +97,14 @@ def slopes(function: Callable[[Array], Array], value: Array) -> Array:
     return chosen
 
 
-def is_fixed(atom: Any, value: Any) -> bool:
-    """Whether neither a leaf nor a sample is in an equation's operand."""
+def origins(atom: Any, value: Any) -> frozenset[str] | None:
+    """Names of the leaves of which an operand has all numbers in each of its own, such as a scale; none for a constant.
+
+    None where it is itself made of a leaf number by number, or has samples in it.
+    """
     if isinstance(value, Tagged):
-        return not value.leaf and value.vectors == frozenset()
-    return isinstance(atom, Constant)
+        return None if value.leaf else value.vectors
+    return frozenset() if isinstance(atom, Constant) else None
 
 
 def is_formed(value: Any) -> bool:
@@ -118,7 +121,7 @@ def formed(eqn: Any, operands: Sequence[Any], result: Array, inside: tuple[str, 
     if is_cast and not is_formed(leaves[0]):
         return None  # it only arranges the leaf
     others = [(atom, value) for atom, value in zip(eqn.invars, operands, strict=True) if not _is_leaf(value)]
-    if not all(is_fixed(atom, value) for atom, value in others):
+    if not all(origins(atom, value) in (frozenset(), {name for name, _ in leaves[0].parts}) for atom, value in others):
         return None
     if inside and any(isinstance(plain(value), jax.core.Tracer) for _, value in others):
         return None  # it would be of a turn of the loop
@@ -140,11 +143,15 @@ def formed(eqn: Any, operands: Sequence[Any], result: Array, inside: tuple[str, 
     return Tagged(result, name, chain=((name, (*links, Formed(eqn, tuple(nodes)))),))
 
 
-def scale(eqn: Any, operands: Sequence[Any], results: Sequence[Array]) -> list[Tagged] | None:
-    """What an equation makes of all of a leaf's numbers together, as if it were a constant; None for any other."""
-    if eqn.primitive.name not in _REDUCTIONS or not all(map(_is_leaf, operands)):
+def of_constants(eqn: Any, operands: Sequence[Any], results: Sequence[Array]) -> list[Tagged] | None:
+    """The results of an equation of constants and of what is made of all of a leaf's numbers; None for any other."""
+    found = [origins(atom, value) for atom, value in zip(eqn.invars, operands, strict=True)]
+    if eqn.primitive.name in _REDUCTIONS and all(map(_is_leaf, operands)):
+        found = [frozenset(name for name, _ in value.parts) for value in operands]
+    if any(names is None for names in found):
         return None
-    return [Tagged(result, vectors=frozenset()) for result in results]
+    names = frozenset().union(*(names for names in found if names))
+    return [Tagged(result, vectors=names) for result in results]
 
 
 def _is_leaf(value: Any) -> bool:
