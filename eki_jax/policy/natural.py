@@ -38,9 +38,9 @@ def natural_policy_gradient(
 
     Particles around the policy's parameters are evaluated on the states that were visited. The step is the natural one
     in the span of their deviations, with the advantages' cotangents and the actions' Fisher matrix in the policy's
-    outputs (:func:`policy_loss`), and no longer than a divergence of the policies before and after. Sign networks,
-    rounded weights and decision lists are policies like any other. The critic takes Gauss-Newton steps of the same kind
-    towards the returns.
+    outputs (:func:`policy_loss`), and no longer than a divergence of the policies before and after. Sign networks and
+    rounded weights learn as other networks do, lists of rules more slowly. The critic takes Gauss-Newton steps of the
+    same kind towards the returns.
 
     Args:
         environment: the environment, :func:`from_gymnax` or one of your own.
