@@ -301,7 +301,7 @@ ALL_OF_A_LEAF = {
 
 
 @pytest.mark.parametrize("name", ALL_OF_A_LEAF)
-def test_what_is_made_of_all_of_a_leaf_is_no_constant(name: str) -> None:
+def test_all_of_a_leaf_is_no_constant(name: str) -> None:
     """Unless it scales that leaf alone."""
     params = {"b": jnp.arange(1.0, 5.0), "v": jnp.ones((4, 2)), "w": jnp.ones((3, 4))}
     leaves = natural.describe(ALL_OF_A_LEAF[name], params, jnp.ones((5, 3)), per_sample()).leaves
