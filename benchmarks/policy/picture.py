@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.figures import SMALL, band, legend, logarithmic, pairs, save
+from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
 from benchmarks.policy.settings import NAMES, TASKS
 from benchmarks.policy.summary import MOST, most_of, runs_of
 
@@ -27,15 +27,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 _line(axis, cell["found"]["rows"], key, method)
             axis.set(xlabel="environment steps, thousands" if key == "steps" else "episodes", ylabel="return")
             if most := most_of(found, environment):
-                axis.axhline(most[0], color="black", linestyle=":", linewidth=1)
-                axis.text(
-                    0.98, most[0], MOST, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=SMALL
-                )
+                axis.axhline(most[0], color="black", linestyle=":", linewidth=1, label=MOST)
             if key == "episodes":
                 logarithmic(axis)
         pair[0].set_title(TASKS[environment].title)
-    title, handles = "line: median of the seeds; band: their quartiles", below[0][0].get_legend_handles_labels()
-    legend(figure, title, handles, loc="outside lower center", ncols=4)
+    lines = {label: line for pair in below for line, label in zip(*pair[0].get_legend_handles_labels(), strict=True)}
+    title = "line: median of the seeds; band: their quartiles"
+    legend(figure, title, (list(lines.values()), list(lines)), loc="outside lower center", ncols=4)
     save(figure, path, dpi=90)
 
 
