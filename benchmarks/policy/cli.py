@@ -46,6 +46,10 @@ def main(argv: list[str]) -> int:
     have = PRESETS[arguments.preset].environments
     if arguments.env and not set(arguments.env) & set(have):
         raise Refused(f"--env: {', '.join(arguments.env)}; preset {arguments.preset} has {', '.join(have)}")
+    asked = arguments.env or have
+    if arguments.method and not any(name in methods_for(one) for one in asked for name in arguments.method):
+        known = "; ".join(f"{one} has {', '.join(methods_for(one))}" for one in asked)
+        raise Refused(f"--method: {', '.join(arguments.method)}; {known}")
     path = arguments.out / f"policy_{arguments.preset}.jsonl"
     with claimed(arguments.out, f".policy_{arguments.preset}.lock"):
         remedy = f"run python -m benchmarks policy --preset {arguments.preset}"

@@ -90,6 +90,8 @@ REFUSED = [
     ("language --out {file}", "file.txt is a file; wanted a folder"),
     ("train --out {file}", "file.txt is a file; wanted a folder"),
     ("paper voting --out {file}", "file.txt is a file; wanted a folder"),
+    ("forward-budget --problem mnist-sign --method msgd --out new", "--method: msgd; mnist-sign has natural-eki-per"),
+    ("policy --env Acrobot-v1 --method natural-sign --out new", "--method: natural-sign; Acrobot-v1 has natural,"),
     ("forward-budget --out {file}", "file.txt is a file; wanted a folder"),
     ("calibration linear --out {file}", "file.txt is a file; wanted a folder"),
     ("performance --out {file}", "file.txt is a file; wanted a folder"),
