@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
     """Run the command line; 2 for what the user can mend."""
     arguments = parser().parse_args(argv)
     require("matplotlib")
+    _asked(arguments)
     with claimed(arguments.out, f".forward_budget_{arguments.preset}.lock"):
         result = run(arguments)
     print(table(result))
@@ -78,13 +79,7 @@ def main(argv: list[str]) -> int:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing of what is asked for, and write all that is there with its picture and its table."""
     preset = PRESETS[arguments.preset]
-    asked = [name for name in preset.budgets if not arguments.problem or name in arguments.problem]
-    wanted = [name for name in NAMES if not arguments.method or name in arguments.method]
-    if not asked:
-        raise Refused(f"--problem: {arguments.problem}; preset {arguments.preset} has {', '.join(preset.budgets)}")
-    if not any(name in methods_for(one) for one in asked for name in wanted):
-        known = "; ".join(f"{one} has {', '.join(methods_for(one))}" for one in asked)
-        raise Refused(f"--method: {', '.join(wanted)}; {known}")
+    asked, wanted = _asked(arguments)
     path = arguments.out / f"forward_budget_{arguments.preset}.jsonl"
     remedy = f"run python -m benchmarks forward-budget --preset {arguments.preset}"
     if arguments.draw:
@@ -121,6 +116,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     draw(found["curves"], path.with_suffix(".png"))
     write_text(path.with_suffix(".md"), table(found) + "\n")
     return found
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Names of the problems and of the methods that are asked for.
+
+    Raises:
+        Refused: the preset has none of the problems, or they have none of the methods.
+    """
+    budgets = PRESETS[arguments.preset].budgets
+    asked = [name for name in budgets if not arguments.problem or name in arguments.problem]
+    wanted = [name for name in NAMES if not arguments.method or name in arguments.method]
+    if not asked:
+        raise Refused(f"--problem: {arguments.problem}; preset {arguments.preset} has {', '.join(budgets)}")
+    if not any(name in methods_for(one) for one in asked for name in wanted):
+        known = "; ".join(f"{one} has {', '.join(methods_for(one))}" for one in asked)
+        raise Refused(f"--method: {', '.join(wanted)}; {known}")
+    return asked, wanted
 
 
 class Curves:
