@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.forward_budget.settings import NAMES, TITLES
-from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
+from benchmarks.harness.figures import band, legend_below, logarithmic, pairs, save
 
 _PALETTE = ("tab:purple", "tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:gray", "black")
 _COLORS = dict(zip(NAMES, _PALETTE, strict=True))
@@ -32,7 +32,5 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
         pair[0].set(title=TITLES[problem], xlabel="sample-forward passes, millions")
         pair[1].set_xlabel("seconds")
         logarithmic(pair[1])
-    entries = {label: line for pair in below for line, label in zip(*pair[0].get_legend_handles_labels(), strict=True)}
-    title = "line: mean of the seeds; band: least to largest"
-    legend(figure, title, (list(entries.values()), list(entries)), loc="outside lower center", ncols=4)
+    legend_below(figure, [pair[0] for pair in below], "line: mean of the seeds; band: least to largest")
     save(figure, path, dpi=90)

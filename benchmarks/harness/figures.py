@@ -73,6 +73,12 @@ def legend(of: Any, title: str = "", handles: Sequence[Any] = (), **options: Any
     of.legend(*handles, fontsize=SMALL, title=title or None, title_fontsize=SMALL, **options)
 
 
+def legend_below(figure: Any, panels: Sequence[Any], title: str) -> None:
+    """One legend below a figure, with what any of some panels has."""
+    entries = {label: line for axis in panels for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    legend(figure, title, (list(entries.values()), list(entries)), loc="outside lower center", ncols=4)
+
+
 def whole_numbers(axis: Any) -> None:
     """Ticks of whole numbers below a panel."""
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
+from benchmarks.harness.figures import band, legend_below, logarithmic, pairs, save
 from benchmarks.policy.settings import NAMES, TASKS
 from benchmarks.policy.summary import MOST, most_of, runs_of
 
@@ -31,9 +31,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             if key == "episodes":
                 logarithmic(axis)
         pair[0].set_title(TASKS[environment].title)
-    lines = {label: line for pair in below for line, label in zip(*pair[0].get_legend_handles_labels(), strict=True)}
-    title = "line: median of the seeds; band: their quartiles"
-    legend(figure, title, (list(lines.values()), list(lines)), loc="outside lower center", ncols=4)
+    legend_below(figure, [pair[0] for pair in below], "line: median of the seeds; band: their quartiles")
     save(figure, path, dpi=90)
 
 

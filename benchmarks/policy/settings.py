@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 NAMES = {
     "natural": "natural policy gradient",
-    "natural-sign": "the same, sign units",
-    "natural-int8": "the same, 8-bit weights",
-    "natural-rules": "the same, a list of eight rules",
+    "natural-sign": "natural policy gradient, sign units",
+    "natural-int8": "natural policy gradient, 8-bit weights",
+    "natural-rules": "natural policy gradient, a list of eight rules",
     "per-sample": "clipped policy gradient, per sample",
     "natural-episodes": "natural, episodes as a black box",
     "eki": "EKI, episodes as a black box",

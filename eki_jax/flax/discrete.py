@@ -252,7 +252,7 @@ def surrogate_spike(potential: Float[Array, "*shape"]) -> Float[Array, "*shape"]
     Raises:
         TypeError: ``potential`` is no floating-point array.
 
-    Source: Zenke and Ganguli, *SuperSpike* (2018), equation 3.
+    Source: Zenke and Ganguli, *SuperSpike* (2018).
 
     >>> jax.vmap(jax.grad(surrogate_spike))(jnp.array([0.75, 1.0])).round(3)
     Array([0.082, 1.   ], dtype=float32)
@@ -277,6 +277,8 @@ class SpikingNetwork(nn.Module):
     Raises:
         TypeError: widths or steps that are no whole numbers, a leak that is no number.
         ValueError: fewer than two widths, sizes below one, a leak out of range.
+
+    Source: Neftci, Mostafa and Zenke, *Surrogate gradient learning in spiking neural networks* (2019).
     """
 
     widths: Sequence[int]

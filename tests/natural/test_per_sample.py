@@ -258,7 +258,7 @@ AWKWARD = {
     "subtracted": lambda p, x: (x @ p["w"] - p["b"]) @ p["v"],
     "behind functions": lambda p, x: jnp.tanh(x @ jnp.exp(0.3 * p["w"]) * (1 + p["b"])) @ (-p["v"] / 2),
     "behind two paths": lambda p, x: jnp.tanh(x @ (p["w"] * jnp.tanh(p["w"])) + jax.nn.softplus(p["b"])) @ p["v"],
-    "turned, and behind one": lambda p, x: jnp.tanh(x @ jnp.sin(p["w"].T).T + p["b"]) @ jnp.sinh(p["v"][:, ::1]),
+    "turned, and behind one": lambda p, x: jnp.tanh(x @ jnp.sin(p["w"].T).T + p["b"]) @ jnp.sinh(p["v"]),
     "a copy and a function": lambda p, x: jnp.tanh(x @ p["w"] + x @ jnp.sin(p["w"]) + p["b"]) @ p["v"],
 }
 

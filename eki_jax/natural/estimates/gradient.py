@@ -480,7 +480,7 @@ def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     number = math.prod(shape)
     words = jax.random.bits(key, (-(-number // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & jnp.uint32(1)
-    # Made once, in this layout: fused into what uses them, they would be made again there, four times as slowly.
+    # Made once, in this layout: fused into what uses them, they would be made again there, and more slowly.
     signs = lax.optimization_barrier(jnp.where(bits == 1, 1, -1).astype(dtype))
     return signs.reshape(-1)[:number].reshape(shape)
 
