@@ -14,6 +14,7 @@ from benchmarks.harness import store
 from benchmarks.paper import long_memory
 from benchmarks.paper.memory import networks, tasks
 from benchmarks.paper.memory.learners import METHODS, Learner, TunedMethod, compiled, follow
+from benchmarks.problems import data as datasets
 
 pytestmark = pytest.mark.benchmarks
 
@@ -48,6 +49,38 @@ def test_the_copying_problem() -> None:
     right = jax.nn.one_hot(letters, tasks.LETTERS)
     assert float(task.error(right, letters)) == 0
     assert task.mean_loss(9 * right, letters) < task.mean_loss(right, letters)
+
+
+def test_permuted_digits() -> None:
+    """One order for all images; what chooses settings is neither learned from nor reported."""
+    task = tasks.permuted(64)
+    found = datasets.digits()
+    reported, y = task.tests(tasks.REPORTED)
+    np.testing.assert_array_equal(y, found.test_y)
+    order = np.random.default_rng(tasks.PERMUTATION).permutation(64)
+    np.testing.assert_array_equal(reported[..., 0], found.test_x.reshape(-1, 64)[:, order])
+    assert not (order == np.arange(64)).all()
+    chosen_by, few = task.tests(tasks.TUNING)
+    learned, of_learned = task.draw(jax.random.key(0), len(found.train_y) - len(few))
+    assert len(few) == pytest.approx(len(found.train_y) / 6, abs=1)
+    images = lambda x: {image.tobytes() for image in np.asarray(x)}
+    assert not images(learned) & images(chosen_by)
+    assert images(learned) | images(chosen_by) == images(found.train_x.reshape(-1, 64)[:, order, None])
+    np.testing.assert_array_equal(np.sort([*of_learned, *few]), np.sort(found.train_y))
+    with pytest.raises(ValueError, match="count: 1438; wanted at most"):
+        task.draw(jax.random.key(0), 1438)
+    with pytest.raises(ValueError, match="length: 100; wanted 64, 196 or 784 pixels"):
+        tasks.permuted(100)
+
+
+def test_images_that_are_missing_are_a_line(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without MNIST's files the rest is measured, and the line says why its own is empty."""
+    few = {"passes": 1000, "points": 1, "seeds": 1}
+    digits = long_memory.Cell("permuted digits", 196, "lstm", "adam", 10, **few)
+    monkeypatch.setattr(long_memory, "cells", lambda preset: [digits, digits._replace(task="adding", length=5)])
+    rows = long_memory.run("cpu", tmp_path, tmp_path / "nowhere", 0)["rows"]
+    assert [line["ours"] is None for line in rows if line["quantity"] == "test error"] == [False, True]
+    assert "train-images-idx3-ubyte.gz" in rows[-1]["note"]
 
 
 @pytest.mark.parametrize("kind", list(networks.KINDS))

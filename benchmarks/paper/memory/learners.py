@@ -22,7 +22,6 @@ PARTICLES = 400  # of an ensemble, more than the networks have parameters
 NOISY = 15  # particles with noise of each sample's own
 REDRAW = 20  # steps between two redraws of EKI(R)
 BATCH = 50  # examples a step of the methods that do not take all
-TESTS = 1000
 
 
 class Learner(NamedTuple):
@@ -149,7 +148,7 @@ def follow(followed: Followed, task: Task, run: dict[str, Any], value: float) ->
         of training, of a seed's share where seeds go together.
     """
     steps = max(1, round(run["passes"] / (run["points"] * followed.passes)))
-    test = task.draw(jax.random.key(run["test"]), TESTS)
+    test = task.tests(run["test"])
     taken = steps * np.arange(run["points"] + 1)
     seen = taken * followed.batch if run["examples"] is None else np.full(len(taken), run["examples"])
     found, seeds = [], run["seeds"]
@@ -191,14 +190,14 @@ def _ensemble(network: Network, task: Task, spread: float, *, redraws: bool) -> 
         return jax.lax.cond(state.count % REDRAW == 0, redrawn, lambda: state)
 
     init = lambda params, key: solver.init(around(params, key, spread))
-    return Learner(init, step, solver.estimate, PARTICLES, None)
+    return Learner(init, step, solver.estimate, PARTICLES, task.batch)
 
 
 def _natural(network: Network, task: Task, sigma: float) -> Learner:
     """One damped Gauss-Newton step after another in the span of full-rank deviations."""
     damping, deviations = natural.adaptive_damping(1e-4), natural.full_rank()
     solver = natural.natural_gradient(network.forward, task.loss, PARTICLES, sigma, damping, deviations)
-    return Learner(solver.init, _stepping(solver), solver.estimate, PARTICLES + 2, None)
+    return Learner(solver.init, _stepping(solver), solver.estimate, PARTICLES + 2, task.batch)
 
 
 def _per_sample(network: Network, task: Task, rate: float) -> Learner:

@@ -26,7 +26,12 @@ class Network(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of network: its label in the table, and its number of units, so that all have about 350 parameters."""
+    """A kind of network.
+
+    Attributes:
+        label: its name in the table.
+        units: number of its units, so that all have about 350 parameters; a task may want some times as many.
+    """
 
     label: str
     units: int
@@ -53,7 +58,7 @@ def build(kind: str, task: Task, length: int) -> Network:
     >>> sum(leaf.size for leaf in jax.tree.leaves(params)), network.forward(params, jnp.zeros((3, 10, 2))).shape
     (361, (3, 1))
     """
-    units = KINDS[kind].units
+    units = KINDS[kind].units * task.scale
     cell = _lstm if kind == "lstm" else _plain(jax.nn.relu if kind == "identity" else jnp.tanh)
     size = 2 if kind == "lstm" else 1  # arrays of a state
 
