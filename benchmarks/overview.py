@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import posixpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import store
+from benchmarks.harness.experiment import ROOT, Experiment
 from benchmarks.harness.tables import machine, markdown
 from benchmarks.reporting import RESULTS
 
-ROOT = RESULTS.parents[1]
 _HEAD = """# All results
 
 Every result that is committed, with its picture, the command that measured it, the machine and the day (of those until
@@ -21,85 +20,108 @@ Seconds are those of the machine, which other work shared; accuracies and passes
 """
 
 
+class Shown(NamedTuple):
+    """A result on the page.
+
+    Attributes:
+        title: its heading.
+        path: file of its numbers.
+        pictures: its pictures, of which those are shown that are there.
+    """
+
+    title: str
+    path: Path
+    pictures: tuple[Path, ...] = ()
+
+
 class Part(NamedTuple):
     """A part of the page.
 
     Attributes:
         title: its heading.
         about: words below it, with links to the pages that discuss it and to its tables.
-        shown: titles of its results, by their files' names.
-        pictures: where their pictures are, from the root of the repository; ``{}`` is the name.
+        shown: its results.
     """
 
     title: str
     about: str
-    shown: dict[str, str]
-    pictures: tuple[str, ...] = ("benchmarks/results/{}.png",)
+    shown: list[Shown]
 
 
 def text() -> str:
     """The page, in Markdown."""
     lines = [_HEAD]
     for part in parts():
-        if not any((RESULTS / f"{name}.jsonl").is_file() for name in part.shown):
+        there = [one for one in part.shown if one.path.is_file()]
+        if not there:
             continue  # nothing is committed of it yet
         lines += [f"## {part.title}\n", f"{part.about}\n"]
-        for name, title in part.shown.items():
-            path = RESULTS / f"{name}.jsonl"
-            if path.is_file():
-                lines += [f"### {title}\n"] * (title != part.title)
-                pictures = [picture.format(name.replace("calibration/", "calibration_")) for picture in part.pictures]
-                there = [posixpath.relpath(picture, "docs") for picture in pictures if (ROOT / picture).is_file()]
-                lines += [f"![{title}]({picture})\n" for picture in there]
-                lines.append(f"{origin(path)}\n")
+        for one in there:
+            lines += [f"### {one.title}\n"] * (one.title != part.title)
+            pictures = [path.relative_to(ROOT).as_posix() for path in one.pictures if path.is_file()]
+            lines += [f"![{one.title}]({posixpath.relpath(picture, 'docs')})\n" for picture in pictures]
+            lines.append(f"{origin(one.path)}\n")
     return "\n".join([*lines, _training()])
 
 
 def parts() -> list[Part]:
     """What is on the page, in its order, but for training runs."""
-    from benchmarks.calibration.cli import EXPERIMENTS as CALIBRATIONS
-    from benchmarks.edf.cli import EXPERIMENTS as FLOWS
     from benchmarks.paper.experiments import EXPERIMENTS as PAPER
+    from benchmarks.paper.experiments import title
     from benchmarks.performance.tables import TITLES
 
-    titles = lambda folder, modules: {
-        f"{folder}/{name}": importlib.import_module(module).TITLE for name, module in modules.items()
-    }
-    flows = {
-        f"edf_{name.replace('-', '_')}_{preset}": f"{about[0].upper()}{about[1:]} ({preset})"
-        for name, about in FLOWS.items()
-        for preset in ("cpu", "full")
-    }
-    budget, language, policy, scaling, models = (
-        "Test accuracy for a number of forward passes",
-        "A transformer on Shakespeare, by passes a step",
-        "Policies, by environment steps",
-        "Scaling over devices",
-        "Models that people bring",
-    )
+    (budget,), (language,), (policies,), calibrations, flows, (models,) = experiments()
     table = lambda page, name: f"[How it was measured]({page}.md), and [the table](../benchmarks/results/{name}.md)."
     speed = "![The step, and other libraries](../benchmarks/results/performance.png)"
-    devices = ("docs/images/scaling_measured.png", "docs/images/scaling_predicted.png")
+    devices = tuple(ROOT / "docs" / "images" / f"scaling_{name}.png" for name in ("measured", "predicted"))
+    paper = [(title(name), RESULTS / "paper" / name) for name in PAPER]
     return [
-        Part("The paper's experiments", table("paper", "paper"), titles("paper", PAPER)),
-        Part(budget, table("forward_budget", "forward_budget_cpu"), {"forward_budget_cpu": budget}),
-        Part(language, table("per_sample", "language_cpu"), {"language_cpu": language}),
-        Part(policy, table("policy", "policy_cpu"), {"policy_cpu": policy}),
         Part(
-            "Calibration",
-            "[The tables](calibration_benchmarks.md).",
-            titles("calibration", CALIBRATIONS),
-            ("docs/images/{}.png",),
+            "The paper's experiments",
+            table("paper", "paper"),
+            [Shown(name, path.with_suffix(".jsonl"), (path.with_suffix(".png"),)) for name, path in paper],
         ),
-        Part("Exponentially decaying flows", "[The tables](edf.md#experiments).", flows),
+        Part(budget.title, table("forward_budget", "forward_budget_cpu"), _shown(budget)),
+        Part(language.title, "[How it was measured, and the table](per_sample.md#what-it-reaches).", _shown(language)),
+        Part(policies.title, table("policy", "policy_cpu"), _shown(policies)),
+        Part("Calibration", "[The tables](calibration_benchmarks.md).", _shown(*calibrations)),
+        Part("Exponentially decaying flows", "[The tables](edf.md#experiments).", _shown(*flows)),
         Part(
             "Speed and memory",
             f"{table('performance', 'performance')}\n\n{speed}",
-            {f"performance-{name}": title for name, title in TITLES.items()},
+            [Shown(title, RESULTS / f"performance-{name}.jsonl") for name, title in TITLES.items()],
         ),
-        Part(scaling, "[How to read them](scaling.md).", {"scaling": scaling}, devices),
-        Part(models, "[The table](models.md), a line a model.", {"models": models}),
+        Part(
+            "Scaling over devices",
+            "[How to read them](scaling.md).",
+            [Shown("Scaling over devices", RESULTS / "scaling.jsonl", devices)],
+        ),
+        Part(models.title, "[The table](models.md), a line a model.", _shown(models)),
     ]
+
+
+def experiments() -> tuple[tuple[Experiment, ...], ...]:
+    """All that are run by the one way there is, a tuple a command."""
+    from benchmarks.calibration.cli import MODULES, calibration
+    from benchmarks.edf.cli import EXPERIMENTS, flow
+    from benchmarks.forward_budget.cli import BUDGETS
+    from benchmarks.language import comparison
+    from benchmarks.models.cli import ZOO
+    from benchmarks.policy.cli import POLICIES
+
+    several = tuple(map(calibration, MODULES)), tuple(map(flow, EXPERIMENTS))
+    return (BUDGETS,), (comparison.BUDGETS,), (POLICIES,), *several, (ZOO,)
+
+
+def _shown(*several: Experiment) -> list[Shown]:
+    """The committed results of some experiments, with their presets where an experiment has a file for each."""
+    found = []
+    for one in several:
+        paths = list(one.committed())
+        for path in paths:
+            preset = f" ({path.stem.rsplit('_', 1)[1]})" if len(several) > 1 and "{preset}" in one.file else ""
+            found.append(Shown(f"{one.title}{preset}", path, (one.drawn(path),)))
+    return found
 
 
 def origin(path: Path) -> str:

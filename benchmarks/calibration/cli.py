@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from pathlib import Path
 
-from benchmarks.calibration import page
-from benchmarks.harness import store
-from benchmarks.harness.command import Parser, command, folder, require
+from benchmarks.harness import experiment
+from benchmarks.harness.command import Parser, command, folder
+from benchmarks.harness.experiment import Experiment, Result
 from benchmarks.harness.peers import default_folder
-from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed
+from benchmarks.harness.store import Cells
+from benchmarks.harness.tables import with_origin
 
 # name -> module with TITLE, run(preset, cells, peers), table(result) and draw(result, path)
-EXPERIMENTS = {
+MODULES = {
     "linear": "benchmarks.calibration.linear",
     "lorenz63": "benchmarks.calibration.lorenz63",
     "lorenz96": "benchmarks.calibration.lorenz96",
@@ -21,37 +22,40 @@ EXPERIMENTS = {
     "bounds": "benchmarks.calibration.bounds",
     "peers": "benchmarks.calibration.others",
 }
-COMMITTED = RESULTS / "calibration"
+
+
+def calibration(name: str) -> Experiment:
+    """An experiment by its name."""
+    of = importlib.import_module(MODULES[name])
+
+    def measure(arguments: argparse.Namespace, path: Path) -> None:
+        text = f"python -m benchmarks calibration {name} --preset {arguments.preset}"
+        head = {"experiment": f"calibration {name}", "command": text, "preset": arguments.preset}
+        cells = Cells(path, head, keep=arguments.keep)
+        of.run(arguments.preset, cells, (arguments.peers or default_folder()).resolve())
+        cells.finish()
+
+    def says(found: Result) -> Result:
+        return {key: found[key] for key in ("claims", "skipped") if key in found}
+
+    table = with_origin(of.table)
+    place, picture = f"calibration_benchmarks.md#{name}", f"docs/images/calibration_{name}.png"
+    file = f"calibration/{name}"
+    return Experiment(
+        f"calibration {name}", of.TITLE, file, measure, table, of.draw, says, picture=picture, sections={place: table}
+    )
 
 
 @command("calibration")
 def main(argv: list[str]) -> int:
-    """Run one experiment; its picture and its table go into the page where the numbers are the committed ones."""
+    """Run one experiment, or list them; 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
     if arguments.name == "list":
-        for name, module in EXPERIMENTS.items():
-            print(f"{name:12}{importlib.import_module(module).TITLE}")
+        for name in MODULES:
+            print(f"{name:12}{calibration(name).title}")
         return 0
-    require("matplotlib")
-    experiment = importlib.import_module(EXPERIMENTS[arguments.name])
-    out = arguments.out or (Path("runs/calibration-smoke") if arguments.preset == "smoke" else COMMITTED)
-    path = out / f"{arguments.name}.jsonl"
-    text = f"python -m benchmarks calibration {arguments.name} --preset {arguments.preset}"
-    with claimed(out, ".calibration.lock"):
-        if arguments.draw:
-            remedy = "wanted a run without --draw"
-            result = store.result(path, remedy)
-            store.made_of(path, result, experiment.table, remedy)
-        else:
-            cells = store.Cells(path, {"command": text, "preset": arguments.preset}, keep=arguments.keep)
-            experiment.run(arguments.preset, cells, (arguments.peers or default_folder()).resolve())
-            result = cells.finish()
-        is_committed = out.resolve() == COMMITTED.resolve()
-        written = page.write(arguments.name, result, experiment, out, is_committed=is_committed)
-    print(experiment.table(result))
-    summary = {key: result[key] for key in ("preset", "claims", "skipped") if key in result}
-    print_result({"experiment": arguments.name, **summary, "numbers": path.name, **written})
-    return 0
+    of = calibration(arguments.name)
+    return experiment.run(of, arguments, of.path(arguments.preset, arguments.out))
 
 
 def _parser() -> Parser:
@@ -60,7 +64,7 @@ def _parser() -> Parser:
         description="Calibrate simulators with every method, and with other libraries. What an interrupted run "
         "finished is kept, so that the same command goes on. The last line on standard output is one JSON object.",
     )
-    parser.add_argument("name", metavar="NAME", choices=[*EXPERIMENTS, "list"], help="an experiment, or: list")
+    parser.add_argument("name", metavar="NAME", choices=[*MODULES, "list"], help="an experiment, or: list")
     parser.add_preset(help="smoke: seconds; cpu: some ten minutes on one core; full: more seeds, sizes (default: cpu)")
     parser.add_argument("--out", metavar="DIR", type=folder, help="folder (default: benchmarks/results/calibration)")
     parser.add_keep()

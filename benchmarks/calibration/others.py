@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.calibration import racing
 from benchmarks.calibration.linear import calibrate, distance
 from benchmarks.calibration.methods import LINEAR, RACE, has_places, localized_race
-from benchmarks.calibration.page import misfit_axis
 from benchmarks.calibration.problems import InverseProblem, linear, lorenz63, lorenz96
 from benchmarks.calibration.problems.linear import posterior
 from benchmarks.calibration.race import ITERATIONS, TARGET, keys, race
@@ -239,7 +238,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             style = {"lw": 2 if ours else 1.2, "ls": "-" if ours else "--", "color": colours(index % 20)}
             style["marker"] = "osD^v<>Ph*Xd"[index % 12]
             (shown[label],) = axis.plot(cost * np.arange(len(misfits)), misfits, ms=4, **style)
-        misfit_axis(axis, size * ITERATIONS)
+        racing.misfit_axis(axis, size * ITERATIONS)
         axis.set_title(f"{problem}, J = {size}")
     axes[0][0].set_ylabel("misfit at G(mean), median of seeds")
     handles = {label: shown[label] for label in labels if label in shown}

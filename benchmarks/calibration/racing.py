@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.calibration import page
 from benchmarks.calibration.methods import Calibrator
 from benchmarks.calibration.problems import InverseProblem
 from benchmarks.calibration.race import ITERATIONS, race
@@ -139,8 +138,20 @@ def draw(result: dict[str, Any], path: Path) -> None:
             style = {"color": f"C{index % 10}", "ls": ("-", "--", ":")[index // 10 % 3]}
             misfits = median_misfits(by_size[used])
             axis.plot(used * np.arange(len(misfits)), misfits, lw=1.5, label=label, **style)
-        page.misfit_axis(axis, size * ITERATIONS)
+        misfit_axis(axis, size * ITERATIONS)
         axis.set_title(f"J = {size}")
     axes[0].set_ylabel("root-mean-square misfit at G(mean), median of seeds")
     legend(figure, "", axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     save(figure, path)
+
+
+def misfit_axis(axis: Any, most_runs: float) -> None:
+    """Axes of a race: simulator runs up to the limit of iterations, and misfits with the target as a line."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.axhline(1, color="0.4", lw=0.8)
+    axis.set(xlabel="simulator runs", yscale="log", xlim=(0, most_runs), ylim=(0.6, 8))
+    ticks = (0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8)
+    axis.yaxis.set_major_locator(FixedLocator(ticks))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())

@@ -3,90 +3,107 @@
 from __future__ import annotations
 
 import argparse
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmarks.edf import convergence, full_vs_stochastic, harness, stochastic
 from benchmarks.edf.pictures import draw
+from benchmarks.edf.plan import Job
 from benchmarks.edf.tables import table
-from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, file, require
-from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed
+from benchmarks.harness import experiment, store
+from benchmarks.harness.command import Parser, Refused, command, file
+from benchmarks.harness.experiment import Experiment, Result
 
-EXPERIMENTS = {
-    "convergence": "full batch on CIFAR-10: EDF-G, EDF-H, momentum, NAG, Adam",
-    "stochastic": "mini-batches on MNIST and CIFAR-10: EDF-G with W1 and W2, momentum SGD, Adam",
-    "full-vs-stochastic": "full batch against mini-batches on MNIST",
-    "harness": "EKI, EDF-G and SGD on one problem with one budget of forward passes",
+# name -> module with plan(arguments), and what it is
+EXPERIMENTS: dict[str, tuple[ModuleType, str]] = {
+    "convergence": (convergence, "full batch on CIFAR-10: EDF-G, EDF-H, momentum, NAG, Adam"),
+    "stochastic": (stochastic, "mini-batches on MNIST and CIFAR-10: EDF-G with W1 and W2, momentum SGD, Adam"),
+    "full-vs-stochastic": (full_vs_stochastic, "full batch against mini-batches on MNIST"),
+    "harness": (harness, "EKI, EDF-G and SGD on one problem with one budget of forward passes"),
 }
+
+
+def flow(name: str) -> Experiment:
+    """An experiment by its name."""
+    module, about = EXPERIMENTS[name]
+
+    def measure(arguments: argparse.Namespace, path: Path) -> None:
+        identity = {"experiment": f"edf {name}", "preset": arguments.preset}
+        before = store.earlier(path, arguments.preset, experiment=identity["experiment"]) or {}
+        settings, jobs = module.plan(arguments)
+        _refuse_less(path, before.get("cells", {}), jobs)
+        text = f"python -m benchmarks edf {name} --preset {arguments.preset}"
+        head = {**identity, "command": text, "seed": arguments.seed, **settings}
+        cells = store.Cells(path, head, keep=arguments.keep, part=bool(set(before.get("cells", {})) - set(jobs)))
+        for label, job in jobs.items():
+            cells.get(label, job.sizes, job.train)
+        cells.finish()
+
+    stem = f"edf_{name.replace('-', '_')}_{{preset}}"
+    says = lambda found: {key: found[key] for key in ("claims",) if key in found}
+    return Experiment(
+        f"edf {name}",
+        f"{about[0].upper()}{about[1:]}",
+        stem,
+        measure,
+        table,
+        draw,
+        says,
+        sections={f"edf.md#{stem}": table},
+        summarized=lambda path, found: summarized(found),
+    )
+
+
+def summarized(found: Result) -> Result:
+    """A result with its curves by their names, those of several problems by these, and with what they claim."""
+    curves = {name: cell["found"] for name, cell in found["cells"].items()}
+    if found["experiment"] == "edf convergence":
+        return {**found, "curves": curves, "claims": convergence.claims(curves, tuple(found["orders"]))}
+    if found["experiment"] != "edf stochastic":
+        return {**found, "curves": curves}
+    problems: dict[str, dict[str, Any]] = {}
+    sizes = {}
+    for name, cell in found["cells"].items():
+        problem, method = name.split(": ", 1)
+        problems.setdefault(problem, {})[method] = cell["found"]
+        sizes[problem] = cell["settings"]["images"]
+    return {**found, "problems": problems, "sizes": sizes}
+
+
+def _refuse_less(path: Path, before: Mapping[str, Any], jobs: Mapping[str, Job]) -> None:
+    """Refuse to replace a curve by one of fewer images, such as where a data set is there in part only."""
+    for name in before.keys() & jobs.keys():
+        for key, count in jobs[name].sizes.items():
+            if (more := before[name]["settings"][key]) > count:
+                raise Refused(f"{path}: {name} has {more} {key}, and here are {count}; name another by --out")
 
 
 @command("edf")
 def main(argv: list[str]) -> int:
     """Run one experiment, or print a result's table; 2 for what the user can mend."""
-    options = _parser().parse_args(argv)
-    if options.experiment == "table":
+    arguments = _parser().parse_args(argv)
+    if arguments.experiment == "table":
         remedy = "wanted a file that one of the experiments wrote"
-        print(store.made_of(options.result, store.result(options.result, remedy), table, remedy))
+        found = store.result(arguments.result, remedy)
+        print(store.made_of(arguments.result, found, lambda found: table(summarized(found)), remedy))
         return 0
-    require("matplotlib")
-    out = options.out or RESULTS / f"edf_{options.experiment.replace('-', '_')}_{options.preset}.jsonl"
-    with claimed(out.parent, f".{out.name}.lock"):
-        before = store.earlier(out, options.preset, experiment=f"edf {options.experiment}") or {}
-        command = f"python -m benchmarks edf {options.experiment} --preset {options.preset}"
-        result = {"command": command, **_run(options, out)}
-        store.save(out, _merged(out, before, result))
-        saved = store.read(out)
-        picture = draw(saved, out.with_suffix(".png"))
-    print(table(saved))
-    summary = {key: saved[key] for key in ("experiment", "preset", "claims") if key in saved}
-    print_result({**summary, "out": out.name, "picture": picture.name})
-    return 0
-
-
-def _run(options: argparse.Namespace, out: Path) -> dict[str, Any]:
-    if options.experiment == "stochastic":
-        return stochastic.run(options.preset, options.data, out, options.problem, options.seed)
-    modules = {"convergence": convergence, "full-vs-stochastic": full_vs_stochastic, "harness": harness}
-    return modules[options.experiment].run(options.preset, options.data, out, options.seed)
-
-
-def _merged(out: Path, before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the problems of an earlier one that it has not.
-
-    Raises:
-        Refused: These are of other settings, or the earlier one has more images. It stays; the other is beside it.
-    """
-    parts = ("problems", "sizes")
-    lost = sorted(set(before.get("problems", {})) - set(result.get("problems", {})))
-    other = store.differences(before, {key: value for key, value in result.items() if key not in parts}) if lost else ""
-    fewer = [key for key in ("images", "test_images") if (before.get(key) or 0) > (result.get(key) or math.inf)]
-    fewer += [
-        f"{problem}, {key}"
-        for problem, sizes in result.get("sizes", {}).items()
-        for key, value in sizes.items()
-        if value < before.get("sizes", {}).get(problem, {}).get(key, 0)
-    ]
-    if other or fewer:
-        reason = (
-            f"other settings ({other}) than those of {', '.join(lost)}" if other else f"fewer of {', '.join(fewer)}"
-        )
-        beside = store.save(out.with_suffix(".partial"), result)
-        raise Refused(f"{out}: left as it is, since this run has {reason}; it is in {beside.name}")
-    return {**result, **{key: {**before[key], **result[key]} for key in parts if lost}}
+    of = flow(arguments.experiment)
+    return experiment.run(of, arguments, arguments.out or of.path(arguments.preset))
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m benchmarks edf", description=__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True)
-    for name, summary in EXPERIMENTS.items():
+    for name, (_, summary) in EXPERIMENTS.items():
         one = commands.add_parser(name, help=summary, description=summary)
         one.add_preset(help="size (default: cpu)")
         one.add_data()
         one.add_argument("--out", metavar="FILE", type=file, help="file for the numbers; the picture goes beside it")
         one.add_seed(default=0)
+        one.add_keep()
+        one.add_draw()
         if name == "stochastic":
             one.add_argument("--problem", nargs="+", choices=tuple(stochastic.PROBLEMS), default=["mnist", "cifar10"])
     one = commands.add_parser("table", help="print a result's table", description="print a result's table")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
-from benchmarks.edf.progress import collect
+from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import STOPS, Optimizer, adam, build, edf_method, full_batch, momentum_sgd
 from benchmarks.problems import data as datasets
 from eki_jax import edf
@@ -65,30 +65,21 @@ def methods(preset: Preset) -> list[Optimizer]:
     ]
 
 
-def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
-    """All methods from the same start on the same images; an interrupted run goes on from what it left in ``out``."""
-    preset = PRESETS[name]
-    dataset = datasets.cifar10(data)
+def plan(arguments: argparse.Namespace) -> Plan:
+    """All methods from the same start on the same images."""
+    preset = PRESETS[arguments.preset]
+    dataset = datasets.cifar10(arguments.data)
     images = dataset.train_x[: preset.images], dataset.train_y[: preset.images]
-    model = build(TwoConvolutions(preset.channels, preset.hidden), images[0], seed)
-    settings = {
-        "experiment": "edf convergence",
-        "preset": name,
-        "data": "CIFAR-10",
-        **preset._asdict(),
-        "images": len(images[0]),
-        "seed": seed,
-        "damping": DAMPING,
-        "stops": STOPS._asdict(),
-    }
+    model = build(TwoConvolutions(preset.channels, preset.hidden), images[0], arguments.seed)
+    settings = {**preset._asdict(), "images": len(images[0]), "damping": DAMPING, "stops": STOPS._asdict()}
 
     def train(method: Optimizer) -> dict[str, Any]:
         limit = preset.steps if preset.gradients is None else preset.gradients // method.gradients
         return full_batch(method, model, images, min(preset.steps, limit), chunk_size=preset.chunk_size)
 
-    jobs = {method.name: functools.partial(train, method) for method in methods(preset)}
-    curves = collect(out, settings, jobs)
-    return {**settings, "curves": curves, "claims": claims(curves, preset.orders)}
+    sizes = {"images": len(images[0])}
+    jobs = {method.name: Job(sizes, functools.partial(train, method)) for method in methods(preset)}
+    return Plan({"data": "CIFAR-10", **settings}, jobs)
 
 
 def final(curve: dict[str, Any]) -> float:

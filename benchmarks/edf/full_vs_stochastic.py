@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
-from benchmarks.edf.progress import collect
+from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.stochastic import every_rate
 from benchmarks.edf.training import MiniBatches, build, edf_method
 from benchmarks.problems import data as datasets
@@ -35,28 +35,18 @@ PRESETS = {
 DAMPING = (1.0, 1.0)
 
 
-def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
+def plan(arguments: argparse.Namespace) -> Plan:
     """EDF-G with W2: "full batch" and "mini-batch" for every order, each with the better of the preset's rates."""
-    preset = PRESETS[name]
-    dataset = datasets.mnist(data)
+    preset = PRESETS[arguments.preset]
+    dataset = datasets.mnist(arguments.data)
     train = dataset.train_x[: preset.images], dataset.train_y[: preset.images]
     test = dataset.test_x[: preset.test_images], dataset.test_y[: preset.test_images]
-    model = build(TwoConvolutions(preset.channels, preset.hidden), train[0], seed)
-    settings = {
-        "experiment": "edf full-vs-stochastic",
-        "preset": name,
-        "data": "MNIST",
-        **preset._asdict(),
-        "images": len(train[0]),
-        "test_images": len(test[0]),
-        "seed": seed,
-        "damping": DAMPING,
-    }
-    jobs = {}
+    model = build(TwoConvolutions(preset.channels, preset.hidden), train[0], arguments.seed)
+    sizes, jobs = {"images": len(train[0]), "test_images": len(test[0])}, {}
     for order in preset.orders:
         for label, size in (("full batch", len(train[0])), ("mini-batch", preset.batch_size)):
             method = edf_method(f"{label}, k = {order}", order, preset.rates, DAMPING, edf.nesterov(3.0))
             # The paper's equation (31): the full batch in slices of the mini-batch's size.
-            batches = MiniBatches(train, test, size, preset.epochs, seed, chunk_size=preset.batch_size)
-            jobs[method.name] = functools.partial(every_rate, method, model, batches)
-    return {**settings, "curves": collect(out, settings, jobs)}
+            batches = MiniBatches(train, test, size, preset.epochs, arguments.seed, chunk_size=preset.batch_size)
+            jobs[method.name] = Job(sizes, functools.partial(every_rate, method, model, batches))
+    return Plan({"data": "MNIST", **preset._asdict(), **sizes, "damping": DAMPING}, jobs)

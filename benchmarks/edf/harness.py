@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from benchmarks import methods
-from benchmarks.edf.progress import collect
+from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import cross_entropy
 from benchmarks.forward_budget.curve import follow
 from benchmarks.problems import registry
@@ -42,22 +42,24 @@ def gradient_passes(products: int = 0) -> int:
     return 3 + (1 + 3 * products if products else 0)
 
 
-def run(name: str, data: Path | None, out: Path, seed: int = 0) -> dict[str, Any]:
-    """Test accuracy of every method along the budget; an interrupted run goes on from what it left in ``out``."""
-    preset = PRESETS[name]
-    problem = registry.get(preset.problem, data)
+def plan(arguments: argparse.Namespace) -> Plan:
+    """Test accuracy of every method along the budget."""
+    preset = PRESETS[arguments.preset]
+    problem = registry.get(preset.problem, arguments.data)
     step = preset.particles * preset.batch_size  # of EKI, in passes
-    task = {"particles": preset.particles, "batch": preset.batch_size, "seed": seed}
+    task = {"particles": preset.particles, "batch": preset.batch_size, "seed": arguments.seed}
     task |= {"budget": step * preset.eki_steps, "every": step}
-    settings = {"experiment": "edf harness", "preset": name, **preset._asdict(), **task}
 
     def along(method: Method) -> dict[str, Any]:
         curve = follow(problem, method, task)
         shown = {key: curve[key] for key in ("passes", "seconds", "test_accuracy")}
         return {"passes_per_sample": method.passes(preset.particles), **shown}
 
-    jobs = {label: functools.partial(along, method) for label, method in compared(problem, preset).items()}
-    return {**settings, "curves": collect(out, settings, jobs)}
+    sizes = {"images": len(problem.train[1]), "test_images": len(problem.test[1])}
+    trained = compared(problem, preset).items()
+    return Plan(
+        {**preset._asdict(), **task}, {name: Job(sizes, functools.partial(along, method)) for name, method in trained}
+    )
 
 
 def compared(problem: registry.Problem, preset: Preset) -> dict[str, Method]:

@@ -52,9 +52,7 @@ def _stochastic(result: dict[str, Any]) -> Any:
             style = {"label": f"{name} ({chosen['rate']:g})", "color": _colour(name), "linestyle": _dash(name)}
             column[0].plot(epochs, chosen["train_loss"], marker=".", **style)
             column[1].plot(epochs, [100 * error for error in chosen["test_error"]], marker=".", **style)
-        column[0].set(
-            title=f"{problem}, {result['sizes'][problem]['train']} images", yscale="log", ylabel="training loss"
-        )
+        column[0].set(title=f"{problem}, {result['sizes'][problem]} images", yscale="log", ylabel="training loss")
         column[1].set(xlabel="epoch", ylabel="test error, %")
         for axis in column:
             whole_numbers(axis)

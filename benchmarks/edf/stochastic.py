@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions, resnet56, resnet110
-from benchmarks.edf.progress import collect
+from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import MiniBatches, Model, Optimizer, adam, build, edf_method, mini_batch, momentum_sgd
 from benchmarks.problems import data as datasets
 from eki_jax import edf
@@ -65,33 +66,18 @@ def methods(preset: Preset) -> list[Optimizer]:
     return [*flows, momentum_sgd(preset.momentum_rates, name="momentum SGD"), adam(preset.adam_rates)]
 
 
-def run(name: str, data: Path | None, out: Path, problems: list[str], seed: int = 0) -> dict[str, Any]:
-    """Every method with every rate on every problem; the best rate is the one with the lowest final training loss.
-
-    An interrupted run goes on from what it left in ``out``.
-    """
-    preset = PRESETS[name]
-    settings = {
-        "experiment": "edf stochastic",
-        "preset": name,
-        "seed": seed,
-        **preset._asdict(),
-        "damping": DAMPING,
-        "sizes": {},
-    }
-    jobs = {}
-    for problem in problems:
-        model, batches = _load(problem, preset, data, seed)
-        settings["sizes"][problem] = {"train": len(batches.train[0]), "test": len(batches.test[0])}
+def plan(arguments: argparse.Namespace) -> Plan:
+    """Every method with every rate on every problem; the best rate is the one with the lowest final training loss."""
+    preset, jobs = PRESETS[arguments.preset], {}
+    for problem in arguments.problem:
+        model, batches = _load(problem, preset, arguments.data, arguments.seed)
+        sizes = {"images": len(batches.train[0]), "test_images": len(batches.test[0])}
         for method in methods(preset):
             # The paper lets only W2's rate drop.
             drop = preset.drop_after if method.name.endswith("W2") else None
-            jobs[f"{problem}: {method.name}"] = functools.partial(
-                every_rate, method, model, batches._replace(drop_after=drop)
-            )
-    done = collect(out, settings, jobs)
-    of_problem = lambda problem: {method.name: done[f"{problem}: {method.name}"] for method in methods(preset)}
-    return {**settings, "problems": {problem: of_problem(problem) for problem in problems}}
+            train = functools.partial(every_rate, method, model, batches._replace(drop_after=drop))
+            jobs[f"{problem}: {method.name}"] = Job(sizes, train)
+    return Plan({**preset._asdict(), "damping": DAMPING}, jobs)
 
 
 def _load(problem: str, preset: Preset, data: Path | None, seed: int) -> tuple[Model, MiniBatches]:

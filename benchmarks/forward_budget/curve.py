@@ -25,7 +25,7 @@ def follow(problem: Problem, method: Method, task: dict[str, Any]) -> dict[str, 
             measurements, rounded down to whole steps, at least one); and ``particles``, where it has some.
 
     Returns:
-        The task with ``passes``, ``seconds`` (of the steps alone: neither compilation nor measuring) and
+        ``passes``, ``seconds`` (of the steps alone: neither compilation nor measuring) and
         ``test_accuracy``, one number a measurement, and ``compile_seconds``.
 
     Raises:
@@ -81,7 +81,7 @@ def follow(problem: Problem, method: Method, task: dict[str, Any]) -> dict[str, 
         chosen = jnp.stack([next(batches) for _ in range(steps)])
         passes.append(passes[-1] + steps * cost)
         accuracies.append(round(float(measure(state, test_x, test_labels)), 6))
-    return {**task, **curve, "passes": passes, "seconds": seconds, "test_accuracy": accuracies}
+    return {**curve, "passes": passes, "seconds": seconds, "test_accuracy": accuracies}
 
 
 def _batches(samples: int, size: int, seed: int) -> Iterator[np.ndarray]:

@@ -14,10 +14,9 @@ _PALETTE = ("tab:purple", "tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:
 _COLORS = dict(zip(NAMES, _PALETTE, strict=True))
 
 
-def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Mean over the seeds as a line, least to largest as a band; nothing is drawn of nothing."""
-    curves = {problem: by_method for problem, by_method in curves.items() if by_method}
-    if not curves:
+    if not (curves := result["curves"]):
         return
     figure, below = pairs(len(curves), (4.6, 7), columns=4)
     for pair, (problem, by_method) in zip(below, curves.items(), strict=True):

@@ -16,10 +16,6 @@ from benchmarks.harness.tables import machine, markdown
 FROM = 5 * MILLION
 
 
-# What differs among the runs of a method on a problem.
-_OF_A_RUN = ("seed", "compile_seconds", "passes", "seconds", "test_accuracy", "environment")
-
-
 def summarized(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """What the runs of a file say, besides what it says itself.
 
@@ -28,8 +24,8 @@ def summarized(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         found: its content.
 
     Returns:
-        The content with ``curves``, the runs of all seeds by problem and method; the step sizes that were ``chosen``;
-        ``results`` at the budgets; and ``claims``.
+        The content with ``curves``, those of all seeds by problem and method; the step sizes that were ``chosen``;
+        ``results`` at the budgets; ``claims``; and what was ``skipped``, with the reasons.
 
     Raises:
         Refused: a curve is cut, or the runs of a method are of several settings.
@@ -37,50 +33,55 @@ def summarized(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
     remedy = f"run `{found.get('command', 'the command')}` again"
     by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for name, run in found.get("runs", {}).items():
+    skipped = {}
+    for name, cell in found.get("cells", {}).items():
         try:
-            trouble = is_cut(run)
-            if run["seed"] != TUNING_SEED:
-                by_seed.setdefault((run["problem"], run["method"]), {})[run["seed"]] = run
+            settings, curve = cell["settings"], cell["found"]
+            key = settings["problem"], settings["method"]
+            if "skipped" in curve:
+                skipped[", ".join(key)] = curve["skipped"]
+                continue
+            trouble = is_cut(curve, settings["budget"])
+            if settings["seed"] != TUNING_SEED:
+                by_seed.setdefault(key, {})[settings["seed"]] = cell
         except (KeyError, IndexError, TypeError) as error:
             trouble = f"damaged ({type(error).__name__}: {error})"
         if trouble:
             raise Refused(f"{path}: {name}: {trouble}; {remedy}")
     chosen = {}
     for problem in found.get("budgets", {}):
-        of_problem = curves.setdefault(problem, {})
         for method in NAMES:
-            runs = by_seed.get((problem, method), {})
-            if not set(found["seeds"]) <= set(runs):
+            cells = by_seed.get((problem, method), {})
+            if not set(found["seeds"]) <= set(cells):
                 continue
-            of_problem[method] = [runs[seed] for seed in found["seeds"]]
-            first, *others = ({k: v for k, v in run.items() if k not in _OF_A_RUN} for run in of_problem[method])
+            of_seeds = [cells[seed] for seed in found["seeds"]]
+            curves.setdefault(problem, {})[method] = [cell["found"] for cell in of_seeds]
+            first, *others = (cell["settings"] | {"seed": None} for cell in of_seeds)
             if any(other != first for other in others):
                 raise Refused(f"{path}: {problem}, {method}: runs of several settings; {remedy}")
             if method in RIVALS:
                 chosen[f"{problem} {NAMES[method]}"] = first["learning_rate"]
-        if not of_problem:
-            del curves[problem]
     results = {
         problem: {method: statistics(of_seeds, found["budgets"][problem]) for method, of_seeds in by_method.items()}
         for problem, by_method in curves.items()
     }
-    return {**found, "curves": curves, "chosen": chosen, "results": results, "claims": claims(results)}
+    made = {"curves": curves, "chosen": chosen, "results": results, "claims": claims(results), "skipped": skipped}
+    return {**found, **made}
 
 
-def best_rate(runs: Sequence[dict[str, Any]]) -> float:
+def best_rate(curves: dict[float, dict[str, Any]]) -> float:
     """The step size of the tuning run with the best accuracy at the end."""
-    return max(runs, key=lambda run: run["test_accuracy"][-1] or 0.0)["learning_rate"]
+    return max(curves, key=lambda rate: curves[rate]["test_accuracy"][-1] or 0.0)
 
 
-def is_cut(run: dict[str, Any]) -> str:
+def is_cut(curve: dict[str, Any], budget: int) -> str:
     """What a curve lacks: it has as many numbers of each kind, and its passes are those of the whole budget."""
-    lengths = {name: len(run[name]) for name in ("passes", "seconds", "test_accuracy")}
+    lengths = {name: len(curve[name]) for name in ("passes", "seconds", "test_accuracy")}
     if len(set(lengths.values())) > 1 or min(lengths.values()) < 2:
         return f"cut: {lengths}, wanted as many of each, and two at least"
-    passes = run["passes"]
-    if passes[-1] + (passes[1] - passes[0]) <= run["budget"]:
-        return f"cut: {passes[-1]} of {run['budget']} passes"
+    passes = curve["passes"]
+    if passes[-1] + (passes[1] - passes[0]) <= budget:
+        return f"cut: {passes[-1]} of {budget} passes"
     return ""
 
 

@@ -287,21 +287,38 @@ class Cells:
         path: file of the result.
         head: entries of the result besides the cells, which say what it is of.
         keep: flag, True where cells of an earlier result with the same head are not measured again.
+        part: flag, True for a run of some cells only: the others of the earlier result stay.
+        cut: function of a cell: what it lacks, or nothing; such a cell is measured again.
         say: function that shows a line of progress.
 
+    Attributes:
+        cells: those of this run, by name.
+        extra: entries of the result that follow from them.
+        earlier: the earlier result; empty where there is none.
+
     Raises:
-        Refused: the earlier result is of a larger preset.
+        Refused: the earlier result is of a larger preset or of another experiment, or has other settings than a part.
     """
 
     def __init__(
-        self, path: Path, head: dict[str, Any], *, keep: bool = False, say: Callable[[str], None] = say
+        self,
+        path: Path,
+        head: dict[str, Any],
+        *,
+        keep: bool = False,
+        part: bool = False,
+        cut: Callable[[dict[str, Any]], str] | None = None,
+        say: Callable[[str], None] = say,
     ) -> None:
         self.path, self.head, self._say = path, dict(head), say
         self.extra: dict[str, Any] = {}
-        before = earlier(path, head.get("preset")) or {}
-        is_same = before.get("cells") is not None and not differences(before, head)
-        self._before: dict[str, Any] = before["cells"] if is_same else {}
-        self._keep = keep
+        identity = {key: head[key] for key in ("experiment",) if key in head}
+        self.earlier = before = earlier(path, head.get("preset"), **identity) or {}
+        other = differences(before, head)
+        if part and before and other:
+            raise Refused(f"{path}: is of other settings, and this run is a part ({other}); name another by --out")
+        self._before: dict[str, Any] = {} if other else before.get("cells", {})
+        self._keep, self.part, self._cut = keep, part, cut or _cut
         self._runs = Runs(path, UNFINISHED)
         self.cells: dict[str, Any] = {}
 
@@ -312,7 +329,9 @@ class Cells:
         """
         wanted = {"settings": plain(settings)}
         before = self._before.get(name)
-        if before is not None and ("skipped" in before["found"] or differences(before, wanted) or _cut(before)):
+        if before is not None and (trouble := self._trouble(before, wanted)):
+            if not trouble.startswith("skipped"):
+                self._say(f"{name}: the one of the earlier result is {trouble}; made again")
             before = None
         if self._keep and before is not None:
             self._say(f"{name}: kept")
@@ -320,32 +339,37 @@ class Cells:
             return before["found"]
 
         here = {"head": self.head, **wanted}
-        cell = self._runs.find(name, lambda cell: differences(cell, here) or _cut(cell))
+        cell = self._runs.find(name, lambda cell: differences(cell, here) or self._cut(cell))
         if cell is not None:
             self._say(f"{name}: kept of a run that was interrupted")
         else:
             begun = time.perf_counter()
             cell = {**here, "found": plain(measure()), "seconds": time.perf_counter() - begun}
             if "skipped" not in cell["found"]:
-                self._runs.keep(name, cell)
+                cell = self._runs.keep(name, cell)
                 self._say(f"{name}: {cell['seconds']:.1f} s")
             elif before is not None:
                 self._say(f"{name}: not run ({cell['found']['skipped']}); the one of the earlier result stays")
                 cell = before
-        self.cells[name] = {key: plain(cell[key]) for key in ("settings", "found", "seconds")}
+        self.cells[name] = {key: plain(value) for key, value in cell.items() if key != "head"}
         return self.cells[name]["found"]
+
+    def _trouble(self, cell: dict[str, Any], wanted: dict[str, Any]) -> str:
+        """Why a cell of the earlier result is not the one that is wanted, or nothing."""
+        try:
+            if "skipped" in cell["found"]:
+                return "skipped"
+            return (differences(cell, wanted) and "of other settings") or self._cut(cell)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            return f"damaged ({type(error).__name__}: {error})"
 
     def payload(self) -> dict[str, Any]:
         """All there is to write."""
         return {**self.head, **self.extra, "cells": self.cells}
 
-    def finish(self, *, is_whole: bool = True) -> dict[str, Any]:
-        """Write the result in the place of the earlier one; returns what is in the file.
-
-        Args:
-            is_whole: flag, False for a run of some cells only: the others of the earlier result stay.
-        """
-        if not is_whole:
+    def finish(self) -> dict[str, Any]:
+        """Write the result in the place of the earlier one; returns what is in the file."""
+        if self.part:
             self.cells = {**self._before, **self.cells}
         return read(save(self.path, self.payload()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -54,6 +54,11 @@ def where(result: dict[str, Any]) -> str:
     """Where the numbers come from."""
     environment = result["environment"]
     return f"(`{result['command']}`; {environment['device']}, jax {environment['versions']['jax']})"
+
+
+def with_origin(table: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    """A function that makes a result's table, with a line about where the numbers come from."""
+    return lambda result: f"{table(result)}\n\n{where(result)}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness import figures
-from benchmarks.harness.command import Parser, Refused, command, file, folder, require, say, whole
-from benchmarks.harness.store import Cells, result, show
+from benchmarks.harness import experiment, figures
+from benchmarks.harness.command import Parser, Refused, command, file, folder, say, whole
+from benchmarks.harness.experiment import Experiment
+from benchmarks.harness.store import Cells
 from benchmarks.harness.tables import machine, markdown
 from benchmarks.language import cli
 from benchmarks.language.text import Text, load
 from benchmarks.language.training import Diverged, bits, train
-from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed
 
 NAMES = {
     "natural-eki-per-sample": "noise per sample, learned feedback",
@@ -75,7 +74,7 @@ def parser() -> Parser:
     add("--text", metavar="FILE", type=file, help="text of UTF-8 (default: the topics of Python's help())")
     add("--method", metavar="M", nargs="+", choices=tuple(NAMES), help=f"run only these of {', '.join(NAMES)}")
     add("--passes", metavar="K", nargs="+", type=whole(2), help="run only these numbers of particles of the preset")
-    add("--out", metavar="DIR", type=folder, default=RESULTS, help="folder for numbers, picture, table")
+    add("--out", metavar="DIR", type=folder, help="folder for numbers, picture, table")
     parser.add_draw()
     return parser
 
@@ -84,23 +83,14 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Run the command line; 2 for what the user can mend."""
     arguments = parser().parse_args(argv)
-    require("flax", "orbax.checkpoint", "matplotlib")
     have = PRESETS[arguments.preset].passes
     if arguments.passes and not set(arguments.passes) <= set(have):
         raise Refused(f"--passes: {arguments.passes}; preset {arguments.preset} has {', '.join(map(str, have))}")
-    path = arguments.out / f"language_{arguments.preset}.jsonl"
-    with claimed(arguments.out, f".language_{arguments.preset}.lock"):
-        remedy = f"run python -m benchmarks language-budget --preset {arguments.preset}"
-        found = result(path, remedy) if arguments.draw else run(arguments, path)
-        text, files = show(path, found, table, draw, remedy)
-    print(text)
-    nats = {_label(*of): float(np.mean(_last(rows))) for of, rows in _reported(found).items() if _last(rows)}
-    print_result({"preset": arguments.preset, "test_nats": nats, "files": files})
-    return 0
+    return experiment.run(BUDGETS, arguments, BUDGETS.path(arguments.preset, arguments.out))
 
 
-def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Run what is missing of what is asked for; returns the whole result."""
+def measure(arguments: argparse.Namespace, path: Path) -> None:
+    """Run what is missing of what is asked for."""
     preset = PRESETS[arguments.preset]
     defaults = vars(cli.parser().parse_args([])) | dict(preset.sizes)
     text = load(arguments.text, defaults["context"])
@@ -116,7 +106,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     if len(inner.test) <= defaults["context"]:
         least = int((defaults["context"] + 1) / (TUNING_SHARE * len(text.train) / head["characters"])) + 1
         raise Refused(f"--text {text.name}: {head['characters']} characters; wanted at least {least}")
-    cells = Cells(path, head, keep=True)
+    cells = Cells(path, head, keep=True, part=bool(arguments.method or arguments.passes))
     wanted = {name: value for name, value in defaults.items() if name not in cli.ELSEWHERE}
     # What has no particles runs once, and is a line of its own; then what takes the shortest.
     for passes in (None, *(arguments.passes or preset.passes)):
@@ -128,7 +118,7 @@ def run(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
             for seed in preset.seeds:
                 settings = {**own, "steps": preset.steps, "seed": seed, "learning_rate": rate}
                 _cell(cells, f"{_label(method, passes)}, seed {seed}", settings, text)
-    return cells.finish(is_whole=not (arguments.method or arguments.passes))
+    cells.finish()
 
 
 def _best(cells: Cells, preset: Preset, own: dict[str, Any], inner: Text) -> float:
@@ -191,6 +181,12 @@ def _tried(found: dict[str, Any], method: str, passes: int | None) -> list[float
     return sorted(s["learning_rate"] for s in mine)
 
 
+def at_the_end(found: dict[str, Any]) -> dict[str, float]:
+    """Mean nats of the seeds at the end, by method and number of passes."""
+    last = {_label(*of): _last(cells) for of, cells in _reported(found).items()}
+    return {name: float(np.mean(nats)) for name, nats in last.items() if nats}
+
+
 def table(found: dict[str, Any]) -> str:
     """A line a method and number of passes, the seeds' mean and spread, and how far they are from backpropagation."""
     by = _reported(found)
@@ -249,3 +245,16 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes[0, 0].set_ylabel("nats a character of held-out text")
     figures.legend(axes[0, -1], "mean of the seeds, and their range")
     figures.save(figure, path)
+
+
+BUDGETS = Experiment(
+    "language-budget",
+    "A transformer on Shakespeare, by passes a step",
+    "language_{preset}",
+    measure,
+    table,
+    draw,
+    says=lambda found: {"test_nats": at_the_end(found)},
+    sections={"per_sample.md#language": table},
+    needs=("flax", "orbax.checkpoint", "matplotlib"),
+)

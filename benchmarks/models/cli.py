@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 from pathlib import Path
@@ -9,26 +10,28 @@ from typing import Any
 
 import jax
 
-from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, file, say
-from benchmarks.harness.tables import replaced, where
+from benchmarks.harness import experiment
+from benchmarks.harness.command import Parser, Refused, command, file
+from benchmarks.harness.experiment import Experiment, Result
+from benchmarks.harness.store import Cells
+from benchmarks.harness.tables import where
 from benchmarks.models import measures
 from benchmarks.models.entry import Model
 from benchmarks.models.table import cell_name, table, troubles
 from benchmarks.models.zoo import MODELS
-from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed, write_text
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-COMMITTED = RESULTS / "models.jsonl"
 DEVICES = 8
 
 
 @command("models")
 def main(argv: list[str]) -> int:
-    """Measure, write the numbers and print the table; 1 where a cell is wrong, 2 for what the user can mend."""
+    """Run the command line; 1 where a cell is wrong, 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
-    path = arguments.out or (Path("runs/models-smoke.jsonl") if arguments.preset == "smoke" else COMMITTED)
+    return experiment.run(ZOO, arguments, arguments.out or ZOO.path(arguments.preset))
+
+
+def measure(arguments: argparse.Namespace, path: Path) -> None:
+    """Measure the models that are asked for, beside those of an earlier run with the same preset."""
     chosen = [
         model
         for model in MODELS
@@ -37,39 +40,20 @@ def main(argv: list[str]) -> int:
     ]
     if not chosen:
         raise Refused(f"--model {arguments.model} --api {arguments.api}: no model of the zoo")
-    with claimed(path.parent, f".{path.name}.lock"):
-        if arguments.draw:
-            remedy = "wanted a run without --draw"
-            result = store.result(path, remedy)
-            store.made_of(path, result, table, remedy)
-        else:
-            result = run(chosen, arguments.preset, path, keep=arguments.keep)
-        if path.resolve() == COMMITTED.resolve():
-            text = f"{table(result)}\n\n{where(result)}"
-            write_text(PAGE, replaced(PAGE.read_text(encoding="utf-8"), "models", text))
-    print(table(result))
-    wrong = troubles(result)
-    for line in wrong:
-        say(line)
-    print_result({"preset": result["preset"], "models": len(result["cells"]), "wrong": wrong, "numbers": path.name})
-    return int(bool(wrong))
-
-
-def run(models: list[Model], preset: str, path: Path, *, keep: bool = False) -> dict[str, Any]:
-    """Measure the models and write what was found, beside the models of an earlier run with the same preset."""
     _make_devices()
-    sizes = measures.PRESETS[preset]
-    head = {"command": f"python -m benchmarks models --preset {preset}", "preset": preset}
-    cells = store.Cells(path, head, keep=keep)
+    sizes = measures.PRESETS[arguments.preset]
+    command = f"python -m benchmarks models --preset {arguments.preset}"
+    head = {"experiment": "models", "command": command, "preset": arguments.preset}
+    cells = Cells(path, head, keep=arguments.keep, part=len(chosen) < len(MODELS))
     optimized = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is the compiler's
     try:
-        for model in models:
+        for model in chosen:
             cells.get(cell_name(model), {"sizes": sizes._asdict()}, lambda model=model: _columns(model, sizes))
             jax.clear_caches()
     finally:
         jax.config.update("jax_disable_most_optimizations", optimized)
-    return cells.finish(is_whole=len(models) == len(MODELS))
+    cells.finish()
 
 
 def _columns(model: Model, sizes: measures.Sizes) -> dict[str, Any]:
@@ -107,3 +91,20 @@ def _parser() -> Parser:
     parser.add_keep()
     parser.add_draw()
     return parser
+
+
+def _table(found: Result) -> str:
+    return f"{table(found)}\n\n{where(found)}"
+
+
+ZOO = Experiment(
+    "models",
+    "Models that people bring",
+    "models",
+    measure,
+    _table,
+    says=lambda found: {"models": len(found["cells"]), "wrong": troubles(found)},
+    wrong=lambda found: troubles(found),
+    sections={"models.md#models": _table},
+    needs=(),
+)

@@ -102,7 +102,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
     """Writes ``long-memory.jsonl`` and ``long-memory.png``."""
     command = f"python -m benchmarks paper long-memory --preset {preset} --seed {seed}"
     head = {"experiment": "long-memory", "preset": preset, "seed": seed, "command": command}
-    store = Cells(out / "long-memory.jsonl", head, keep=True)
+    store = Cells(out / "long-memory.jsonl", head, keep=True, part=bool(only))
     missing = []
     for cell in cells(preset):
         if only in cell.name:
@@ -112,7 +112,8 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
                 _get(store, cell.name, cell, best, data, seeds=seeds, test=REPORTED)
             except MissingFile as error:
                 missing.append(skipped(cell.name, "test error", None, error.reason))
-    found = store.finish(is_whole=not (only or missing))["cells"]
+    store.part = bool(only or missing)
+    found = store.finish()["cells"]
     reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
     rows = _rows(reported) + [line for line in missing if line["name"] not in reported]
     return finish("long-memory", preset, seed, out, Found({"rows": rows}, {"cells": found}), draw)

@@ -16,7 +16,6 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.calibration import bounds, crashes, lorenz96, others, race, racing
 from benchmarks.calibration import linear as on_linear
-from benchmarks.calibration.cli import COMMITTED
 from benchmarks.calibration.methods import LINEAR, RACE, Calibrator, Chosen, kalman_step, remedies
 from benchmarks.calibration.problems import InverseProblem, linear, lorenz63
 from benchmarks.calibration.problems import lorenz96 as lorenz96_problem
@@ -25,6 +24,7 @@ from benchmarks.calibration.problems.lorenz96 import rate
 from benchmarks.calibration.problems.lorenz96 import statistics as statistics96
 from benchmarks.harness import store
 from benchmarks.harness.store import Cells
+from benchmarks.reporting import RESULTS
 from eki_jax import kalman
 
 pytestmark = pytest.mark.benchmarks
@@ -115,7 +115,7 @@ def test_lorenz_96_with_a_taper() -> None:
 @pytest.mark.parametrize(("size", "most"), [(50, 5), (20, 15)])
 def test_small_ensembles_arrive(size: int, most: int) -> None:
     """With a taper and noise, chosen on other seeds: in at least five of six, within so many iterations."""
-    chosen = store.read(COMMITTED / "lorenz96.jsonl")
+    chosen = store.read(RESULTS / "calibration" / "lorenz96.jsonl")
     settings = Chosen(*(chosen[field][str(size)] for field in Chosen._fields))
     found = race.race(lorenz96_problem(), remedies(settings)["taper-noise"], size, range(6))
     assert sum(run["reached"] and run["iterations"] <= most for run in found) >= 5
@@ -153,7 +153,7 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: Any, monkeypatch: 
     command = ["calibration", "linear", "--preset", "smoke", "--out", str(tmp_path)]
     assert main(command) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["table"] == "calibration_linear.md"
+    assert summary["files"] == ["linear.jsonl", "calibration_linear.png", "calibration_linear.md"]
     saved = store.read(tmp_path / "linear.jsonl")
     assert list(saved["cells"]) == ["etki 10", "etki 20"]
     table = (tmp_path / "calibration_linear.md").read_text()

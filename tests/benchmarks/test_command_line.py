@@ -24,7 +24,6 @@ from benchmarks.calibration import linear as on_linear
 from benchmarks.calibration.methods import LINEAR
 from benchmarks.edf import convergence
 from benchmarks.forward_budget import cli as forward_budget
-from benchmarks.forward_budget import settings
 from benchmarks.harness import store
 from benchmarks.paper import classification, common
 from benchmarks.performance import parts
@@ -110,7 +109,10 @@ REFUSED = [
     ("scaling --anchor --predict-only", "--anchor: wants the rate of a measurement"),
     ("models --model nothing-like-it", "no model of the zoo"),
     ("edf table nowhere.jsonl", "nowhere.jsonl: not there"),
-    ("calibration linear --draw --out {folder}", "linear.jsonl: not there; wanted a run without --draw"),
+    (
+        "calibration linear --draw --out {folder}",
+        "linear.jsonl: not there; run python -m benchmarks calibration",
+    ),
 ]
 
 
@@ -134,9 +136,9 @@ def test_what_is_refused(line: str, words: str, tmp_path: Path, monkeypatch: pyt
 LOCKED = [
     ("paper linear --preset smoke --out .", ".paper.lock"),
     ("forward-budget --preset smoke --summary --out .", ".forward_budget_smoke.lock"),
-    ("edf harness --preset smoke --out x.jsonl", ".x.jsonl.lock"),
-    ("calibration linear --preset smoke --out .", ".calibration.lock"),
-    ("models --preset smoke --out x.jsonl", ".x.jsonl.lock"),
+    ("edf harness --preset smoke --out x.jsonl", ".x.lock"),
+    ("calibration linear --preset smoke --out .", ".linear.lock"),
+    ("models --preset smoke --out x.jsonl", ".x.lock"),
     ("performance --preset quick --out .", ".performance.lock"),
     ("scaling --predict-only --out .", ".scaling.lock"),
     ("accelerator --preset smoke --out .", ".accelerator.lock"),
@@ -267,30 +269,28 @@ def test_damaged_runs_of_a_budget(tmp_path: Path, capsys: Any, monkeypatch: pyte
     """A run that is cut is named, and made again; a summary, which makes none, refuses it."""
 
     def perform(task: dict[str, Any], data: Any, peers: Any) -> dict[str, Any]:
-        return {**task, "passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
+        return {"passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
 
     monkeypatch.setattr(forward_budget, "perform", perform)
     command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "msgd"]
     assert main(command) == 0
     path, name = tmp_path / "forward_budget_smoke.jsonl", "digits-dnn-msgd-0"
     result = store.read(path)
-    whole = result["runs"][name]
+    whole = result["cells"][name]
     table = (tmp_path / "forward_budget_smoke.md").read_text()
-    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "msgd", 0)
-    cut = {**whole, **{name: whole[name][:1] for name in ("passes", "seconds", "test_accuracy")}}
-    ended = {**whole, **{name: whole[name][:2] for name in ("passes", "seconds", "test_accuracy")}}
-    for run in (None, cut, ended, task):
-        store.write(path, {**result, "runs": {**result["runs"], name: run or whole}})
-        if run is None:
+    first = lambda count: {**whole, "found": {key: numbers[:count] for key, numbers in whole["found"].items()}}
+    for cell in (None, first(1), first(2), {"settings": whole["settings"]}):
+        store.write(path, {**result, "cells": {**result["cells"], name: cell or whole}})
+        if cell is None:
             path.write_text(path.read_text()[:-20])
         capsys.readouterr()
         assert main([*command, "--draw"]) == 2
         assert f"{path}: " in said(capsys)
-        if run is not None:  # one that nobody asks for is refused before the work begins
+        if cell is not None:  # one that nobody asks for is refused before the work begins
             assert main([*command[:-1], "natural-eki"]) == 2
             assert f"{path}: {name}: " in said(capsys)
         assert main(command) == 0
-        assert store.read(path)["runs"][name]["passes"] == whole["passes"]
+        assert store.read(path)["cells"][name]["found"] == whole["found"]
         assert (tmp_path / "forward_budget_smoke.md").read_text() == table
 
 
@@ -379,7 +379,7 @@ def test_interrupts_end_in_a_line(tmp_path: Path, capsys: Any, monkeypatch: pyte
         raise ImportError("Encountered an error while initializing the extension.")
 
     for how in (interrupt(signal.SIGINT), interrupt(signal.SIGTERM), within, dropping, reading):
-        monkeypatch.setattr(convergence, "run", how)
+        monkeypatch.setattr(convergence, "plan", how)
         out = str(tmp_path / "x.jsonl")
         assert main(["edf", "convergence", "--preset", "smoke", "--out", out]) == 130
         assert "edf: interrupted; what was finished is kept" in capsys.readouterr().err
@@ -434,7 +434,7 @@ def test_a_closed_pipe_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ends.append("end")
         raise ValueError("a trouble that is said to nobody")
 
-    monkeypatch.setattr(convergence, "run", run)
+    monkeypatch.setattr(convergence, "plan", run)
     monkeypatch.setattr(sys, "stdout", Closed())
     monkeypatch.setattr(sys, "stderr", Closed())
     assert main(["edf", "convergence", "--preset", "smoke", "--out", str(tmp_path / "x.jsonl")]) == 2

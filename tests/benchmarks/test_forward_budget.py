@@ -160,7 +160,7 @@ def fake(calls: list[dict[str, Any]]) -> Any:
         calls.append(task)
         good = task.get("learning_rate") in (None, 0.01, 0.1)
         accuracies = [0.1, 0.5, 0.6 + 0.2 * good + 0.01 * task["seed"]]
-        return {**task, "passes": [0, 50_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": accuracies}
+        return {"passes": [0, 50_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": accuracies}
 
     return perform
 
@@ -180,34 +180,38 @@ def test_an_interrupted_command_goes_on(tmp_path: Path, capsys: Any, monkeypatch
     path = tmp_path / "forward_budget_smoke.jsonl"
     saved = summary.summarized(path, store.read(path))
     assert saved["chosen"] == {"digits-dnn OpenES": 0.01}
-    assert len(saved["runs"]) == 7
+    assert len(saved["cells"]) == 7
     assert "| OpenES | 0.5000 ± 0.0000 | 0.8050 ± 0.0071 | 2.0 |" in (tmp_path / "forward_budget_smoke.md").read_text()
     assert (tmp_path / "forward_budget_smoke.png").stat().st_size > 10_000
 
 
-def test_other_settings_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(cli, "perform", fake(calls))
-    runs = cli.Curves(tmp_path / "x.jsonl", None, tmp_path)
-    task = settings.task(settings.PRESETS["smoke"], "digits-dnn", "eki-r", 0)
-    for wanted in (task, task, {**task, "particles": 7}):
-        assert runs.get(wanted)["particles"] == wanted["particles"]
-    assert len(calls) == 2
-    (line,) = (tmp_path / "x.jsonl.other").read_text().splitlines()
-    assert json.loads(line)["particles"] == task["particles"]
+def test_other_settings_are_another_run(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is made again where its settings are others, and said to be."""
+    command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path), "--method", "eki-r"]
+    asked = []
+    for particles in (40, 40, 7):
+        calls: list[dict[str, Any]] = []
+        monkeypatch.setattr(cli, "perform", fake(calls))
+        monkeypatch.setitem(settings.ON_PROBLEM, ("digits-dnn", "eki-r"), {"particles": particles})
+        capsys.readouterr()
+        assert main(command) == 0
+        asked.append(len(calls))
+    assert asked == [2, 0, 2]
+    assert "digits-dnn-eki-r-0: the one of the earlier result is of other settings" in capsys.readouterr().err
+    cells = store.read(tmp_path / "forward_budget_smoke.jsonl")["cells"]
+    assert [cell["settings"]["particles"] for cell in cells.values()] == [7, 7]
 
 
-def test_runs_of_several_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_several_settings_are_refused() -> None:
     """Seeds of other settings do not become one line of the table, nor vanish from it."""
-    monkeypatch.setattr(cli, "perform", fake([]))
-    runs = cli.Curves(tmp_path / "x.jsonl", None, tmp_path)
-    wanted = [settings.task(settings.PRESETS["smoke"], "digits-dnn", "eki-r", seed) for seed in (0, 1)]
-    found = {f"{one['seed']}": runs.get({**one, "particles": 7 + one["seed"]}) for one in wanted}
+    wish = settings.task(settings.PRESETS["smoke"], "digits-dnn", "eki-r", 0)
+    curve = fake([])(wish, None, Path())
+    cells = {str(seed): {"settings": {**wish, "seed": seed, "particles": 7 + seed}, "found": curve} for seed in (0, 1)}
     head = {"seeds": (0, 1), "budgets": settings.PRESETS["smoke"].budgets, "command": "c"}
     with pytest.raises(cli.Refused, match="x: digits-dnn, eki-r: runs of several settings; run `c` again"):
-        summary.summarized(Path("x"), {**head, "runs": found})
-    found["1"]["particles"] = 7
-    assert list(summary.summarized(Path("x"), {**head, "runs": found})["curves"]["digits-dnn"]) == ["eki-r"]
+        summary.summarized(Path("x"), {**head, "cells": cells})
+    cells["1"]["settings"]["particles"] = 7
+    assert list(summary.summarized(Path("x"), {**head, "cells": cells})["curves"]["digits-dnn"]) == ["eki-r"]
 
 
 def test_rivals_that_cannot_be_had_are_named(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

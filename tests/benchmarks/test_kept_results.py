@@ -14,6 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.calibration import linear as on_linear
 from benchmarks.calibration.methods import LINEAR
 from benchmarks.edf import stochastic
+from benchmarks.edf.plan import Job, Plan
 from benchmarks.forward_budget import cli as forward_budget
 from benchmarks.harness import store
 from benchmarks.models import cli as models
@@ -84,7 +85,7 @@ def test_a_budgets_table_is_of_all_runs(tmp_path: Path, capsys: Any, monkeypatch
     """A part of the methods or problems adds to the table."""
 
     def perform(task: dict[str, Any], data: Any, peers: Any) -> dict[str, Any]:
-        return {**task, "passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
+        return {"passes": [0, 100_000, 200_000], "seconds": [0, 1.0, 2.0], "test_accuracy": [0.1, 0.5, 0.6]}
 
     monkeypatch.setattr(forward_budget, "perform", perform)
     command = ["forward-budget", "--preset", "smoke", "--out", str(tmp_path)]
@@ -103,20 +104,18 @@ def test_a_budgets_table_is_of_all_runs(tmp_path: Path, capsys: Any, monkeypatch
 def test_an_edf_result_is_merged(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems that a run leaves out stay; another experiment's file and a larger preset's are refused."""
 
-    def run(name: str, data: Any, out: Path, problems: list[str], seed: int = 0) -> dict[str, Any]:
+    def plan(arguments: Any) -> Plan:
         best = {"rate": 1.0, "train_loss": [1.0], "test_error": [0.1]}
-        found = {"Adam": {"best": best, "gradients_per_step": 1}}
-        sizes = {problem: {"train": 1} for problem in problems}
-        settings = {"experiment": "edf stochastic", "preset": name, "seed": seed, "sizes": sizes}
-        return {**settings, "problems": dict.fromkeys(problems, found)}
+        job = Job({"images": 1}, lambda: {"best": best, "gradients_per_step": 1})
+        return Plan({}, {f"{problem}: Adam": job for problem in arguments.problem})
 
-    monkeypatch.setattr(stochastic, "run", run)
+    monkeypatch.setattr(stochastic, "plan", plan)
     monkeypatch.setattr("benchmarks.edf.cli.draw", lambda result, path: path)
     out = tmp_path / "x.jsonl"
     command = ["edf", "stochastic", "--out", str(out), "--problem"]
     assert main([*command, "mnist", "cifar10", "--preset", "cpu"]) == 0
     assert main([*command, "mnist", "--preset", "cpu"]) == 0
-    assert list(store.read(out)["problems"]) == ["mnist", "cifar10"]
+    assert list(store.read(out)["cells"]) == ["mnist: Adam", "cifar10: Adam"]
     before = out.read_bytes()
     assert main([*command, "mnist", "--preset", "cpu", "--seed", "1"]) == 2
     assert "seed: 0, wanted 1" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.__main__ import main
-from benchmarks.harness import store
+from benchmarks.harness import experiment, store
 from benchmarks.harness.tables import replaced
 
 pytestmark = pytest.mark.benchmarks
@@ -55,18 +55,21 @@ def test_the_page_shows_all_results() -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the budgets' files alone."""
+    """A copy of the budgets' files alone, and of their page."""
     for path in report.RESULTS.glob("forward_budget_cpu.*"):
         shutil.copy(path, tmp_path)
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    for name in ("_paper", "_performance", "_scaling", "_pages"):
-        monkeypatch.setattr(report, name, lambda: iter(()))
+    (tmp_path / "docs").mkdir()
+    shutil.copy(report.DOCS / "forward_budget.md", tmp_path / "docs")
+    monkeypatch.setattr(experiment, "RESULTS", tmp_path)
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "made", report._experiments)
     return tmp_path
 
 
 def test_what_differs_is_said(copied: Path, capsys: Any) -> None:
     """A changed number, table or picture, or one that is missing: exit code 1, and nothing is written."""
     table, picture = copied / "forward_budget_cpu.md", copied / "forward_budget_cpu.png"
+    all_three = [picture.name, table.name, "forward_budget.md"]
     assert main(["report", "--check"]) == 0
     text = table.read_text()
     table.write_text(text.replace("0.9", "0.8", 1))
@@ -76,31 +79,32 @@ def test_what_differs_is_said(copied: Path, capsys: Any) -> None:
     assert table.read_text() == changed
     picture.unlink()
     assert main(["report", "--check"]) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == [table.name, picture.name]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == all_three[:2]
     assert not picture.exists()
     assert main(["report"]) == 0
     assert table.read_text() == text
     assert main(["report", "--check"]) == 0
     path = copied / "forward_budget_cpu.jsonl"
     result = store.read(path)
-    for run in result["runs"].values():
-        run["test_accuracy"] = [0.5] * len(run["test_accuracy"])
+    for cell in result["cells"].values():
+        cell["found"]["test_accuracy"] = [0.5] * len(cell["found"]["test_accuracy"])
     store.write(path, result)
     assert main(["report", "--check"]) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == [table.name, picture.name]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == all_three
 
 
 def test_another_folder(copied: Path, tmp_path: Path, capsys: Any) -> None:
     """All is written there, and stays as it is where it was."""
-    before = {path.name: path.stat().st_mtime_ns for path in copied.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     out = tmp_path / "new"
     assert main(["report", "--out", str(out)]) == 0
     assert (out / "forward_budget_cpu.md").read_text() == (copied / "forward_budget_cpu.md").read_text()
     assert (out / "forward_budget_cpu.png").stat().st_size > 10_000
     shutil.rmtree(out)
-    assert {path.name: path.stat().st_mtime_ns for path in copied.iterdir()} == before
+    now = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert {path: now[path] for path in before if path.is_file()} == {p: t for p, t in before.items() if p.is_file()}
     assert main(["report", "nothing.md"]) == 2
-    assert "NAME: nothing.md; wanted some of forward_budget_cpu.md" in capsys.readouterr().err
+    assert "NAME: nothing.md; wanted some of forward_budget_cpu.png" in capsys.readouterr().err
     (copied / "forward_budget_cpu.jsonl").write_text("{")
     assert main(["report"]) == 2
     assert "damaged" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.edf import cli, convergence, harness, stochastic
-from benchmarks.edf.progress import collect
+from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import Stops, build, full_batch, momentum_sgd
 from benchmarks.harness import store
 from benchmarks.problems import data as datasets
@@ -113,7 +113,7 @@ def run_and_read(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     out = tmp_path / "result.jsonl"
     assert cli.main([*arguments, "--preset", "smoke", "--out", str(out)]) == 0
     assert out.with_suffix(".png").stat().st_size > 5000
-    return store.read(out)
+    return cli.summarized(store.read(out))
 
 
 @pytest.mark.slow
@@ -129,9 +129,11 @@ def test_every_method_has_the_same_budget(tmp_path: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["experiment"] == "edf harness"
 
 
-def test_an_interrupted_experiment_goes_on(tmp_path: Path) -> None:
-    """An interrupted experiment goes on where it stopped."""
+def test_an_interrupted_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where it stopped; a finished one begins again, unless what it has is to be kept."""
     out, calls = tmp_path / "result.jsonl", []
+    monkeypatch.setattr(cli, "table", lambda result: "")
+    monkeypatch.setattr(cli, "draw", lambda result, path: None)
 
     def job(name: str) -> dict[str, Any]:
         calls.append(name)
@@ -139,14 +141,33 @@ def test_an_interrupted_experiment_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return {"name": name}
 
-    jobs = {name: functools.partial(job, name) for name in "abcd"}
-    with pytest.raises(KeyboardInterrupt):
-        collect(out, {"seed": 0, "pair": (1, 2)}, jobs)
-    expected = {name: {"name": name} for name in "abcd"}
-    assert collect(out, {"seed": 0, "pair": (1, 2)}, jobs) == expected
-    assert calls == list("abccd")
-    assert collect(out, {"seed": 1, "pair": (1, 2)}, jobs) == expected  # other settings: from the start
-    assert calls == list("abccdabcd")
+    jobs = {name: Job({"images": 5}, functools.partial(job, name)) for name in "abcd"}
+    monkeypatch.setattr(harness, "plan", lambda arguments: Plan({"pair": (1, 2)}, jobs))
+    run = lambda *flags: cli.main(["harness", "--preset", "smoke", "--out", str(out), *flags])
+    assert run() == 130
+    for flags, made in (((), "cd"), (("--keep",), ""), (("--seed", "1", "--keep"), "abcd"), (("--seed", "1"), "abcd")):
+        before = len(calls)
+        assert run(*flags) == 0
+        assert calls[before:] == list(made)
+        assert cli.summarized(store.read(out))["curves"] == {name: {"name": name} for name in "abcd"}
+
+
+def test_fewer_images_take_the_place_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Where a data set is there in part only, the curves of more of it stay."""
+    monkeypatch.setattr(cli, "table", lambda result: "")
+    monkeypatch.setattr(cli, "draw", lambda result, path: None)
+    out, trained = tmp_path / "result.jsonl", []
+
+    def run(images: int) -> int:
+        train = lambda: trained.append(images) or {"losses": [1.0]}
+        plan = Plan({}, {"Adam": Job({"images": images}, train)})
+        monkeypatch.setattr(harness, "plan", lambda arguments: plan)
+        return cli.main(["harness", "--preset", "smoke", "--out", str(out)])
+
+    assert [run(50), run(20)] == [0, 2]
+    assert "Adam has 50 images, and here are 20; name another by --out" in capsys.readouterr().err
+    assert run(60) == 0
+    assert trained == [50, 60]
 
 
 @pytest.mark.slow

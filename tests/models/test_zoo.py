@@ -158,7 +158,8 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: Any) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| model | API |")
     assert lines[2].startswith("| called twice | plain | 32 | 2, 2, 0 | 4 of 4 |")
-    assert json.loads(lines[-1]) == {"preset": "smoke", "models": 1, "wrong": [], "numbers": "zoo.jsonl"}
+    files = {"files": ["zoo.jsonl", "zoo.md"]}
+    assert json.loads(lines[-1]) == {"experiment": "models", "preset": "smoke", "models": 1, "wrong": [], **files}
     result = store.read(tmp_path / "zoo.jsonl")
     result["cells"]["called twice (plain)"]["found"]["natural"]["peak"] = None
     store.write(tmp_path / "zoo.jsonl", result)
