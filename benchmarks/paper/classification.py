@@ -22,7 +22,15 @@ from benchmarks.problems.files import MissingFile
 from benchmarks.reporting import RESULTS
 from eki_jax.training import fit
 
-NAMES = {"eki": "EKI", "meki": "MEKI", "eki-r": "EKI(R)", "meki-r": "MEKI(R)", "sgd": "SGD", "msgd": "momentum SGD"}
+NAMES = {
+    "sgd": "SGD",
+    "msgd": "momentum SGD",
+    "eki": "EKI",
+    "meki": "MEKI",
+    "eki-r": "EKI(R)",
+    "meki-r": "MEKI(R)",
+    "natural-eki-per-sample": "natural EKI",
+}
 
 _MARKS = {"EKI": "o-", "MEKI": "s-", "EKI(R)": "^--", "MEKI(R)": "D--"}  # of the picture, where lines coincide
 RUNS = Path("runs/paper")  # what unfinished runs leave
@@ -40,7 +48,8 @@ class Cell(NamedTuple):
         particles: J of the first epoch.
         growth: Added to J after every epoch, up to ``limit``.
         limit: The largest J.
-        rate: Learning rate of gradient methods.
+        rate: Learning rate of gradient methods, and of the natural one.
+        sigma: Scale of the natural method's noise.
         images: How many training images are used, and at most as many test images; None for all.
         seeds: How many seeds run, one after the other from the command's.
         first: The paper's accuracy after the first epoch, if it has one.
@@ -58,6 +67,7 @@ class Cell(NamedTuple):
     growth: int = 0
     limit: int = 0
     rate: float = 0.1
+    sigma: float = 0.1
     images: int | None = None
     seeds: int = 1
     first: float | None = None
@@ -73,13 +83,21 @@ class Cell(NamedTuple):
     @property
     def forward_passes(self) -> float:
         """How many forward passes of one sample through one particle a seed takes, with 60,000 images for all."""
-        sizes = sum(self.ensemble_size(epoch) for epoch in range(self.epochs)) if self.is_ensemble else 3 * self.epochs
-        return float(sizes * (self.images or 60_000))
+        if self.is_ensemble:
+            passes = sum(self.ensemble_size(epoch) for epoch in range(self.epochs))
+        else:
+            passes = self.epochs * (self.particles + 1 if self.kind == "per_sample" else 3)
+        return float(passes * (self.images or 60_000))
+
+    @property
+    def kind(self) -> str:
+        """What the method moves."""
+        return methods.METHODS[self.method].kind
 
     @property
     def is_ensemble(self) -> bool:
         """Whether the run moves an ensemble."""
-        return methods.METHODS[self.method].kind != "gradient"
+        return self.kind == "ensemble"
 
     def ensemble_size(self, epoch: int) -> int:
         """J in an epoch, counted from 0."""
@@ -91,7 +109,14 @@ class Cell(NamedTuple):
         chosen = {name: getattr(self, name) for name in known} | {"seed": seed}
         if self.is_ensemble:
             return chosen | {"particles": self.particles, "growth": self.growth, "limit": self.limit}
-        return chosen | {"rate": self.rate}
+        noise = {"particles": self.particles, "sigma": self.sigma} if self.kind == "per_sample" else {}
+        return chosen | noise | {"rate": self.rate}
+
+
+def natural_cell(problem: str, label: str, epochs: int, rate: float = 0.03, seeds: int = 3) -> Cell:
+    """The row "natural EKI": ten forward passes a sample, settings that held-out images of MNIST chose on DNN 2."""
+    method = "natural-eki-per-sample"
+    return Cell(problem, method, label, epochs, batch=100, particles=9, rate=rate, sigma=0.05, seeds=seeds)
 
 
 def smoke(cells: Sequence[Cell], runs: Callable[[Cell], bool], **sizes: Any) -> list[Cell]:
@@ -114,7 +139,7 @@ def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, 
     train = tuple(array[: cell.images] for array in problem.train)
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
     size = cell.ensemble_size if cell.growth else cell.particles
-    method = methods.get(cell.method, problem, size, cell.rate)
+    method = methods.get(cell.method, problem, size, cell.rate, settings=methods.Natural(sigma=cell.sigma))
     # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them, for more epochs too.
     endless = {name: value for name, value in settings.items() if name != "epochs"}
     directory = RUNS / _name(endless) if cell.images is None else None
@@ -305,7 +330,7 @@ def _sizes(records: list[dict[str, Any]]) -> str:
     'J = 50 to 200, 2,000 images'
     """
     found = {}
-    for of in (record["settings"] for record in records if "particles" in record["settings"]):
+    for of in (record["settings"] for record in records if "growth" in record["settings"]):
         first, images = of["particles"], of["images"]
         last = min(first + of["growth"] * (of["epochs"] - 1), max(of["limit"], first))
         sizes = f"J = {first}" if last == first else f"J = {first} to {last}"
@@ -356,6 +381,9 @@ def _rows(cell: Cell, histories: list[list[dict[str, Any]]]) -> list[dict[str, A
 def _note(cell: Cell) -> str:
     epochs = f"{cell.epochs} epoch{'s' if cell.epochs > 1 else ''}, batch {cell.batch}"
     images = "" if cell.images is None else f", {cell.images} images to train, at most as many to test"
+    if cell.kind == "per_sample":
+        sizes = f"J = {cell.particles} with noise per sample, {cell.forward_passes:.2g} forward passes"
+        return f"{sizes}, rate {cell.rate}, {epochs}{images}"
     if not cell.is_ensemble:
         return f"rate {cell.rate}, {epochs}{images}"
     sizes = f"J = {cell.particles}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.classification import Cell
+from benchmarks.paper.classification import Cell, natural_cell, smoke
 
-TITLE = "MNIST by rows with a two-layer recurrent network: SGD and EKI(R) (Figure 12)"
+TITLE = "MNIST by rows with a two-layer recurrent network: SGD, EKI(R) and natural EKI (Figure 12)"
 
 
 def cells(preset: str) -> list[Cell]:
@@ -13,9 +13,13 @@ def cells(preset: str) -> list[Cell]:
     eki = Cell(
         "mnist-rnn", "eki-r", "RNN", epochs=30, particles=1000, growth=1000, limit=4000, first=0.4810, final=0.9566
     )
+    ours = natural_cell("mnist-rnn", "RNN", epochs=30, seeds=1)
     if preset == "smoke":
         small = {"epochs": 2, "batch": 50, "images": 100}
-        return [sgd._replace(**small), eki._replace(particles=4, growth=4, limit=8, **small)]
+        return [
+            *smoke([sgd, ours], lambda cell: cell is sgd, **small),
+            eki._replace(particles=4, growth=4, limit=8, **small),
+        ]
     if preset == "cpu":
-        return [sgd, eki._replace(particles=250, growth=250, limit=1000, epochs=4)]
-    return [sgd, eki]
+        return [sgd, eki._replace(particles=250, growth=250, limit=1000, epochs=4), ours]
+    return [sgd, eki, ours]

@@ -104,7 +104,7 @@ def test_unknown_experiment_is_refused(capsys):
 def test_full_presets_have_the_paper_s_settings():
     from benchmarks.paper import cnn_mnist, cnn_svhn, dense, large_ensemble, rnn
 
-    assert len(dense.cells("full")) == 24
+    assert len(dense.cells("full")) == 28
     assert all((cell.particles, cell.batch) == (2000, 600) and not cell.reason for cell in dense.cells("full"))
     assert {cell.particles for cell in large_ensemble.cells("full") if cell.is_ensemble} == {6000}
     assert [cell.rate for cell in cnn_mnist.cells("full")][:2] == [0.05, 0.01]
