@@ -205,7 +205,7 @@ def test_damaged_cells_are_made_again(tmp_path: Path, capsys: Any, monkeypatch: 
     problem = registry.Problem(**nothing | {"train": ([0],) * 2, "test": ([0],) * 2})
     monkeypatch.setattr(classification, "fit", lambda *args, **options: result)
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
-    monkeypatch.setattr(classification.methods, "get", lambda *args: None)
+    monkeypatch.setattr(classification.methods, "get", lambda *args, **settings: None)
     path = tmp_path / "t.jsonl"
     run = lambda: classification.run_cell(cell, store.Runs(path), None, 0)
     whole = run()

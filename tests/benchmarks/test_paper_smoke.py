@@ -104,8 +104,13 @@ def test_unknown_experiment_is_refused(capsys):
 def test_full_presets_have_the_paper_s_settings():
     from benchmarks.paper import cnn_mnist, cnn_svhn, dense, large_ensemble, rnn
 
-    assert len(dense.cells("full")) == 28
-    assert all((cell.particles, cell.batch) == (2000, 600) and not cell.reason for cell in dense.cells("full"))
+    ours, papers = (
+        [cell for cell in dense.cells("full") if (cell.method == "natural-eki-per-sample") == is_ours]
+        for is_ours in (True, False)
+    )
+    assert (len(ours), len(papers)) == (4, 24)
+    assert all((cell.particles, cell.batch) == (2000, 600) and not cell.reason for cell in papers)
+    assert all((cell.forward_passes, cell.final) == (30 * 10 * 60_000, None) for cell in ours)
     assert {cell.particles for cell in large_ensemble.cells("full") if cell.is_ensemble} == {6000}
     assert [cell.rate for cell in cnn_mnist.cells("full")][:2] == [0.05, 0.01]
     svhn = next(cell for cell in cnn_svhn.cells("full") if cell.is_ensemble)
@@ -130,7 +135,7 @@ def trained(monkeypatch):
     problem = registry.Problem(**nothing | {"name": "p", "train": (np.zeros(1),) * 2, "test": (np.zeros(1),) * 2})
     monkeypatch.setattr(classification, "fit", train)
     monkeypatch.setattr(classification.registry, "get", lambda name, data: problem)
-    monkeypatch.setattr(classification.methods, "get", lambda *arguments: None)
+    monkeypatch.setattr(classification.methods, "get", lambda *arguments, **settings: None)
     return asked
 
 
