@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from eki_jax._types import Array, Batch, ForwardFn, Params
@@ -15,6 +17,7 @@ from eki_jax.ensembles.priors import xavier
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted, leaf_name
+from eki_jax.kernel.interpreter.binding import varying, varying_over
 from eki_jax.kernel.precision import is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
@@ -279,14 +282,7 @@ class Undisturbed(NamedTuple):
         sizes = {number: sigma * relative(size) for number, size in sizes.items()}
         scales = dict(zip(self.leaves, jax.tree.leaves(xavier(self.mean).factor), strict=True))
         noisy = self.noisy
-        if deviations.causal:
-            self._check_places(noisy)
         expected = {u: part.prediction.slopes.reshape(part.features.shape) for u, part in known.items()}
-
-        def signs(data: Array, number: int, index: Array) -> Array:
-            point = self.points[number]
-            key = jax.random.fold_in(jax.random.fold_in(_key(data), number), index)
-            return random_signs(key, point.of_one, point.dtype)
 
         def weights(data: Array) -> dict[str, Array]:
             key = jax.random.fold_in(_key(data), _WHOLE)
@@ -296,45 +292,41 @@ class Undisturbed(NamedTuple):
                 for name, k in zip(names, jax.random.split(key, max(1, len(names))), strict=False)
             }
 
-        def changes(particle: Any, row: Any, g: Any, z: Any, expected: dict[int, Array]) -> Array:
-            """How the loss changes, to first order in the outputs: a number, or one for every place.
+        cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
 
-            Less what is expected of the noise.
-            """
+        def changes(particle: Any, row: Any, g: Any, z: Any) -> Array:
+            """How the loss changes, to first order in the outputs, at every place, shape (T,)."""
             data, noise = particle
             drawn = weights(data)
             moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
-            added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, noise, strict=True)}
+            added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, cuts.parts(noise), strict=True)}
             disturber = Disturber(
                 lambda number, shape: self.points[number].axis if number in self.points else None,
                 lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
             )
             found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
-            parts = jax.tree.map(lambda a, b, c: _by_place((a[0] - b) * c, causal=deviations.causal), found, z, g)
-            known_parts = [
-                _by_place(-slope * added[u].reshape(slope.shape).astype(slope.dtype), causal=deviations.causal)
-                for u, slope in expected.items()
-            ]
-            return sum(jax.tree.leaves(parts) + known_parts, jnp.zeros(()))
+            parts = jax.tree.map(lambda a, b, c: ((a[0] - b) * c).reshape(cuts.places, -1).sum(axis=1), found, z, g)
+            return sum(jax.tree.leaves(parts), jnp.zeros(()))
 
         def one(args: Any) -> tuple[list[Array], Array, Array, Array]:
             row, index, g, z, expected = args
-            noise = [jax.vmap(partial(signs, number=u, index=index))(keys) for u in noisy]
-            particles = (own, [axes.particles.own_part(e) for e in noise])
-            r = map_particles(
-                lambda particle: changes(particle, row, g, z, expected), particles, setup.chunk_size or len(own)
-            )
+            # One draw for all layers and particles, in the order in which it is multiplied: copies would cost as much.
+            key = jax.random.fold_in(_key(keys[0]), index)
+            bits = random_bits(key, (cuts.places, len(keys)), cuts.numbers)
+            noise = signs(bits, cuts.numbers, cuts.dtype)
+            mine = axes.particles.own_part(jnp.moveaxis(noise, 1, 0))
+            r = map_particles(lambda particle: changes(particle, row, g, z), (own, mine), setup.chunk_size or len(own))
             r = axes.particles.gathered(r)
+            if expected:  # less what is expected of the noise
+                slopes = cuts.joined([sizes[u] * expected[u] if u in expected else None for u in noisy])
+                r = r - jnp.einsum("tjm,tm->tj", noise, slopes.astype(noise.dtype)).T.astype(r.dtype)
             healthy = finite_particles(r)
-            count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
-            mean_of = lambda e: jnp.sum(_masked(e, healthy), axis=0, keepdims=True) / count.astype(e.dtype)
-            centred = lambda e: _masked(e - mean_of(e), healthy)
-            r = centred(jnp.where(jnp.isfinite(r), r, 0))
-            noise = [centred(e) for e in noise]
-            credit = _credit(r, deviations.discount) if r.ndim > 1 else r
-            a, share = _solved(deviations, credit, noise, count, setup.precision)
-            slopes = [_along(a, e) / sizes[u].astype(e.dtype) for u, e in zip(noisy, noise, strict=True)]
-            return slopes, share, healthy, r
+            taking_part = healthy.astype(r.dtype)[:, None]
+            r = jnp.where(jnp.isfinite(r), r, 0)
+            r = (r - jnp.sum(taking_part * r, axis=0) / jnp.maximum(jnp.sum(taking_part), 1)) * taking_part
+            a, share = _solved(deviations, _credit(r, deviations.discount), bits, cuts.numbers, healthy)
+            along = jnp.einsum("jt,tjm->tm", a.astype(noise.dtype), noise)
+            return [e / sizes[u] for u, e in zip(noisy, cuts.parts(along), strict=True)], share, healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
         numbers += sum(math.prod(self.points[u].of_one) for u in noisy)
@@ -348,7 +340,7 @@ class Undisturbed(NamedTuple):
             u: self._slope(u, slope, share, known.get(u), deviations) for u, slope in zip(noisy, found, strict=True)
         }
         number = jnp.maximum(jnp.sum(everyone) - 1, 1).astype(r.dtype)
-        total = jnp.sum(r.reshape(*r.shape[:2], -1), axis=(0, 2)) / number
+        total = jnp.sum(r, axis=(0, 2)) / number
         drawn = jax.vmap(weights)(keys) if self.whole else {}
         whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
         mine = everyone[axes.particles.own_indices(len(own))]
@@ -363,6 +355,7 @@ class Undisturbed(NamedTuple):
             return Slope(arranged(found), arranged(found))
         assert deviations.feedback is not None
         prediction = known.prediction.slopes.reshape(known.features.shape).astype(found.dtype)
+        share = share if deviations.causal else share[:, 0]
         share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
         # The errors of so many samples cancel in a weight's gradient, as those of as many times more particles would.
         averaged = jnp.asarray(deviations.feedback.averaged, found.dtype)
@@ -370,15 +363,16 @@ class Undisturbed(NamedTuple):
         used = found if deviations.feedback.unbiased else share * found
         return Slope(arranged(prediction + found), arranged(prediction + used))
 
-    def _check_places(self, noisy: list[int]) -> None:
-        """Raise ValueError for layers that do not return something at every place of the outputs."""
+    def _places(self) -> int:
+        """The number of places; raises ValueError for layers that do not return something at every one."""
         places = {leaf.shape[1:2] for leaf in jax.tree.leaves(self.outputs)}
-        for point in [self.points[number] for number in noisy]:
+        for point in [self.points[number] for number in self.noisy]:
             if {_samples_first(point)[1:2]} != places:
                 raise ValueError(
                     f"causal: True for a layer that returns shape {point.shape} and outputs of shapes "
                     f"{jax.tree.map(jnp.shape, self.outputs)}; wanted (B, T, ...) of all, or causal=False"
                 )
+        return math.prod(places.pop())
 
     def pulled(self, slopes: dict[int, Array], in_outputs: Any) -> dict[str, Array]:
         """The gradient of the leaves from those at the points."""
@@ -410,6 +404,49 @@ class Known(NamedTuple):
 
     features: Features
     prediction: Prediction
+
+
+class _Cuts(NamedTuple):
+    """How the noise of all layers is one array, whose last axis has the layers one after another.
+
+    Attributes:
+        shapes: shapes of what each layer returns for one sample.
+        places: number T of places whose outputs are credited apart.
+        dtype: dtype of the noise.
+    """
+
+    shapes: list[tuple[int, ...]]
+    places: int
+    dtype: Any
+
+    @classmethod
+    def of(cls, points: list[Point], places: int) -> _Cuts:
+        """The cuts of some points."""
+        return cls([point.of_one for point in points], places, jnp.result_type(jnp.float32, *[p.dtype for p in points]))
+
+    @property
+    def widths(self) -> list[int]:
+        """The numbers of the layers at each place."""
+        return [math.prod(shape) // self.places for shape in self.shapes]
+
+    @property
+    def numbers(self) -> int:
+        """The number M at each place of all layers together."""
+        return sum(self.widths)
+
+    def parts(self, whole: Array) -> list[Array]:
+        """The layers' parts of an array (T, M), each like what the layer returns for a sample."""
+        ends = accumulate(self.widths)
+        cut = zip(ends, self.widths, self.shapes, strict=True)
+        return [whole[:, end - width : end].reshape(shape) for end, width, shape in cut]
+
+    def joined(self, parts: list[Array | None]) -> Array:
+        """The array (T, M) with these parts, zero where there is none."""
+        rows = [
+            jnp.zeros((self.places, width)) if part is None else part.reshape(self.places, width)
+            for part, width in zip(parts, self.widths, strict=True)
+        ]
+        return jnp.concatenate(rows, axis=1)
 
 
 def _per_sample(setup: Setup) -> PerSample:
@@ -450,13 +487,6 @@ def _key(data: Array) -> Array:
     return jax.random.wrap_key_data(data)
 
 
-def _by_place(change: Array, *, causal: bool) -> Array:
-    """The sum of a sample's changes; or of those at every place (T, ...)."""
-    if not causal or change.ndim < 1:
-        return jnp.sum(change)
-    return jnp.sum(change.reshape(len(change), -1), axis=1)
-
-
 def _credit(changes: Array, discount: Any) -> Array:
     """What each place is credited with of the changes (J, T): its own, and the later ones by their discounts.
 
@@ -471,44 +501,88 @@ def _credit(changes: Array, discount: Any) -> Array:
     return lax.scan(place, jnp.zeros_like(changes[:, 0]), changes.T, reverse=True)[1].T
 
 
-def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Independent numbers 1 and -1: every bit that is drawn is one.
+def random_bits(key: Array, rows: tuple[int, ...], number: int) -> Array:
+    """Random bits in words of 32, so many for each row, shape (*rows, W); what is left of the last word is zero.
 
-    >>> random_signs(jax.random.key(0), (2, 3), jnp.float32).shape
-    (2, 3)
+    >>> random_bits(jax.random.key(0), (2, 3), 40).shape
+    (2, 3, 2)
     """
-    number = math.prod(shape)
-    words = jax.random.bits(key, (-(-number // 32),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & jnp.uint32(1)
+    words = jax.random.bits(key, (*rows, -(-number // 32)), jnp.uint32)
+    used = np.clip(number - 32 * np.arange(words.shape[-1]), 0, 32)
+    return words & jnp.asarray((np.uint64(1) << used.astype(np.uint64)) - np.uint64(1), jnp.uint32)
+
+
+def signs(bits: Array, number: int, dtype: Any) -> Array:
+    """The numbers 1 and -1 that bits (..., W) stand for, shape (..., number).
+
+    >>> signs(jnp.array([5], jnp.uint32), 4, jnp.float32).tolist()
+    [1.0, -1.0, 1.0, -1.0]
+    """
+    each = (bits[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & jnp.uint32(1)
     # Made once, in this layout: fused into what uses them, they would be made again there, and more slowly.
-    signs = lax.optimization_barrier(jnp.where(bits == 1, 1, -1).astype(dtype))
-    return signs.reshape(-1)[:number].reshape(shape)
+    found = lax.optimization_barrier(jnp.where(each == 1, 1, -1).astype(dtype))
+    return found.reshape(*bits.shape[:-1], -1)[..., :number]
 
 
-def _masked(rows: Array, healthy: Array) -> Array:
-    return jnp.where(healthy.reshape(len(healthy), *[1] * (rows.ndim - 1)), rows, 0)
+def products_of_signs(bits: Array, number: int, dtype: Any) -> Array:
+    """The products (..., J, J) of rows of signs with each other, from their bits (..., J, W).
 
+    What is equal counts, less what is not.
 
-def _solved(deviations: PerSample, r: Array, noise: list[Array], count: Array, precision: Any) -> tuple[Array, Array]:
-    """Weights a of the particles, shape (J,) or (J, T), with unbiased slopes ``sum_j a_j e_j``, and a share.
-
-    That is the share of the slopes, () or (T,), that this many particles can tell: so much of the unbiased estimate has
-    the smallest error, where slopes are expected to be zero.
+    >>> bits = random_bits(jax.random.key(0), (5,), 70)
+    >>> rows = signs(bits, 70, jnp.float32)
+    >>> bool(jnp.array_equal(products_of_signs(bits, 70, jnp.float32), rows @ rows.T))
+    True
     """
-    at_places = [e.reshape(*r.shape, -1) if r.ndim > 1 else e.reshape(len(r), 1, -1) for e in noise]
-    numbers = sum(e.shape[-1] for e in at_places)
-    if deviations.solve == "covariance" or not noise:
-        share = (count / (count + numbers)) * jnp.ones(r.shape[1:], r.dtype)
-        return r / jnp.maximum(count - 1, 1), share  # both have lost their mean
-    precision = lax.Precision.HIGHEST if precision is None else precision
-    products = [jnp.einsum("jtm,ltm->tjl", e, e, precision=precision) for e in at_places]
-    matrices = sum(products, jnp.zeros(()))
-    solve = jax.vmap(lambda matrix, r: _least_squares(matrix, r, numbers, deviations.ridge), (0, 1), (1, 0))
-    weights, share = solve(matrices, r.reshape(len(r), -1))
-    return weights.reshape(r.shape), share.reshape(r.shape[1:])
+
+    def different(word: Array) -> Array:
+        return lax.population_count(word[..., :, None] ^ word[..., None, :]).astype(jnp.int32)
+
+    def at_once(bits: Array) -> Array:
+        return jnp.sum(jax.vmap(different, -1, -1)(bits), axis=-1, dtype=jnp.int32)
+
+    def a_word_at_a_time(bits: Array) -> Array:
+        words = jnp.moveaxis(bits, -1, 0)
+        nothing = varying_over(jnp.zeros((*bits.shape[:-1], bits.shape[-2]), jnp.int32), varying([bits]))
+        return lax.scan(lambda total, word: (total + different(word), None), nothing, words, unroll=8)[0]
+
+    # A processor would write all counts to memory before it adds them.
+    found = lax.platform_dependent(bits, cpu=a_word_at_a_time, default=at_once)
+    return number - 2 * found.astype(dtype)
 
 
-def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> tuple[Array, Array]:
+def _solved(deviations: PerSample, r: Array, bits: Array, numbers: int, healthy: Array) -> tuple[Array, Array]:
+    """Weights a (J, T) of the particles at each place, with unbiased slopes ``sum_j a_j e_j``, and a share (T,).
+
+    The weights add up to zero, as r (J, T) does, so that the noise, of bits (T, J, W), need not lose its mean; its
+    products do.
+
+    The share is that of the slopes that this many particles can tell: so much of the unbiased estimate has the smallest
+    error, where slopes are expected to be zero.
+    """
+    count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
+    if deviations.solve == "covariance" or not numbers:
+        return r / jnp.maximum(count - 1, 1), jnp.full(r.shape[1:], count / (count + numbers), r.dtype)
+    matrices = _centred(products_of_signs(bits, numbers, r.dtype), healthy)
+    solve = partial(_least_squares, numbers=numbers, ridge=deviations.ridge)
+    return jax.vmap(solve, (0, 1), (1, 0))(matrices, r)
+
+
+def _centred(products: Array, healthy: Array) -> Array:
+    """What the products (..., J, J) of rows are once these have lost their mean, and those that are not healthy all.
+
+    >>> rows, healthy = jax.random.normal(jax.random.key(0), (5, 3)), jnp.array([True, True, False, True, True])
+    >>> centred = jnp.where(healthy[:, None], rows - jnp.mean(rows[healthy], axis=0), 0)
+    >>> bool(jnp.allclose(_centred(rows @ rows.T, healthy), centred @ centred.T, atol=1e-6))
+    True
+    """
+    weights = healthy.astype(products.dtype)
+    means = products @ weights / jnp.maximum(jnp.sum(weights), 1)
+    mean = means @ weights / jnp.maximum(jnp.sum(weights), 1)
+    return (products - means[..., None] - means[..., None, :] + mean[..., None, None]) * jnp.outer(weights, weights)
+
+
+def _least_squares(matrix: Array, r: Array, *, numbers: int, ridge: Any) -> tuple[Array, Array]:
     """The weights of the smallest slopes that explain r, without their bias, and the share that they had.
 
     With fewer particles than numbers these are the part of the slopes in the span of the noise, which is the k-th part
@@ -521,9 +595,3 @@ def _least_squares(matrix: Array, r: Array, numbers: int, ridge: Any) -> tuple[A
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(r), dtype=matrix.dtype))
     share = jnp.maximum(jnp.vdot(inverse, matrix), 1e-6) / numbers
     return inverse @ r.astype(matrix.dtype) / share, share.astype(matrix.dtype)
-
-
-def _along(a: Array, e: Array) -> Array:
-    if a.ndim == 1:
-        return jnp.tensordot(a.astype(e.dtype), e, axes=1)
-    return jnp.einsum("jt,jtm->tm", a.astype(e.dtype), e.reshape(*a.shape, -1)).reshape(e.shape[1:])
