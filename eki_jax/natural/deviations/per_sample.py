@@ -45,7 +45,7 @@ class PerSample(NamedTuple):
     discount: Any = 1.0
 
     def draw(self, key: Array, mean: Params) -> Array:
-        """The data of the particle's key, of which all of its noise is a function."""
+        """The data of the particle's key; the layers' noise of all particles is a function of the first one's."""
         del mean
         return jax.random.key_data(key)
 
