@@ -113,8 +113,8 @@ class Cell(NamedTuple):
         return chosen | noise | {"rate": self.rate}
 
 
-def natural_cell(problem: str, label: str, epochs: int, rate: float = 0.03, seeds: int = 3) -> Cell:
-    """The row "natural EKI": ten forward passes a sample, settings that held-out images of MNIST chose on DNN 2."""
+def natural_cell(problem: str, label: str, epochs: int, rate: float, seeds: int = 3) -> Cell:
+    """The row "natural EKI": ten forward passes a sample; held-out training images have chosen its settings."""
     method = "natural-eki-per-sample"
     return Cell(problem, method, label, epochs, batch=100, particles=9, rate=rate, sigma=0.05, seeds=seeds)
 

@@ -11,7 +11,7 @@ METHODS = ("sgd", "msgd", "eki", "meki", "eki-r", "meki-r")
 def cells(preset: str) -> list[Cell]:
     """The figure's curves in a preset."""
     table = [Cell("fashion-dnn2", method, "DNN 2 on Fashion-MNIST", epochs=20) for method in METHODS]
-    table.append(natural_cell("fashion-dnn2", "DNN 2 on Fashion-MNIST", epochs=20))
+    table.append(natural_cell("fashion-dnn2", "DNN 2 on Fashion-MNIST", 20, 0.03))
     if preset == "smoke":
         return smoke(table, lambda cell: cell.method == "eki-r", particles=8, epochs=2, batch=50, images=100)
     if preset == "cpu":
