@@ -71,12 +71,13 @@ class Experiment(NamedTuple):
             remedy: words for what to do where there is none.
 
         Raises:
-            Refused: it is not there, damaged, or of a run that was interrupted; the message ends with the remedy.
+            Refused: it is not there, damaged, of another kind or of a run that was interrupted; the message ends with
+                the remedy.
         """
         found = store.result(path, remedy)
         if store.is_begun(found):
             raise Refused(f"{path}: of a run that was interrupted; {remedy}")
-        return self.summarized(path, found)
+        return store.made_of(path, found, lambda found: self.summarized(path, found), remedy)
 
     def committed(self) -> Iterator[Path]:
         """The committed files of its numbers."""

@@ -324,6 +324,7 @@ def test_foreign_results_are_named(tmp_path: Path, capsys: Any) -> None:
             f"edf table {path}",
             f"calibration linear --draw --out {tmp_path}",
             f"models --draw --json {path}",
+            f"edf harness --draw --out {path}",
         ):
             if line.startswith("models") and "cells" in text:
                 continue  # no model, and so an empty table

@@ -101,6 +101,9 @@ def test_drawing_measures_nothing(root: Path) -> None:
     assert run(toy(), draw=True) == 0
     assert path.with_suffix(".md").read_text() == "5 of cpu\n"
     store.write(path, {"preset": "cpu", "cells": {}})
+    strange = toy(summarized=lambda path, found: {"of": found["nothing"]})
+    with pytest.raises(Refused, match=f"no result of this command, or not all of it .KeyError: 'nothing'.; {remedy}"):
+        run(strange, draw=True)
     with pytest.raises(Refused, match=f"no result of this command, or not all of it .KeyError: 'a'.; {remedy}"):
         run(toy(), draw=True)
 
