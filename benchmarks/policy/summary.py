@@ -41,6 +41,15 @@ def middle(values: np.ndarray) -> tuple[float, float, float]:
     return tuple(float(q) for q in np.quantile(values, [0.5, 0.25, 0.75]))  # type: ignore[return-value]
 
 
+def _spread(numbers: tuple[float, float, float]) -> str:
+    """Median and quartiles as a cell shows them, and no zero with a sign.
+
+    >>> _spread((-0.04, -1.25, 500.0))
+    '0.0 (-1.2 to 500.0)'
+    """
+    return "{:.1f} ({:.1f} to {:.1f})".format(*(round(number, 1) + 0.0 for number in numbers))
+
+
 def at_end(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The median return at the end of the budget, by environment and method."""
     by = runs_of(found)
@@ -72,7 +81,7 @@ def table(found: dict[str, Any]) -> str:
         header = ["method", *(f"{share * budget:,.0f} steps" for share in SHARES), "episodes", "seconds", "chosen"]
         body = []
         for method, cell in row.items():
-            numbers = ["{:.1f} ({:.1f} to {:.1f})".format(*middle(at_share(cell, share))) for share in SHARES]
+            numbers = [_spread(middle(at_share(cell, share))) for share in SHARES]
             last = [np.median([one[key][-1] for one in cell["found"]["rows"]]) for key in ("episodes", "seconds")]
             setting = GRIDS[method][0]
             chosen = f"{setting.replace('_', ' ')} {cell['settings'][setting]:g}"
@@ -88,7 +97,7 @@ def at_the_end(found: dict[str, Any]) -> str:
     by = runs_of(found)
     budget = lambda row: max(cell["settings"]["budget"] for cell in row.values())
     header = ["method", *(f"{TASKS[env].title}, {budget(row):,} steps" for env, row in by.items())]
-    number = lambda cell: "{:.1f} ({:.1f} to {:.1f})".format(*middle(at_share(cell, 1.0)))
+    number = lambda cell: _spread(middle(at_share(cell, 1.0)))
     rows = [
         [NAMES[method], *(number(row[method]) if method in row else "–" for row in by.values())]
         for method in NAMES
