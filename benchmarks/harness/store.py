@@ -368,10 +368,15 @@ class Cells:
         return {**self.head, **self.extra, "cells": self.cells}
 
     def finish(self) -> dict[str, Any]:
-        """Write the result in the place of the earlier one; returns what is in the file."""
+        """Write the result in the place of the earlier one; returns what is in the file.
+
+        A part leaves the earlier result's other cells, and what an interrupted run of another part has measured.
+        """
+        others = {}
         if self.part:
+            others = {name: cell for name, cell in self._runs.all.items() if name not in self.cells}
             self.cells = {**self._before, **self.cells}
-        return read(save(self.path, self.payload()))
+        return read(save(self.path, self.payload() | ({UNFINISHED: others} if others else {})))
 
 
 def _cut(cell: dict[str, Any]) -> str:

@@ -130,6 +130,22 @@ def test_a_part_of_other_settings_is_refused(root: Path) -> None:
     assert list(whole.finish()["cells"]) == ["b"]
 
 
+def test_parts_leave_each_other_alone(tmp_path: Path) -> None:
+    """What an interrupted part has measured is there after another part, and is taken by the same command."""
+    path, head = tmp_path / "x.jsonl", {"preset": "cpu"}
+    never = lambda: pytest.fail("measured again")
+    interrupted = store.Cells(path, head, part=True)
+    interrupted.get("a", {}, lambda: {"number": 1})
+    other = store.Cells(path, head, part=True)
+    other.get("b", {}, lambda: {"number": 2})
+    assert list(other.finish()["cells"]) == ["b"]
+    again = store.Cells(path, head, part=True)
+    assert again.get("a", {}, never) == {"number": 1}
+    found = again.finish()
+    assert {name: cell["found"]["number"] for name, cell in found["cells"].items()} == {"b": 2, "a": 1}
+    assert store.UNFINISHED not in found
+
+
 def test_a_cell_says_where_it_was_measured(tmp_path: Path) -> None:
     """A part that another machine adds does not make the others its own."""
     path, head = tmp_path / "x.jsonl", {"preset": "cpu"}
