@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
-from benchmarks.harness.store import Cells
+from benchmarks.harness.store import UNFINISHED, Cells
 from benchmarks.paper.common import Found, finish, row, skipped
 from benchmarks.paper.memory.learners import METHODS, compiled, follow
 from benchmarks.paper.memory.networks import KINDS, build
@@ -113,10 +113,11 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
             except MissingFile as error:
                 missing.append(skipped(cell.name, "test error", None, error.reason))
     store.part = bool(only or missing)
-    found = store.finish()["cells"]
+    details = {key: value for key, value in store.finish().items() if key in ("cells", UNFINISHED)}
+    found = details["cells"]
     reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
     rows = _rows(reported) + [line for line in missing if line["name"] not in reported]
-    return finish("long-memory", preset, seed, out, Found({"rows": rows}, {"cells": found}), draw)
+    return finish("long-memory", preset, seed, out, Found({"rows": rows}, details), draw)
 
 
 def _best(store: Cells, cell: Cell, data: Path | None) -> float:
@@ -193,6 +194,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         of = cell["settings"]
         if of["seeds"] != [TUNING_SEED]:
             by.setdefault(f"{of['task']}, T = {of['length']}, {KINDS[of['kind']].label}", []).append(cell)
+    by = dict(sorted(by.items(), key=lambda item: _order(item[1][0]["settings"])))
     figure, below = pairs(len(by), (4.4, 6.4))
     for (where, cells), pair in zip(by.items(), below, strict=True):
         for axis, key in zip(pair, ("passes", "examples"), strict=True):
@@ -209,6 +211,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     marks = {text: line for lines, texts in of_all for line, text in zip(lines, texts, strict=True)}
     legend(figure, title, (list(marks.values()), list(marks)), loc="outside lower center", ncols=3)
     save(figure, path, dpi=90)
+
+
+def _order(settings: dict[str, Any]) -> tuple[int, int, int]:
+    """The place of a panel: by problem, by network with gates first, and by length."""
+    return list(TASKS).index(settings["task"]), -list(KINDS).index(settings["kind"]), settings["length"]
 
 
 _COLORS = dict(zip(METHODS, ("tab:blue", "tab:cyan", "tab:red", "tab:purple", "0.6", "0.2"), strict=True))

@@ -73,6 +73,27 @@ def test_permuted_digits() -> None:
         tasks.permuted(100)
 
 
+def test_parts_leave_each_other_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interrupted part has measured is there after another part."""
+    cell = long_memory.Cell("adding", 5, "tanh", "adam", None, 600, points=1, seeds=1)
+    monkeypatch.setattr(long_memory, "cells", lambda preset: [cell, cell._replace(length=6)])
+    measured: list[int] = []
+
+    def follow(followed: Any, task: Any, run: dict[str, Any], value: float) -> list[dict[str, Any]]:
+        measured.append(run["length"])
+        if measured == [6, 6]:
+            raise KeyboardInterrupt
+        return [{"seed": seed, "passes": [0, 1], "examples": [0, 1], "errors": [1, 0.5]} for seed in run["seeds"]]
+
+    monkeypatch.setattr(long_memory, "follow", follow)
+    with pytest.raises(KeyboardInterrupt):
+        long_memory.run("cpu", tmp_path, None, 0, "T = 6")
+    long_memory.run("cpu", tmp_path, None, 0, "T = 5")
+    assert measured[2:] == [5] * 5
+    long_memory.run("cpu", tmp_path, None, 0, "T = 6")
+    assert measured[7:] == [6] * 4
+
+
 def test_images_that_are_missing_are_a_line(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without MNIST's files the rest is measured, and the line says why its own is empty."""
     few = {"passes": 1000, "points": 1, "seeds": 1}
