@@ -107,12 +107,15 @@ def per_sample(
     """The gradient from noise that every sample has of its own, on one draw of the prior."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
+    feedback = natural.learned_feedback(problem.train[0][:1], settings.decay, averaged=settings.averaged)
+    if settings.clip is not None:
+        transformation = optax.chain(optax.clip_by_global_norm(settings.clip), transformation)
     solver = natural.natural_gradient(
         problem.logits,
         natural.softmax_cross_entropy(),
         J,
         settings.sigma,
-        deviations=natural.per_sample(feedback=natural.learned_feedback(problem.train[0][:1])),
+        deviations=natural.per_sample(feedback=feedback),
         optimizer=transformation,
         averaging=_averaging if settings.averaging else None,
     )
@@ -141,6 +144,9 @@ class Natural(NamedTuple):
         rate: eta, a number or a schedule.
         averaging: Whether predictions are made with an average over the iterates.
         norm_constraint: The largest squared norm of a step in the outputs' curvature.
+        decay: Of what is learned of the way back, with noise per sample.
+        averaged: Samples whose errors cancel, with noise per sample.
+        clip: The largest norm of the gradient from noise per sample; None for any.
     """
 
     sigma: Any = 0.1
@@ -149,6 +155,9 @@ class Natural(NamedTuple):
     rate: Any = None
     averaging: bool = True
     norm_constraint: float | None = None
+    decay: float = 0.99
+    averaged: float = 1.0
+    clip: float | None = None
 
 
 def natural_gradient(
