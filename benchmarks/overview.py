@@ -114,12 +114,13 @@ def experiments() -> tuple[tuple[Experiment, ...], ...]:
 
 
 def _shown(*several: Experiment) -> list[Shown]:
-    """The committed results of some experiments, with their presets where an experiment has a file for each."""
+    """The committed results of some experiments, with their presets where there are several files of presets."""
     found = []
     for one in several:
         paths = list(one.committed())
         for path in paths:
-            preset = f" ({path.stem.rsplit('_', 1)[1]})" if len(several) > 1 and "{preset}" in one.file else ""
+            is_one_of = "{preset}" in one.file and max(len(several), len(paths)) > 1
+            preset = f" ({path.stem.rsplit('_', 1)[1]})" if is_one_of else ""
             found.append(Shown(f"{one.title}{preset}", path, (one.drawn(path),)))
     return found
 

@@ -74,9 +74,10 @@ def summarized(found: Result) -> Result:
 
 def _refuse_less(path: Path, before: Mapping[str, Any], jobs: Mapping[str, Job]) -> None:
     """Refuse to replace a curve by one of fewer images, such as where a data set is there in part only."""
-    for name in before.keys() & jobs.keys():
-        for key, count in jobs[name].sizes.items():
-            if (more := before[name]["settings"][key]) > count:
+    for name, job in jobs.items():
+        settings = before.get(name, {}).get("settings", {})
+        for key, count in job.sizes.items():
+            if (more := settings.get(key, 0)) > count:
                 raise Refused(f"{path}: {name} has {more} {key}, and here are {count}; name another by --out")
 
 

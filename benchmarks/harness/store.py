@@ -330,7 +330,7 @@ class Cells:
         wanted = {"settings": plain(settings)}
         before = self._before.get(name)
         if before is not None and (trouble := self._trouble(before, wanted)):
-            if not trouble.startswith("skipped"):
+            if self._keep and trouble != "skipped":
                 self._say(f"{name}: the one of the earlier result is {trouble}; made again")
             before = None
         if self._keep and before is not None:

@@ -12,9 +12,9 @@ import jax
 
 from benchmarks.harness import experiment
 from benchmarks.harness.command import Parser, Refused, command, file
-from benchmarks.harness.experiment import Experiment, Result
+from benchmarks.harness.experiment import Experiment
 from benchmarks.harness.store import Cells
-from benchmarks.harness.tables import where
+from benchmarks.harness.tables import with_origin
 from benchmarks.models import measures
 from benchmarks.models.entry import Model
 from benchmarks.models.table import cell_name, table, troubles
@@ -27,19 +27,13 @@ DEVICES = 8
 def main(argv: list[str]) -> int:
     """Run the command line; 1 where a cell is wrong, 2 for what the user can mend."""
     arguments = _parser().parse_args(argv)
+    _chosen(arguments)  # refused before a folder is made
     return experiment.run(ZOO, arguments, arguments.out or ZOO.path(arguments.preset))
 
 
 def measure(arguments: argparse.Namespace, path: Path) -> None:
     """Measure the models that are asked for, beside those of an earlier run with the same preset."""
-    chosen = [
-        model
-        for model in MODELS
-        if (not arguments.api or model.api in arguments.api)
-        and (not arguments.model or any(part in model.name for part in arguments.model))
-    ]
-    if not chosen:
-        raise Refused(f"--model {arguments.model} --api {arguments.api}: no model of the zoo")
+    chosen = _chosen(arguments)
     _make_devices()
     sizes = measures.PRESETS[arguments.preset]
     command = f"python -m benchmarks models --preset {arguments.preset}"
@@ -54,6 +48,19 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
     finally:
         jax.config.update("jax_disable_most_optimizations", optimized)
     cells.finish()
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Model]:
+    """The models that are asked for; raises Refused where there are none."""
+    chosen = [
+        model
+        for model in MODELS
+        if (not arguments.api or model.api in arguments.api)
+        and (not arguments.model or any(part in model.name for part in arguments.model))
+    ]
+    if not chosen:
+        raise Refused(f"--model {arguments.model} --api {arguments.api}: no model of the zoo")
+    return chosen
 
 
 def _columns(model: Model, sizes: measures.Sizes) -> dict[str, Any]:
@@ -93,10 +100,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _table(found: Result) -> str:
-    return f"{table(found)}\n\n{where(found)}"
-
-
+_table = with_origin(lambda found: table(found))
 ZOO = Experiment(
     "models",
     "Models that people bring",

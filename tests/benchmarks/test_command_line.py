@@ -107,7 +107,7 @@ REFUSED = [
     ("scaling --strong 0", "--strong: 0"),
     ("scaling --tflops -1", "--tflops: '-1'"),
     ("scaling --anchor --predict-only", "--anchor: wants the rate of a measurement"),
-    ("models --model nothing-like-it", "no model of the zoo"),
+    ("models --model nothing-like-it --out new/x.jsonl", "no model of the zoo"),
     ("edf table nowhere.jsonl", "nowhere.jsonl: not there"),
     (
         "calibration linear --draw --out {folder}",

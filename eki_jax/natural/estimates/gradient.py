@@ -318,18 +318,18 @@ class Undisturbed(NamedTuple):
             r = map_particles(lambda particle: changes(particle, row, g, z), (own, mine), setup.chunk_size or len(own))
             r = axes.particles.gathered(r)
             if expected:  # less what is expected of the noise
-                slopes = cuts.joined([sizes[u] * expected[u] if u in expected else None for u in noisy])
-                r = r - jnp.einsum("tjm,tm->tj", noise, slopes.astype(noise.dtype)).T.astype(r.dtype)
+                slopes = cuts.joined([sizes[u] * expected[u] for u in noisy]).astype(noise.dtype)
+                r = r - jnp.einsum("tjm,tm->tj", noise, slopes, precision=setup.precision).T.astype(r.dtype)
             healthy = finite_particles(r)
             taking_part = healthy.astype(r.dtype)[:, None]
             r = jnp.where(jnp.isfinite(r), r, 0)
             r = (r - jnp.sum(taking_part * r, axis=0) / jnp.maximum(jnp.sum(taking_part), 1)) * taking_part
             a, share = _solved(deviations, _credit(r, deviations.discount), bits, cuts.numbers, healthy)
-            along = jnp.einsum("jt,tjm->tm", a.astype(noise.dtype), noise)
+            along = jnp.einsum("jt,tjm->tm", a.astype(noise.dtype), noise, precision=setup.precision)
             return [e / sizes[u] for u, e in zip(noisy, cuts.parts(along), strict=True)], share, healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
-        numbers += sum(math.prod(self.points[u].of_one) for u in noisy)
+        numbers += cuts.places * cuts.numbers
         together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
         rows = (self.x, indices, in_outputs, self.outputs, expected)
         found, share, healthy, r = lax.map(one, rows, batch_size=together)
@@ -440,13 +440,9 @@ class _Cuts(NamedTuple):
         cut = zip(ends, self.widths, self.shapes, strict=True)
         return [whole[:, end - width : end].reshape(shape) for end, width, shape in cut]
 
-    def joined(self, parts: list[Array | None]) -> Array:
-        """The array (T, M) with these parts, zero where there is none."""
-        rows = [
-            jnp.zeros((self.places, width)) if part is None else part.reshape(self.places, width)
-            for part, width in zip(parts, self.widths, strict=True)
-        ]
-        return jnp.concatenate(rows, axis=1)
+    def joined(self, parts: list[Array]) -> Array:
+        """The array (T, M) of these parts."""
+        return jnp.concatenate([part.reshape(self.places, -1) for part in parts], axis=1)
 
 
 def _per_sample(setup: Setup) -> PerSample:
