@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import store
-from benchmarks.harness.experiment import ROOT, Experiment
+from benchmarks.harness.experiment import ROOT, Experiment, beside
 from benchmarks.harness.tables import machine, markdown
 from benchmarks.reporting import RESULTS
 
@@ -18,6 +18,8 @@ Every result that is committed, with its picture, the command that measured it, 
 and all pictures are made of them by `python -m benchmarks report`; with `--check` it says which are not what they give.
 Seconds are those of the machine, which other work shared; accuracies and passes do not depend on it.
 """
+
+REMEDY = "wanted a clone of the repository, which has the numbers"
 
 
 class Shown(NamedTuple):
@@ -66,68 +68,60 @@ def text() -> str:
 
 def parts() -> list[Part]:
     """What is on the page, in its order, but for training runs."""
-    from benchmarks.paper.experiments import EXPERIMENTS as PAPER
-    from benchmarks.paper.experiments import title
-    from benchmarks.performance.tables import TITLES
-
-    (budget,), (language,), (policies,), calibrations, flows, (models,) = experiments()
+    paper, (budget,), (language,), (policies,), calibrations, flows, speeds, (devices,), (models,) = experiments()
     table = lambda page, name: f"[How it was measured]({page}.md), and [the table](../benchmarks/results/{name}.md)."
     speed = "![The step, and other libraries](../benchmarks/results/performance.png)"
-    devices = tuple(ROOT / "docs" / "images" / f"scaling_{name}.png" for name in ("measured", "predicted"))
-    paper = [(title(name), RESULTS / "paper" / name) for name in PAPER]
     return [
-        Part(
-            "The paper's experiments",
-            table("paper", "paper"),
-            [Shown(name, path.with_suffix(".jsonl"), (path.with_suffix(".png"),)) for name, path in paper],
-        ),
+        Part("The paper's experiments", table("paper", "paper"), _shown(*paper)),
         Part(budget.title, table("forward_budget", "forward_budget_cpu"), _shown(budget)),
         Part(language.title, "[How it was measured, and the table](per_sample.md#what-it-reaches).", _shown(language)),
         Part(policies.title, table("policy", "policy_cpu"), _shown(policies)),
         Part("Calibration", "[The tables](calibration_benchmarks.md).", _shown(*calibrations)),
         Part("Exponentially decaying flows", "[The tables](edf.md#experiments).", _shown(*flows)),
-        Part(
-            "Speed and memory",
-            f"{table('performance', 'performance')}\n\n{speed}",
-            [Shown(title, RESULTS / f"performance-{name}.jsonl") for name, title in TITLES.items()],
-        ),
-        Part(
-            "Scaling over devices",
-            "[How to read them](scaling.md).",
-            [Shown("Scaling over devices", RESULTS / "scaling.jsonl", devices)],
-        ),
+        Part("Speed and memory", f"{table('performance', 'performance')}\n\n{speed}", _shown(*speeds, pictures=False)),
+        Part(devices.title, "[How to read them](scaling.md).", _shown(devices)),
         Part(models.title, "[The table](models.md), a line a model.", _shown(models)),
     ]
 
 
 def experiments() -> tuple[tuple[Experiment, ...], ...]:
-    """All that are run by the one way there is, a tuple a command."""
+    """All experiments, a tuple a command, in the order of the page."""
     from benchmarks.calibration.cli import MODULES, calibration
     from benchmarks.edf.cli import EXPERIMENTS, flow
     from benchmarks.forward_budget.cli import BUDGETS
     from benchmarks.language import comparison
     from benchmarks.models.cli import ZOO
+    from benchmarks.paper.cli import EXPERIMENTS as TABLES
+    from benchmarks.paper.cli import paper
+    from benchmarks.performance.cli import PARTS, part
     from benchmarks.policy.cli import POLICIES
+    from benchmarks.scaling.cli import scaling
 
-    several = tuple(map(calibration, MODULES)), tuple(map(flow, EXPERIMENTS))
-    return (BUDGETS,), (comparison.BUDGETS,), (POLICIES,), *several, (ZOO,)
+    one = (BUDGETS,), (comparison.BUDGETS,), (POLICIES,)
+    several = tuple(map(calibration, MODULES)), tuple(map(flow, EXPERIMENTS)), tuple(map(part, PARTS))
+    return tuple(map(paper, TABLES)), *one, *several, (scaling(),), (ZOO,)
 
 
-def _shown(*several: Experiment) -> list[Shown]:
+def _shown(*several: Experiment, pictures: bool = True) -> list[Shown]:
     """The committed results of some experiments, with their presets where there are several files of presets."""
+
+    def of(one: Experiment, path: Path) -> tuple[Path, ...]:
+        made = [file.path for file in beside(one, path, one.read(path, REMEDY))] if pictures else []
+        return tuple(file for file in made if file.suffix == ".png")
+
     found = []
     for one in several:
         paths = list(one.committed())
         for path in paths:
             is_one_of = "{preset}" in one.file and max(len(several), len(paths)) > 1
             preset = f" ({path.stem.rsplit('_', 1)[1]})" if is_one_of else ""
-            found.append(Shown(f"{one.title}{preset}", path, (one.drawn(path),)))
+            found.append(Shown(f"{one.title}{preset}", path, of(one, path)))
     return found
 
 
 def origin(path: Path) -> str:
     """A result's command, machine and day, with a link to its file."""
-    found = store.result(path, "wanted a clone of the repository, which has the numbers")
+    found = store.result(path, REMEDY)
     skipped = f"Not run: {found['skipped']}\n\n" if isinstance(found.get("skipped"), str) else ""
     numbers = f"[numbers](../{path.relative_to(ROOT)})"
     return f"{skipped}`{found['command']}`; {_on(found['environment'])}; {numbers}"
@@ -140,7 +134,7 @@ def _on(environment: dict[str, Any]) -> str:
 def _training() -> str:
     """Single runs, a line each."""
     rows = []
-    for run in store.result(RESULTS / "train.jsonl", "wanted a clone of the repository")["runs"].values():
+    for run in store.result(RESULTS / "train.jsonl", REMEDY)["runs"].values():
         last = run["history"][-1]
         accuracy = last.get("test_accuracy_mean", last.get("test_accuracy"))
         rows.append([f"`{run['command']}`", f"{accuracy:.4f}", _on(run["environment"])])

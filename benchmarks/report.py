@@ -14,11 +14,10 @@ from benchmarks import overview
 from benchmarks.harness import store
 from benchmarks.harness.command import Parser, Refused, command, folder, require, say
 from benchmarks.harness.experiment import Made, beside, pages, sections
-from benchmarks.reporting import RESULTS, print_result
+from benchmarks.reporting import print_result
 from eki_jax.training.files import write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
-IMAGES = DOCS / "images"
 DIFFERENT = 1  # the exit code of --check where something is not what the runs give
 
 
@@ -62,61 +61,20 @@ def is_same(path: Path, other: Path) -> bool:
 
 
 def made() -> Iterator[Made]:
-    """All that is made of the committed results."""
-    yield from _paper()
-    yield from _performance()
-    yield from _experiments()
-    yield from _scaling()
+    """All that is made of the committed results, each file once, even where several have a part in it."""
+    yield from {one.path: one for one in _of_experiments()}.values()
     yield Made(DOCS / "results.md", lambda path: write_text(path, overview.text()))
 
 
-REMEDY = "wanted a clone of the repository, which has the numbers"
-
-
-def _paper() -> Iterator[Made]:
-    from benchmarks.paper import classification
-    from benchmarks.paper.cli import COMMITTED
-    from benchmarks.paper.common import measured
-    from benchmarks.paper.experiments import EXPERIMENTS, module
-    from benchmarks.paper.table import write_table
-
-    yield Made(RESULTS / "paper.md", lambda path: write_table(COMMITTED, path))
-    for name in EXPERIMENTS:
-        path = COMMITTED / f"{name}.jsonl"
-        if path.is_file() and measured(result := store.result(path, REMEDY)):
-            of = module(name)
-            if hasattr(of, "draw"):
-                write = lambda path, of=of, result=result: of.draw(result, path)
-            else:
-                write = lambda path, of=of, result=result: classification.draw(result, path, of.cells)
-            yield Made(path.with_suffix(".png"), write)
-
-
-def _performance() -> Iterator[Made]:
-    from benchmarks.performance.picture import draw
-    from benchmarks.performance.tables import write
-
-    yield Made(RESULTS / "performance.md", lambda path: write(RESULTS, path))
-    yield Made(RESULTS / "performance.png", lambda path: draw(RESULTS, path))
-
-
-def _experiments() -> Iterator[Made]:
-    """Of those that are run by the one way: what is beside their numbers, and the pages that have their tables."""
+def _of_experiments() -> Iterator[Made]:
+    """What is beside their numbers, and the pages that have their tables."""
     texts = {}
     for one in itertools.chain(*overview.experiments()):
         for path in one.committed():
-            found = one.read(path, REMEDY)
+            found = one.read(path, overview.REMEDY)
             yield from beside(one, path, found)
             texts |= sections(one, found)
     yield from pages(texts)
-
-
-def _scaling() -> Iterator[Made]:
-    from benchmarks.scaling import pictures
-
-    found = store.result(RESULTS / "scaling.jsonl", REMEDY)
-    yield Made(IMAGES / "scaling_measured.png", lambda path: pictures.draw_measured(found, path))
-    yield Made(IMAGES / "scaling_predicted.png", lambda path: pictures.draw_predicted(found, path))
 
 
 def _parser() -> Parser:

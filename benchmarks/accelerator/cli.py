@@ -43,12 +43,7 @@ class Stage(NamedTuple):
 
 # The parts of the performance table that a device has: what others' libraries do on processors is known already.
 _PARTS = ("steps", "natural", "frameworks", "growth", "precision")
-# preset -> arguments of `scaling`, and of `performance` with its parts
-_SCALING = {
-    "smoke": "--inputs 8 --widths 4 3 --batch-size 6 --strong 8 --weak 4 --steps 1 --virtual-devices 1 "
-    "--max-devices 1 --communication all_reduce",
-    "full": "--widths 500 300 100 10 --batch-size 600 --strong 2000 --weak 2000",
-}
+# preset -> preset of `performance`, and its parts
 _PERFORMANCE = {"smoke": ("quick", ("steps",)), "full": ("default", _PARTS)}
 # Of every stage whose file names no other.
 _PRECISION = "float32, multiplied as JAX does by itself"
@@ -98,7 +93,7 @@ def _before_the_cells(arguments: argparse.Namespace) -> list[Stage]:
     performance = ["-m", "benchmarks", "performance", "--preset", size, "--out", out]
     return [
         Stage("correctness", _worker(stage="correctness", preset=preset, out=out)),
-        Stage("scaling", ["-m", "benchmarks", "scaling", "--anchor", "--out", out, *_SCALING[preset].split()]),
+        Stage("scaling", ["-m", "benchmarks", "scaling", "--anchor", "--preset", preset, "--out", out]),
         *[Stage(f"performance, {part}", [*performance, "--parts", part]) for part in parts],
     ]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from benchmarks.edf import convergence, full_vs_stochastic, harness, stochastic
 from benchmarks.edf.pictures import draw
-from benchmarks.edf.plan import Job
 from benchmarks.edf.tables import table
 from benchmarks.harness import experiment, store
 from benchmarks.harness.command import Parser, Refused, command, file
 from benchmarks.harness.experiment import Experiment, Result
+from benchmarks.harness.store import Job
 
 # name -> module with plan(arguments), and what it is
 EXPERIMENTS: dict[str, tuple[ModuleType, str]] = {
@@ -36,10 +36,7 @@ def flow(name: str) -> Experiment:
         _refuse_less(path, before.get("cells", {}), jobs)
         text = f"python -m benchmarks edf {name} --preset {arguments.preset}"
         head = {**identity, "command": text, "seed": arguments.seed, **settings}
-        cells = store.Cells(path, head, keep=arguments.keep, part=bool(set(before.get("cells", {})) - set(jobs)))
-        for label, job in jobs.items():
-            cells.get(label, job.sizes, job.train)
-        cells.finish()
+        store.fill(path, head, jobs, keep=arguments.keep)
 
     stem = f"edf_{name.replace('-', '_')}_{{preset}}"
     says = lambda found: {key: found[key] for key in ("claims",) if key in found}
@@ -76,7 +73,7 @@ def _refuse_less(path: Path, before: Mapping[str, Any], jobs: Mapping[str, Job])
     """Refuse to replace a curve by one of fewer images, such as where a data set is there in part only."""
     for name, job in jobs.items():
         settings = before.get(name, {}).get("settings", {})
-        for key, count in job.sizes.items():
+        for key, count in job.settings.items():
             if (more := settings.get(key, 0)) > count:
                 raise Refused(f"{path}: {name} has {more} {key}, and here are {count}; name another by --out")
 

@@ -8,8 +8,8 @@ import itertools
 from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
-from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import STOPS, Optimizer, adam, build, edf_method, full_batch, momentum_sgd
+from benchmarks.harness.store import Job
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -65,7 +65,7 @@ def methods(preset: Preset) -> list[Optimizer]:
     ]
 
 
-def plan(arguments: argparse.Namespace) -> Plan:
+def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Job]]:
     """All methods from the same start on the same images."""
     preset = PRESETS[arguments.preset]
     dataset = datasets.cifar10(arguments.data)
@@ -79,7 +79,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
 
     sizes = {"images": len(images[0])}
     jobs = {method.name: Job(sizes, functools.partial(train, method)) for method in methods(preset)}
-    return Plan({"data": "CIFAR-10", **settings}, jobs)
+    return {"data": "CIFAR-10", **settings}, jobs
 
 
 def final(curve: dict[str, Any]) -> float:

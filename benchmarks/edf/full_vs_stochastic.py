@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions
-from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.stochastic import every_rate
 from benchmarks.edf.training import MiniBatches, build, edf_method
+from benchmarks.harness.store import Job
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -35,7 +35,7 @@ PRESETS = {
 DAMPING = (1.0, 1.0)
 
 
-def plan(arguments: argparse.Namespace) -> Plan:
+def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Job]]:
     """EDF-G with W2: "full batch" and "mini-batch" for every order, each with the better of the preset's rates."""
     preset = PRESETS[arguments.preset]
     dataset = datasets.mnist(arguments.data)
@@ -49,4 +49,4 @@ def plan(arguments: argparse.Namespace) -> Plan:
             # The paper's equation (31): the full batch in slices of the mini-batch's size.
             batches = MiniBatches(train, test, size, preset.epochs, arguments.seed, chunk_size=preset.batch_size)
             jobs[method.name] = Job(sizes, functools.partial(every_rate, method, model, batches))
-    return Plan({"data": "MNIST", **preset._asdict(), **sizes, "damping": DAMPING}, jobs)
+    return {"data": "MNIST", **preset._asdict(), **sizes, "damping": DAMPING}, jobs

@@ -10,9 +10,9 @@ import jax
 import optax
 
 from benchmarks import methods
-from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import cross_entropy
 from benchmarks.forward_budget.curve import follow
+from benchmarks.harness.store import Job
 from benchmarks.problems import registry
 from eki_jax import edf
 from eki_jax.training import Method
@@ -42,7 +42,7 @@ def gradient_passes(products: int = 0) -> int:
     return 3 + (1 + 3 * products if products else 0)
 
 
-def plan(arguments: argparse.Namespace) -> Plan:
+def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Job]]:
     """Test accuracy of every method along the budget."""
     preset = PRESETS[arguments.preset]
     problem = registry.get(preset.problem, arguments.data)
@@ -57,8 +57,9 @@ def plan(arguments: argparse.Namespace) -> Plan:
 
     sizes = {"images": len(problem.train[1]), "test_images": len(problem.test[1])}
     trained = compared(problem, preset).items()
-    return Plan(
-        {**preset._asdict(), **task}, {name: Job(sizes, functools.partial(along, method)) for name, method in trained}
+    return (
+        {**preset._asdict(), **task},
+        {name: Job(sizes, functools.partial(along, method)) for name, method in trained},
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.edf.networks import TwoConvolutions, resnet56, resnet110
-from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import MiniBatches, Model, Optimizer, adam, build, edf_method, mini_batch, momentum_sgd
+from benchmarks.harness.store import Job
 from benchmarks.problems import data as datasets
 from eki_jax import edf
 
@@ -66,7 +66,7 @@ def methods(preset: Preset) -> list[Optimizer]:
     return [*flows, momentum_sgd(preset.momentum_rates, name="momentum SGD"), adam(preset.adam_rates)]
 
 
-def plan(arguments: argparse.Namespace) -> Plan:
+def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Job]]:
     """Every method with every rate on every problem; the best rate is the one with the lowest final training loss."""
     preset, jobs = PRESETS[arguments.preset], {}
     for problem in arguments.problem:
@@ -77,7 +77,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
             drop = preset.drop_after if method.name.endswith("W2") else None
             train = functools.partial(every_rate, method, model, batches._replace(drop_after=drop))
             jobs[f"{problem}: {method.name}"] = Job(sizes, train)
-    return Plan({**preset._asdict(), "damping": DAMPING}, jobs)
+    return {**preset._asdict(), "damping": DAMPING}, jobs
 
 
 def _load(problem: str, preset: Preset, data: Path | None, seed: int) -> tuple[Model, MiniBatches]:

@@ -22,6 +22,18 @@ ROOT = RESULTS.parents[1]
 WRONG = 1  # the exit code of a run whose numbers miss their bounds
 
 
+class Made(NamedTuple):
+    """A file that is made of results.
+
+    Attributes:
+        path: where it is.
+        write: function that writes it, to a path.
+    """
+
+    path: Path
+    write: Callable[[Path], Any]
+
+
 class Experiment(NamedTuple):
     """What is measured, and what is made of it.
 
@@ -40,6 +52,10 @@ class Experiment(NamedTuple):
         sections: functions of the result that make the texts between marks of pages of the documentation, by
             ``PAGE#MARK``; ``{preset}`` in the mark is that of the result.
         summarized: function of a file and its numbers: these with what follows from them, for all the others.
+        makes: function ``makes(path, result)`` of the files that are made in the place of a picture and a table beside
+            the numbers; None for these two.
+        lock: name of the file that keeps others out of the folder; by default that of the numbers, so that another
+            experiment may have the same folder.
         needs: packages without which nothing is begun.
     """
 
@@ -54,6 +70,8 @@ class Experiment(NamedTuple):
     picture: str | None = None
     sections: Mapping[str, Callable[[Result], str]] = {}  # of a tuple, which nobody changes
     summarized: Callable[[Path, Result], Result] = lambda path, result: result
+    makes: Callable[[Path, Result], Iterator[Made]] | None = None
+    lock: str | None = None
     needs: tuple[str, ...] = ("matplotlib",)
 
     def path(self, preset: str, out: Path | None = None) -> Path:
@@ -61,7 +79,7 @@ class Experiment(NamedTuple):
         file = Path(f"{self.file.format(preset=preset)}.jsonl")
         if out is not None:
             return out / file.name
-        return (Path("runs") if preset == "smoke" else RESULTS) / file
+        return (RESULTS if store.RANKS[preset] else Path("runs")) / file
 
     def read(self, path: Path, remedy: str) -> Result:
         """The result in a file.
@@ -94,18 +112,6 @@ class Experiment(NamedTuple):
         return ROOT / self.picture if self.is_committed(path) else path.with_name(Path(self.picture).name)
 
 
-class Made(NamedTuple):
-    """A file that is made of results.
-
-    Attributes:
-        path: where it is.
-        write: function that writes it, to a path.
-    """
-
-    path: Path
-    write: Callable[[Path], Any]
-
-
 def run(experiment: Experiment, arguments: argparse.Namespace, path: Path) -> int:
     """Measure, or with ``--draw`` read; then write what is made of the numbers, print the table and the last line.
 
@@ -120,9 +126,16 @@ def run(experiment: Experiment, arguments: argparse.Namespace, path: Path) -> in
     Raises:
         Refused: something that the user can mend.
     """
+    code, last = perform(experiment, arguments, path)
+    print_result(last)
+    return code
+
+
+def perform(experiment: Experiment, arguments: argparse.Namespace, path: Path) -> tuple[int, Result]:
+    """The same without the last line, which is returned with the exit code."""
     require(*experiment.needs)
     remedy = f"run python -m benchmarks {experiment.name} --preset {arguments.preset}"
-    with claimed(path.parent, f".{path.stem}.lock"):
+    with claimed(path.parent, experiment.lock or f".{path.stem}.lock"):
         if not arguments.draw:
             experiment.measure(arguments, path)
         found = experiment.read(path, remedy)
@@ -137,12 +150,15 @@ def run(experiment: Experiment, arguments: argparse.Namespace, path: Path) -> in
     for line in wrong:
         say(line)
     names = [path.name, *(one.path.name for one in files)]
-    print_result({"experiment": experiment.name, "preset": found["preset"], **experiment.says(found), "files": names})
-    return WRONG if wrong else 0
+    last = {"experiment": experiment.name, "preset": found["preset"], **experiment.says(found), "files": names}
+    return WRONG if wrong else 0, last
 
 
 def beside(experiment: Experiment, path: Path, found: Result) -> Iterator[Made]:
-    """The picture and the table of a file; a committed one's picture has a place, and its table may be on a page."""
+    """What is made of a file: its picture and its table; the latter may be on a page alone, if they are committed."""
+    if experiment.makes is not None:
+        yield from experiment.makes(path, found)
+        return
     picture = experiment.drawn(path)
     if (draw := experiment.draw) is not None:
         yield Made(picture, lambda target: draw(found, target))

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness.command import Refused, say
 from benchmarks.reporting import environment, plain
@@ -377,6 +377,34 @@ class Cells:
             others = {name: cell for name, cell in self._runs.all.items() if name not in self.cells}
             self.cells = {**self._before, **self.cells}
         return read(save(self.path, self.payload() | ({UNFINISHED: others} if others else {})))
+
+
+class Job(NamedTuple):
+    """A cell that is to be measured.
+
+    Attributes:
+        settings: settings of the cell.
+        measure: function that measures it.
+    """
+
+    settings: dict[str, Any]
+    measure: Callable[[], Any]
+
+
+def fill(path: Path, head: dict[str, Any], jobs: Mapping[str, Job], *, keep: bool = False) -> dict[str, Any]:
+    """The result whose cells are some jobs; cells that an earlier one has besides stay, if its head is the same.
+
+    Args:
+        path: its file.
+        head: entries besides the cells.
+        jobs: the cells, by their names.
+        keep: flag, True where cells that are there already are not measured again.
+    """
+    before = earlier(path, head["preset"], experiment=head["experiment"]) or {}
+    cells = Cells(path, head, keep=keep, part=bool(set(before.get("cells", {})) - set(jobs)))
+    for name, job in jobs.items():
+        cells.get(name, *job)
+    return cells.finish()
 
 
 def _cut(cell: dict[str, Any]) -> str:

@@ -178,7 +178,7 @@ def run_table(
     seed: int,
     only: str | None = "",
 ) -> dict[str, Any]:
-    """Run a table's cells in a preset; writes ``experiment.jsonl`` and ``experiment.png``.
+    """Run a table's cells in a preset; writes ``experiment.jsonl``.
 
     What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
     in the place of its smaller one. Every finished run is kept in the file at once, so that a table may be run
@@ -218,8 +218,7 @@ def run_table(
         "shown": {name: [_name(record["settings"]) for record in records] for name, records in runs.items()},
         store.RUNS: {**kept.all, **shown},
     }
-    picture = lambda result, path: draw(result, path, cells)
-    return finish(experiment, preset, seed, out, Found(result, details), picture)
+    return finish(experiment, preset, seed, out, Found(result, details))
 
 
 def shown_runs(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import store
-from benchmarks.harness.command import Parser, Refused, command, folder, require
-from benchmarks.paper.classification import run_table
-from benchmarks.paper.common import finish
+from benchmarks.harness import experiment, store
+from benchmarks.harness.command import Parser, Refused, command, folder
+from benchmarks.harness.experiment import Experiment, Made, Result
+from benchmarks.paper import classification
+from benchmarks.paper.common import finish, measured
 from benchmarks.paper.experiments import EXPERIMENTS, module, title
-from benchmarks.paper.table import results, write_table
-from benchmarks.reporting import RESULTS, print_result
-from eki_jax.training.files import claimed
+from benchmarks.paper.table import results, section, write_table
+from benchmarks.reporting import RESULTS
 
 COMMITTED = RESULTS / "paper"
+
+
+def paper(name: str) -> Experiment:
+    """An experiment by its name; the page of tables is of all in a folder."""
+    of = module(name)
+    draw = of.draw if hasattr(of, "draw") else lambda found, path: classification.draw(found, path, of.cells)
+
+    def makes(path: Path, found: Result) -> Iterator[Made]:
+        if measured(found):
+            yield Made(path.with_suffix(".png"), lambda target: draw(found, target))
+        out = path.parent
+        page = RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md"
+        yield Made(page, lambda target: write_table(out, target))
+
+    return Experiment(
+        f"paper {name}",
+        title(name),
+        f"paper/{name}",
+        lambda arguments, path: _measure(of, name, arguments, path),
+        section,
+        says=_said,
+        makes=makes,
+        lock=".paper.lock",
+    )
+
+
+def _said(found: Result) -> Result:
+    """The rows, and all that is no list or table of its own."""
+    named = ("rows", "accuracies")
+    return {key: value for key, value in found.items() if key in named or not isinstance(value, list | dict)}
 
 
 @command("paper")
@@ -26,42 +57,35 @@ def main(argv: list[str]) -> int:
         for name in EXPERIMENTS:
             print(f"{name:22}{title(name)}")
         return 0
-    require("matplotlib")
-    out = arguments.out or (Path("runs/paper-smoke") if arguments.preset == "smoke" else COMMITTED)
-    experiment = module(arguments.name)
-    only = "" if arguments.only is None else _checked(arguments.only, arguments.name, experiment)
-    size = arguments.preset, out, arguments.data, arguments.seed
-    with claimed(out, ".paper.lock"):
-        results(out, but=arguments.name)
-        merges = hasattr(experiment, "cells") and arguments.preset != "smoke"  # cell by cell
-        path = out / f"{arguments.name}.jsonl"
-        store.earlier(path, None if merges else arguments.preset, experiment=arguments.name)
-        summary = run(arguments.name, *size, only)
-        table = write_table(out, RESULTS / "paper.md" if out.resolve() == COMMITTED.resolve() else out / "paper.md")
-    print(f"numbers: {path}\ntable: {table}", file=sys.stderr)
-    print_result(summary)
-    return 0
+    if arguments.only is not None:
+        _check(arguments.only, arguments.name)
+    of = paper(arguments.name)
+    return experiment.run(of, arguments, of.path(arguments.preset, arguments.out))
 
 
-def run(name: str, preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Run an experiment, and write its file and its picture; returns what is printed."""
-    of = module(name)
+def _measure(of: Any, name: str, arguments: argparse.Namespace, path: Path) -> None:
+    """Run an experiment, and write its file."""
+    preset, out, only = arguments.preset, path.parent, arguments.only or ""
+    results(out, but=name)
+    merges = hasattr(of, "cells") and preset != "smoke"  # cell by cell
+    store.earlier(path, None if merges else preset, experiment=name)
     if hasattr(of, "measure"):
-        return finish(name, preset, seed, out, of.measure(preset, data, seed), of.draw)
-    if hasattr(of, "run"):
-        return of.run(preset, out, data, seed, only)
-    return run_table(name, of.cells, preset, out, data, seed, only)
+        finish(name, preset, arguments.seed, out, of.measure(preset, arguments.data, arguments.seed))
+    elif hasattr(of, "run"):
+        of.run(preset, out, arguments.data, arguments.seed, only)
+    else:
+        classification.run_table(name, of.cells, preset, out, arguments.data, arguments.seed, only)
 
 
-def _checked(only: str, name: str, experiment: Any) -> str:
-    """The text of ``--only``, which some cell's name has in it."""
-    if not hasattr(experiment, "cells"):
+def _check(only: str, name: str) -> None:
+    """Refuse a text of ``--only`` that no cell's name has in it."""
+    of = module(name)
+    if not hasattr(of, "cells"):
         tables = [other for other in EXPERIMENTS if hasattr(module(other), "cells")]
         raise Refused(f"--only: {name} has no cells; wanted one of {', '.join(tables)}")
-    names = [cell.name for cell in experiment.cells("full")]
+    names = [cell.name for cell in of.cells("full")]
     if not only or not any(only in cell for cell in names):
         raise Refused(f"--only: {only!r}; wanted a part of a cell's name, of {'; '.join(names)}")
-    return only
 
 
 def _parser() -> Parser:
@@ -78,6 +102,7 @@ def _parser() -> Parser:
     )
     parser.add_data()
     parser.add_seed(default=0)
+    parser.add_draw()
     parser.add_argument(
         "--only",
         metavar="TEXT",

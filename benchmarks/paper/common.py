@@ -18,8 +18,8 @@ class Found(NamedTuple):
     """What an experiment has found.
 
     Attributes:
-        numbers: every number of the table, ``rows`` among them: what the command prints.
-        details: curves and settings, which go into the file alone.
+        numbers: every number of the table, ``rows`` among them.
+        details: curves and settings.
     """
 
     numbers: dict[str, Any]
@@ -60,15 +60,8 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return jax.tree.map(np.asarray, function(*arguments)), time.perf_counter() - started
 
 
-def finish(
-    experiment: str,
-    preset: str,
-    seed: int,
-    out: Path,
-    found: Found,
-    draw: Callable[[dict[str, Any], Path], None] | None = None,
-) -> dict[str, Any]:
-    """Write ``experiment.jsonl`` under ``out`` and return what a run prints: everything but the details.
+def finish(experiment: str, preset: str, seed: int, out: Path, found: Found) -> dict[str, Any]:
+    """Write ``experiment.jsonl`` under ``out``; returns its numbers.
 
     Args:
         experiment: Its name on the command line.
@@ -76,7 +69,6 @@ def finish(
         seed: Of everything random.
         out: The folder of the results.
         found: What was measured.
-        draw: What draws the picture of the file's content, where something was measured.
 
     Raises:
         Refused: An earlier result there has numbers of what this run lacks. It stays; what was measured is beside it.
@@ -96,8 +88,6 @@ def finish(
             reason += f"; this run is in {store.save(path.with_suffix('.partial'), payload).name}"
         raise Refused(f"{reason} ({summary['skipped']})" if "skipped" in summary else reason)
     store.save(path, payload)
-    if draw is not None and names:
-        draw(store.read(path), path.with_suffix(".png"))
     return summary
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import numpy as np
 import eki_jax
 from benchmarks import methods
 from benchmarks.harness.figures import legend, panels, save
+from benchmarks.harness.store import UNFINISHED, Cells
 from benchmarks.paper import predictors
-from benchmarks.paper.common import Found, row, skipped
+from benchmarks.paper.common import Found, finish, row, skipped
 from benchmarks.paper.predictors import Predictor
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
@@ -49,10 +50,9 @@ class Settings(NamedTuple):
 
 PRESETS = {
     "smoke": Settings(8, 50, 2, 200, 50, 2, 50, 100),
-    "cpu": Settings(300, 600, 5, 20_000, attacked=300),
+    "cpu": Settings(1000, 600, 10, 20_000, attacked=300),
     "full": Settings(2000, 600, 30, None),
 }
-PROBLEMS = {"mnist-dnn2": "MNIST", "fashion-dnn2": "Fashion-MNIST"}
 ENSEMBLES = {"eki": "EKI", "eki-r": "EKI(R)"}
 BETAS = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of weights by held-out loss
 STRENGTHS = (0.05, 0.1, 0.2)  # of attacks, in units of the range of a pixel
@@ -61,26 +61,43 @@ NOISES, DEGREES = (0.2, 0.4), (15.0, 30.0)
 SHOWN = ("SGD", "deep ensemble", "EKI(R), mean particle", "EKI(R), average", "EKI, average")  # in the picture
 
 
-def measure(preset: str, data: Path | None, seed: int) -> Found:
-    """All predictors on every problem."""
-    settings, started = PRESETS[preset], time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    found: dict[str, dict[str, Any]] = {}
-    for name, label in PROBLEMS.items():
+class Cell(NamedTuple):
+    """All predictors on a problem.
+
+    Attributes:
+        name: its name in the table.
+        problem: as ``benchmarks.problems.registry.names()`` has it.
+    """
+
+    name: str
+    problem: str
+
+
+def cells(preset: str) -> list[Cell]:
+    """The same problems in every preset."""
+    return [Cell("MNIST", "mnist-dnn2"), Cell("Fashion-MNIST", "fashion-dnn2")]
+
+
+def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
+    """Writes ``ensemble.jsonl``."""
+    settings = PRESETS[preset]
+    command = f"python -m benchmarks paper ensemble --preset {preset} --seed {seed}"
+    head = {"experiment": "ensemble", "preset": preset, "seed": seed, "command": command}
+    store = Cells(out / "ensemble.jsonl", head, keep=True, part=bool(only))
+
+    def measure(cell: Cell) -> dict[str, Any]:
         try:
-            problem = registry.get(name, data)
+            problem = registry.get(cell.problem, data)
         except MissingFile as error:
-            rows.append(skipped(label, "test accuracy", None, error.reason))
-            continue
-        found[label] = of_predictors(problem, settings, seed)
-        rows += _rows(label, found[label], settings)
-    brief = {
-        label: {name: {k: v for k, v in numbers.items() if k != "reliability"} for name, numbers in by.items()}
-        for label, by in found.items()
-    }
-    result: dict[str, Any] = {"ensemble": brief, "rows": rows, "seconds": time.perf_counter() - started}
-    curves = {label: {n: m["reliability"] for n, m in by.items()} for label, by in found.items()}
-    return Found(result, {"reliability": curves, "settings": settings})
+            return {"skipped": error.reason}
+        return of_predictors(problem, settings, seed)
+
+    for cell in cells(preset):
+        if only in cell.name:
+            store.get(cell.name, {"problem": cell.problem, **settings._asdict()}, functools.partial(measure, cell))
+    details = {key: value for key, value in store.finish().items() if key in ("cells", UNFINISHED)}
+    rows = [line for name, cell in details["cells"].items() for line in _rows(name, cell["found"], settings)]
+    return finish("ensemble", preset, seed, out, Found({"rows": rows}, details))
 
 
 def of_predictors(problem: Problem, settings: Settings, seed: int) -> dict[str, dict[str, Any]]:
@@ -181,7 +198,9 @@ def _spoiled(x: np.ndarray, limits: tuple[float, float], seed: int) -> dict[str,
     return noisy | {f"turned {angle:g}°": predictors.turned(x, angle, limits[0]) for angle in DEGREES}
 
 
-def _rows(label: str, found: dict[str, dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+def _rows(label: str, found: dict[str, Any], settings: Settings) -> list[dict[str, Any]]:
+    if "skipped" in found:
+        return [skipped(label, "test accuracy", None, found["skipped"])]
     passes = settings.particles * settings.epochs
     rows = []
     for name, numbers in found.items():
@@ -202,13 +221,13 @@ def _rows(label: str, found: dict[str, dict[str, Any]], settings: Settings) -> l
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Reliability, and accuracy against the attack's strength, a row a problem."""
-    found, reliability = result["ensemble"], result["reliability"]
+    found = {name: cell["found"] for name, cell in result["cells"].items() if "skipped" not in cell["found"]}
     figure, axes = panels(len(found), 3, (13, 3.9 * len(found)))
     for (label, by), (left, middle, right) in zip(found.items(), axes, strict=True):
         left.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as sure as right")
         for index, name in enumerate(name for name in SHOWN if name in by):
             numbers, color = by[name], f"C{index}"
-            of = reliability[label][name]
+            of = numbers["reliability"]
             left.plot(of["confidence"], of["accuracy"], ".-", color=color, label=name)
             for axis, key in ((middle, "attacked"), (right, "transferred")):
                 for kind, style in (("FGSM", "--"), ("PGD", "-")):

@@ -99,7 +99,7 @@ def cells(preset: str) -> list[Cell]:
 
 
 def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") -> dict[str, Any]:
-    """Writes ``long-memory.jsonl`` and ``long-memory.png``."""
+    """Writes ``long-memory.jsonl``."""
     command = f"python -m benchmarks paper long-memory --preset {preset} --seed {seed}"
     head = {"experiment": "long-memory", "preset": preset, "seed": seed, "command": command}
     store = Cells(out / "long-memory.jsonl", head, keep=True, part=bool(only))
@@ -117,7 +117,7 @@ def run(preset: str, out: Path, data: Path | None, seed: int, only: str = "") ->
     found = details["cells"]
     reported = {cell.name: found[cell.name] for cell in cells(preset) if cell.name in found}
     rows = _rows(reported) + [line for line in missing if line["name"] not in reported]
-    return finish("long-memory", preset, seed, out, Found({"rows": rows}, details), draw)
+    return finish("long-memory", preset, seed, out, Found({"rows": rows}, details))
 
 
 def _best(store: Cells, cell: Cell, data: Path | None) -> float:

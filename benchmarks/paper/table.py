@@ -21,7 +21,7 @@ _HEADER = ("", "quantity", "paper", "ours", "difference", "preset", "notes")
 
 def write_table(folder: Path, path: Path) -> Path:
     """Write the Markdown table of every result in ``folder`` to ``path``; returns the path."""
-    write_text(path, "\n".join([_HEAD, *map(_section, results(folder))]))
+    write_text(path, "\n".join([_HEAD, *map(section, results(folder))]))
     return path
 
 
@@ -41,12 +41,13 @@ def results(folder: Path, but: str = "") -> list[dict[str, Any]]:
             continue
         one = store.result(file, f"remove it, or run `python -m benchmarks paper {file.stem}` again")
         if not store.is_begun(one):
-            store.made_of(file, one, _section, "move it to another folder")
+            store.made_of(file, one, section, "move it to another folder")
             found.append(one)
     return found
 
 
-def _section(result: dict[str, Any]) -> str:
+def section(result: dict[str, Any]) -> str:
+    """The table of an experiment, with its title and its command."""
     lines = [
         f"## {title(result['experiment'])}\n",
         f"`{result.get('command', result['experiment'])}` on {result['environment']['device']}\n",

@@ -1,8 +1,8 @@
-"""The parts of a run: lists of measurements that belong side by side, and what is derived from them."""
+"""The parts of a run: cases whose measurements belong side by side, and what is derived from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,25 +10,51 @@ import numpy as np
 
 from benchmarks.performance import networks
 from benchmarks.performance.jobs import ours, peer
+from benchmarks.performance.precision import VARIANTS, measure_precision, trainings
 from eki_jax.kernel.products import cheaper_contraction
 
 Row = dict[str, Any]
 
 
 class Options(NamedTuple):
-    """What all parts share.
+    """What all measurements share.
 
     Attributes:
-        preset: "quick", "default" or "full".
         folder: where the other libraries' environments are.
         repeats: the least number of timed calls.
         limit: seconds for one measurement's process.
     """
 
-    preset: str
     folder: Path
     repeats: int
     limit: float
+
+
+class Part(NamedTuple):
+    """Measurements that make one table.
+
+    Attributes:
+        about: what it is, in a line.
+        cases: function of the preset, "quick", "default" or "full": the settings of every case.
+        rows: function ``rows(options, **settings)`` that measures a case; ratios are between rows of one.
+    """
+
+    about: str
+    cases: Callable[[str], Sequence[dict[str, Any]]]
+    rows: Callable[..., Iterator[Row]]
+
+
+def name_of(settings: dict[str, Any]) -> str:
+    """A case in words.
+
+    >>> name_of({"network": "dnn1", "J": 200, "repeats": [1, 2]})
+    'network dnn1, J 200'
+    """
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if not isinstance(value, list | dict))
+
+
+def _networks(quick: list[tuple[str, int]], default: list[tuple[str, int]]) -> Callable[[str], list[dict[str, Any]]]:
+    return lambda preset: [{"network": name, "J": size} for name, size in (quick if preset == "quick" else default)]
 
 
 _STEPS = {
@@ -39,16 +65,15 @@ _STEPS = {
 }  # fmt: skip
 
 
-def steps(options: Options) -> Iterator[Row]:
-    """(a) The step's rate over the machine's own, by network and ensemble size; and momentum's memory."""
-    jobs = [(name, size, "euler") for name, size in _STEPS[options.preset]]
-    jobs += {"quick": [("dnn1", 200, "nesterov")]}.get(
-        options.preset, [("dnn1", 2000, "nesterov"), ("dnn2", 2000, "nesterov"), ("dnn3", 2000, "nesterov"),
-                         ("dnn4", 2000, "nesterov")]
-    )  # fmt: skip
-    for name, size, solver in jobs:
-        task = {"kind": "step", "network": name, "J": size, "solver": solver, "repeats": options.repeats}
-        yield _step_row(name, size, solver, ours(task, options.limit))
+def _step_cases(preset: str) -> list[dict[str, Any]]:
+    momentum = [("dnn1", 200)] if preset == "quick" else [(f"dnn{number}", 2000) for number in (1, 2, 3, 4)]
+    cases = [(*case, "euler") for case in _STEPS[preset]] + [(*case, "nesterov") for case in momentum]
+    return [{"network": name, "J": size, "solver": solver} for name, size, solver in cases]
+
+
+def _steps(options: Options, network: str, J: int, solver: str) -> Iterator[Row]:
+    task = {"kind": "step", "network": network, "J": J, "solver": solver, "repeats": options.repeats}
+    yield _step_row(network, J, solver, ours(task, options.limit))
 
 
 def _step_row(name: str, size: int, label: str, result: Row) -> Row:
@@ -73,21 +98,17 @@ def _step_row(name: str, size: int, label: str, result: Row) -> Row:
     return row
 
 
-def frameworks(options: Options) -> Iterator[Row]:
-    """(b) The same step as the paper states it, in PyTorch and in plain JAX, beside this library's."""
-    cases = {"quick": [("dnn1", 200)]}.get(options.preset, [("dnn1", 2000), ("dnn2", 2000), ("dnn2", 6000)])
-    for name, size in cases:
-        task = {"network": name, "J": size, "repeats": options.repeats, "batch": networks.BATCH}
-        task["widths"] = list(networks.WIDTHS[name])
-        results = {
-            "eki_jax": ours({**task, "kind": "step"}, options.limit),
-            "PyTorch": peer("torch", task, options.folder, options.limit),
-            "plain JAX": ours({**task, "kind": "plain"}, options.limit),
-            "eki_jax bf16": ours({**task, "kind": "step", "precision": "bf16"}, options.limit),
-        }
-        for label, result in results.items():
-            row = _step_row(name, size, label, result)
-            yield row | _ratios(result, results["eki_jax"])
+def _frameworks(options: Options, network: str, J: int) -> Iterator[Row]:
+    task = {"network": network, "J": J, "repeats": options.repeats, "batch": networks.BATCH}
+    task["widths"] = list(networks.WIDTHS[network])
+    results = {
+        "eki_jax": ours({**task, "kind": "step"}, options.limit),
+        "PyTorch": peer("torch", task, options.folder, options.limit),
+        "plain JAX": ours({**task, "kind": "plain"}, options.limit),
+        "eki_jax bf16": ours({**task, "kind": "step", "precision": "bf16"}, options.limit),
+    }
+    for label, result in results.items():
+        yield _step_row(network, J, label, result) | _ratios(result, results["eki_jax"])
 
 
 def _ratios(result: Row, reference: Row) -> Row:
@@ -105,90 +126,86 @@ def _ratios(result: Row, reference: Row) -> Row:
 _LIBRARIES = ("iterative_ensemble_smoother", "cuthbert", "pyesmda", "dapper")
 
 
-def linear_problems(options: Options) -> Iterator[Row]:
-    """(c) One assimilation of a linear inverse problem, by libraries that offer the Kalman step."""
+def _linear_cases(preset: str) -> list[dict[str, Any]]:
     every = [(p, m, j) for p in (10**3, 10**5, 10**6) for m in (100, 1000, 10_000) for j in (100, 500)]
     few = [(1000, 100, 100), (1000, 10_000, 500), (10**5, 100, 500), (10**5, 1000, 100), (10**6, 1000, 100)]
-    cases = {"quick": few[:1], "default": few, "full": every}[options.preset]
-    for parameters, data, size in cases:
-        task = {"P": parameters, "M": data, "J": size, "repeats": options.repeats}
-        kalman = ours({**task, "kind": "linear", "method": "kalman"}, options.limit)
-        results = {
-            "eki_jax kalman": kalman,
-            "eki_jax euler": ours({**task, "kind": "linear", "method": "euler"}, options.limit),
-        }
-        results |= {name: peer(name, task, options.folder, options.limit) for name in _LIBRARIES}
-        for label, result in results.items():
-            yield {"P": parameters, "M": data, "J": size, "what": label, **result, **_ratios(result, kalman)}
+    cases = {"quick": few[:1], "default": few, "full": every}[preset]
+    return [{"P": parameters, "M": data, "J": size} for parameters, data, size in cases]
 
 
-def evolution(options: Options) -> Iterator[Row]:
-    """(d) A generation of evosax's strategies with the same network: seconds per particle and training sample."""
-    cases = {"quick": [("dnn1", 200)]}.get(options.preset, [("dnn1", 2000), ("dnn2", 2000)])
-    for name, size in cases:
-        task = {"J": size, "batch": networks.BATCH, "widths": list(networks.WIDTHS[name]), "repeats": options.repeats}
-        mine = ours({**task, "kind": "step", "network": name}, options.limit)
-        results = {"eki_jax": mine}
-        for strategy in ("Open_ES", "PGPE"):
-            results[f"evosax {strategy}"] = peer(
-                "evosax", {**task, "strategy": strategy}, options.folder, options.limit
-            )
-        for label, result in results.items():
-            row = {"network": name, "J": size, "what": label, **result, **_ratios(result, mine)}
-            if "median" in result:
-                row["seconds_per_sample_and_particle"] = result["median"] / (size * networks.BATCH)
-            yield row
+def _linear(options: Options, **shape: int) -> Iterator[Row]:
+    task = {**shape, "repeats": options.repeats}
+    mine = {
+        f"eki_jax {method}": ours({**task, "kind": "linear", "method": method}, options.limit)
+        for method in ("kalman", "euler")
+    }
+    others = {name: peer(name, task, options.folder, options.limit) for name in _LIBRARIES}
+    for label, result in (mine | others).items():
+        yield {**shape, "what": label, **result, **_ratios(result, mine["eki_jax kalman"])}
 
 
-def natural(options: Options) -> Iterator[Row]:
-    """A step of the natural gradient: rank-1 deviations beside full-rank ones."""
-    cases = {"quick": [("dnn1", 50)]}.get(options.preset, [("dnn2", 1000), ("dnn4", 1000)])
-    for name, size in cases:
-        full: Row = {}
-        for deviations, localized in (("full rank", False), ("rank 1", False), ("rank 1", True)):
-            task = {"kind": "natural", "network": name, "J": size, "repeats": options.repeats}
-            result = ours({**task, "deviations": deviations, "localized": localized}, options.limit)
-            full = full or result
-            row = {"network": name, "J": size, "what": deviations + ", localized" * localized, **result}
-            if "median" in result and "median" in full:
-                row["of_full_rank"] = result["median"] / full["median"]
-            yield row
+def _evolution(options: Options, network: str, J: int) -> Iterator[Row]:
+    task = {"J": J, "batch": networks.BATCH, "widths": list(networks.WIDTHS[network]), "repeats": options.repeats}
+    results = {"eki_jax": ours({**task, "kind": "step", "network": network}, options.limit)}
+    for strategy in ("Open_ES", "PGPE"):
+        results[f"evosax {strategy}"] = peer("evosax", {**task, "strategy": strategy}, options.folder, options.limit)
+    for label, result in results.items():
+        row = {"network": network, "J": J, "what": label, **result, **_ratios(result, results["eki_jax"])}
+        if "median" in result:
+            row["seconds_per_sample_and_particle"] = result["median"] / (J * networks.BATCH)
+        yield row
 
 
-def per_sample(options: Options) -> Iterator[Row]:
-    """A step with noise of a sample's own beside a step of backpropagation, and beside a forward pass."""
-    names, sizes = {"quick": (("dnn1",), (4,))}.get(options.preset, (("dnn2", "dnn4", "rnn", "cnn-mnist"), (9, 64)))
-    for name in names:
-        task = {"kind": "single", "network": name, "repeats": options.repeats}
-        results = {what: ours({**task, "what": what}, options.limit) for what in ("forward pass", "backpropagation")}
-        cases = {(1, what): result for what, result in results.items()}
-        cases |= {
-            (size, "per sample"): ours({**task, "what": "per sample", "J": size}, options.limit) for size in sizes
-        }
-        for (size, what), result in cases.items():
-            row = {"network": name, "J": size, "what": what, **result}
-            for reference, of in results.items():
-                if "median" in result and "median" in of:
-                    row[f"of {reference}"] = result["median"] / of["median"]
-            yield row
+def _natural(options: Options, network: str, J: int) -> Iterator[Row]:
+    full: Row = {}
+    for deviations, localized in (("full rank", False), ("rank 1", False), ("rank 1", True)):
+        task = {"kind": "natural", "network": network, "J": J, "repeats": options.repeats}
+        result = ours({**task, "deviations": deviations, "localized": localized}, options.limit)
+        full = full or result
+        row = {"network": network, "J": J, "what": deviations + ", localized" * localized, **result}
+        if "median" in result and "median" in full:
+            row["of_full_rank"] = result["median"] / full["median"]
+        yield row
 
 
-def growth(options: Options) -> Iterator[Row]:
-    """How the kernel's time grows with J, P and M over a decade each: fitted exponents beside the predicted ones."""
+def _per_sample_cases(preset: str) -> list[dict[str, Any]]:
+    names, sizes = (("dnn1",), [4]) if preset == "quick" else (("dnn2", "dnn4", "rnn", "cnn-mnist"), [9, 64])
+    return [{"network": name, "J": sizes} for name in names]
+
+
+def _per_sample(options: Options, network: str, J: list[int]) -> Iterator[Row]:
+    task = {"kind": "single", "network": network, "repeats": options.repeats}
+    results = {what: ours({**task, "what": what}, options.limit) for what in ("forward pass", "backpropagation")}
+    cases = {(1, what): result for what, result in results.items()}
+    cases |= {(size, "per sample"): ours({**task, "what": "per sample", "J": size}, options.limit) for size in J}
+    for (size, what), result in cases.items():
+        row = {"network": network, "J": size, "what": what, **result}
+        for reference, of in results.items():
+            if "median" in result and "median" in of:
+                row[f"of {reference}"] = result["median"] / of["median"]
+        yield row
+
+
+def _growth_cases(preset: str) -> list[dict[str, Any]]:
     outputs, particles = {"J": 2000, "M": 400, "P": 8000}, {"J": 1000, "M": 2000, "P": 8000}
     cases = [("outputs", "J", outputs), ("outputs", "P", outputs)]
     # Few outputs are bound by reading the ensemble, so that M grows where the products are what takes the time.
     cases += [("outputs", "M", {"J": 4000, "M": 1000, "P": 8000})]
     # 2 J^2 (M + P) is a sum in M: no power.
     cases += [("particles", "J", particles), ("particles", "P", particles)]
-    factors = (0.1, 1.0) if options.preset == "quick" else (0.2, 0.43, 0.93, 2.0)
-    for contraction, axis, shape in cases:
-        points = []
-        for factor in factors:
-            task = {**shape, axis: int(shape[axis] * factor), "contraction": contraction}
-            result = ours({**task, "kind": "kernel", "repeats": options.repeats}, options.limit)
-            points.append({**task, **result})
-        yield {"contraction": contraction, "axis": axis, "points": points, **_exponents(axis, points)}
+    factors = (0.1, 1.0) if preset == "quick" else (0.2, 0.43, 0.93, 2.0)
+    return [
+        {"contraction": contraction, "axis": axis, **shape, axis: [int(shape[axis] * factor) for factor in factors]}
+        for contraction, axis, shape in cases
+    ]
+
+
+def _growth(options: Options, contraction: str, axis: str, **shape: Any) -> Iterator[Row]:
+    points = []
+    for size in shape[axis]:
+        task = {**shape, axis: size, "contraction": contraction}
+        points.append({**task, **ours({**task, "kind": "kernel", "repeats": options.repeats}, options.limit)})
+    yield {"contraction": contraction, "axis": axis, "points": points, **_exponents(axis, points)}
 
 
 def _exponents(axis: str, points: list[Row]) -> Row:
@@ -211,20 +228,54 @@ def _exponents(axis: str, points: list[Row]) -> Row:
     }
 
 
-def precisions(options: Options) -> Iterator[Row]:
-    """What lower precision costs in accuracy: the direction's error, and the accuracy after training."""
-    from benchmarks.performance.precision import measure_precisions
-
-    yield from measure_precisions(options.preset)
+def _precision_cases(preset: str) -> list[dict[str, Any]]:
+    return [{"what": label, "training": trainings(preset)} for label in VARIANTS]
 
 
-PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
-    "steps": steps,
-    "frameworks": frameworks,
-    "linear": linear_problems,
-    "evolution": evolution,
-    "natural": natural,
-    "per-sample": per_sample,
-    "growth": growth,
-    "precision": precisions,
+def _precision(options: Options, what: str, training: dict[str, list[int]]) -> Iterator[Row]:
+    yield measure_precision(what, training)
+
+
+_LARGE = [("dnn1", 2000), ("dnn2", 2000)]
+PARTS = {
+    "steps": Part(
+        "the step's rate over the machine's own, by network and ensemble size; and momentum's memory",
+        _step_cases,
+        _steps,
+    ),
+    "frameworks": Part(
+        "the same step as the paper states it, in PyTorch and in plain JAX, beside this library's",
+        _networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]),
+        _frameworks,
+    ),
+    "linear": Part(
+        "one assimilation of a linear inverse problem, by libraries that offer the Kalman step",
+        _linear_cases,
+        _linear,
+    ),
+    "evolution": Part(
+        "a generation of evosax's strategies with the same network: seconds per particle and training sample",
+        _networks([("dnn1", 200)], _LARGE),
+        _evolution,
+    ),
+    "natural": Part(
+        "a step of the natural gradient: rank-1 deviations beside full-rank ones",
+        _networks([("dnn1", 50)], [("dnn2", 1000), ("dnn4", 1000)]),
+        _natural,
+    ),
+    "per-sample": Part(
+        "a step with noise of a sample's own beside a step of backpropagation, and beside a forward pass",
+        _per_sample_cases,
+        _per_sample,
+    ),
+    "growth": Part(
+        "how the kernel's time grows with J, P and M over a decade each: fitted exponents beside the predicted ones",
+        _growth_cases,
+        _growth,
+    ),
+    "precision": Part(
+        "what lower precision costs in accuracy: the direction's error, and the accuracy after training",
+        _precision_cases,
+        _precision,
+    ),
 }

@@ -7,24 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.figures import legend, panels, save
-from benchmarks.harness.store import read
 from benchmarks.performance.tables import times_ours
 
 
-def draw(folder: Path, path: Path) -> Path | None:
-    """Draw what the files in ``folder`` hold; None of nothing."""
-    plots = [(name, plot) for name, plot in _PANELS.items() if _rows(folder, name)]
-    if not plots:
-        return None
+def draw(parts: dict[str, dict[str, Any]], path: Path) -> Path:
+    """Draw some parts, a panel each of those that have one, which some of them do."""
+    plots = [(parts[name]["rows"], plot) for name, plot in PANELS.items() if name in parts]
     figure, axes = panels(1, len(plots), (6.4 * len(plots), 6))
-    for axis, (name, plot) in zip(axes[0], plots, strict=True):
-        plot(axis, _rows(folder, name))
+    for axis, (rows, plot) in zip(axes[0], plots, strict=True):
+        plot(axis, rows)
     return save(figure, path, dpi=80)
-
-
-def _rows(folder: Path, part: str) -> list[dict[str, Any]]:
-    path = folder / f"performance-{part}.jsonl"
-    return read(path)["rows"] if path.exists() else []
 
 
 def _steps(axis: Any, rows: list[dict[str, Any]]) -> None:
@@ -63,4 +55,5 @@ def _linear(axis: Any, rows: list[dict[str, Any]]) -> None:
     legend(axis, loc="lower right")
 
 
-_PANELS = {"steps": _steps, "frameworks": _frameworks, "linear": _linear}
+# The parts that have a panel.
+PANELS = {"steps": _steps, "frameworks": _frameworks, "linear": _linear}

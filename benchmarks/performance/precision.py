@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,20 +44,24 @@ _TRAINING = {
 }
 
 
-def measure_precisions(preset: str) -> Iterator[dict[str, Any]]:
-    """One row for every variant."""
-    jobs = {name: job for name, job in _TRAINING[preset].items() if name == "digits-dnn" or _has_images()}
-    problems = {name: registry.get(name) for name in jobs}
-    for label, variant in VARIANTS.items():
-        row: dict[str, Any] = {"what": label, "direction_error": {}, "test_accuracy": {}}
-        for name, (size, batch, epochs) in jobs.items():
-            row["direction_error"][name] = direction_error(problems[name], variant, size, batch)
-            row["test_accuracy"][name] = accuracy(problems[name], variant, size, batch, epochs)
-        yield row
+def trainings(preset: str) -> dict[str, list[int]]:
+    """Particles, batch and epochs of the problems of a preset; those that need a file want the data's folder."""
+    return {
+        name: [*job] for name, job in _TRAINING[preset].items() if name == "digits-dnn" or "EKI_JAX_DATA" in os.environ
+    }
 
 
-def _has_images() -> bool:
-    return "EKI_JAX_DATA" in os.environ
+def measure_precision(label: str, training: dict[str, list[int]]) -> dict[str, Any]:
+    """The row of a variant."""
+    row: dict[str, Any] = {"what": label, "direction_error": {}, "test_accuracy": {}}
+    for name, (size, batch, epochs) in training.items():
+        problem = _problem(name)
+        row["direction_error"][name] = direction_error(problem, VARIANTS[label], size, batch)
+        row["test_accuracy"][name] = accuracy(problem, VARIANTS[label], size, batch, epochs)
+    return row
+
+
+_problem = functools.cache(registry.get)
 
 
 def direction_error(problem: registry.Problem, variant: Variant, size: int, batch: int) -> float:

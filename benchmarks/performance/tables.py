@@ -6,30 +6,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.store import read
 from benchmarks.harness.tables import markdown
 from eki_jax.training.files import write_text
 
 Row = dict[str, Any]
 
 
-def write(folder: Path, path: Path) -> Path:
-    """Write the tables of the files in ``folder``; returns the path."""
-    files = {name: folder / f"performance-{name}.jsonl" for name in _TABLES}
-    sections = [section(name, read(path)) for name, path in files.items() if path.exists()]
+def write(parts: dict[str, dict[str, Any]], path: Path) -> Path:
+    """Write the page of some parts' tables; returns the path."""
+    sections = [section(name, parts[name]) for name in _TABLES if name in parts]
     text = "# Speed and memory, as measured\n\nMade by `python -m benchmarks performance` from the JSON beside it.\n\n"
     write_text(path, text + "\n\n".join(sections) + "\n")
     return path
 
 
+def with_rows(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the rows of all its cases."""
+    return {**result, "rows": [row for cell in result["cells"].values() for row in cell["found"]["rows"]]}
+
+
 def section(name: str, result: dict[str, Any]) -> str:
     """The table of a part."""
-    (title, columns), where = _TABLES[name], result["environment"]
+    title, columns = _TABLES[name]
     rows = [list(cells(name, row).values()) for row in result["rows"]]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
-    run = f"`--parts {result['part']} --preset {result['preset']}`"
-    origin = f"({run}; {where['device']}, {where['processors']} processors; {versions})"
-    return f"## {title}\n\n{markdown(list(columns), rows, '---')}\n\n{origin}"
+    run = f"`--parts {name} --preset {result['preset']}`"
+    machines = dict.fromkeys(_machine(cell["environment"]) for cell in result["cells"].values())
+    return f"## {title}\n\n{markdown(list(columns), rows, '---')}\n\n({'; '.join([run, *machines])})"
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    return f"{environment['device']}, {environment['processors']} processors; {versions}"
 
 
 def cells(name: str, row: Row) -> dict[str, str]:

@@ -3,22 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks.harness import store
+from benchmarks.harness import experiment, store
 from benchmarks.harness.command import Parser, Refused, command, folder, number, whole
-from benchmarks.reporting import RESULTS, print_result
+from benchmarks.harness.experiment import ROOT, Experiment, Made, Result
+from benchmarks.harness.store import Job
 from benchmarks.scaling import measured, pictures, predicted
 from eki_jax import sharding
-from eki_jax.training.files import claimed
 
-_IMAGES = Path(__file__).parents[2] / "docs" / "images"
 _GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _COLUMNS = "{:8} {:15} {:>4} {:>6} {:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9} {:>7} {:>10}"
+# What is measured, by the flags that say otherwise.
+_CPU: dict[str, Any] = {
+    "strong": 256,
+    "weak": 64,
+    "inputs": 784,
+    "widths": [32, 10],
+    "batch_size": 128,
+    "steps": 3,
+    "max_devices": 1024,
+    "virtual_devices": 8,
+    "communication": list(sharding.COMMUNICATIONS),
+}
+_SMOKE = {"strong": 8, "weak": 4, "inputs": 8, "widths": [4, 3], "batch_size": 6, "steps": 1, "max_devices": 1}
+PRESETS = {
+    "smoke": _CPU | _SMOKE | {"virtual_devices": 1, "communication": ["all_reduce"]},
+    "cpu": _CPU,
+    "full": _CPU | {"strong": 2000, "weak": 2000, "widths": [500, 300, 100, 10], "batch_size": 600},
+}
+
+
+def scaling(images: Path | None = None) -> Experiment:
+    """The experiment, whose pictures go into a folder, or to where the documentation has them."""
+    return Experiment(
+        "scaling",
+        "Scaling over devices",
+        "scaling",
+        _measure,
+        table,
+        says=lambda found: {"kind": found["kind"], "wins": found["wins"]},
+        summarized=lambda path, found: summarized(found),
+        makes=lambda path, found: _pictures(images or _images(path), found),
+    )
 
 
 @command("scaling")
@@ -29,29 +62,18 @@ def main(argv: list[str]) -> int:
         raise Refused(
             "--anchor: wants the rate of a measurement, which --predict-only leaves out; wanted one of the two"
         )
-    out = arguments.out
-    images = arguments.images or (_IMAGES if out.resolve() == RESULTS.resolve() else out)
-    path = out / "scaling.jsonl"
-    with claimed(out, ".scaling.lock"):
-        before = store.earlier(path, experiment="scaling") or {}
-        _make_devices(arguments.virtual_devices)
-        machine = _machine(arguments)
-        payload = {"experiment": "scaling", "command": _line(arguments), "kind": _kind()}
-        if arguments.predict_only:  # what was measured stays, and says on what
-            payload |= {key: before[key] for key in _MEASURED if key in before}
-            if "measured" in before:
-                payload.setdefault("measured_in", before["environment"])
-        else:
-            payload |= _measure(arguments, _kind(), before)
-            if arguments.anchor:
-                machine = machine._replace(flops=payload["machine_at_hand"]["1"]["flops"])
-        payload |= _predict(arguments, machine)
-        store.save(path, payload)
-        if "measured" in payload:
-            pictures.draw_measured(payload, images / "scaling_measured.png")
-        pictures.draw_predicted(payload, images / "scaling_predicted.png")
-    print_result({"command": "scaling", "kind": payload["kind"], "result": path.name, "wins": payload["wins"]})
-    return 0
+    of = scaling(arguments.images)
+    return experiment.run(of, arguments, of.path(arguments.preset, arguments.out))
+
+
+def _images(path: Path) -> Path:
+    return ROOT / "docs" / "images" if scaling().is_committed(path) else path.parent
+
+
+def _pictures(folder: Path, found: Result) -> Iterator[Made]:
+    if found["cells"]:
+        yield Made(folder / "scaling_measured.png", lambda path: pictures.draw_measured(found, path))
+    yield Made(folder / "scaling_predicted.png", lambda path: pictures.draw_predicted(found, path))
 
 
 def _line(arguments: argparse.Namespace) -> str:
@@ -59,77 +81,121 @@ def _line(arguments: argparse.Namespace) -> str:
     usual = vars(_parser().parse_args([]))
     text = "python -m benchmarks scaling"
     for name, value in vars(arguments).items():
-        if value != usual[name] and name not in ("out", "images"):
+        if value != usual[name] and name not in ("out", "images", "draw"):
             values = [] if value is True else value if isinstance(value, list) else [value]
             text += " ".join([f" --{name.replace('_', '-')}", *map(str, values)])
     return text
 
 
-# The entries of a result that a measurement makes.
-_MEASURED = ("kind", "problem", "machine_at_hand", "measured", "measured_in")
+def _measure(arguments: argparse.Namespace, path: Path) -> None:
+    """Measure every case, and predict; what was measured before stays beside predictions alone."""
+    preset = PRESETS[arguments.preset]
+    sizes = {name: preset[name] if (given := getattr(arguments, name)) is None else given for name in preset}
+    _make_devices(sizes["virtual_devices"])
+    head = {"experiment": "scaling", "preset": arguments.preset, "command": _line(arguments), "kind": _kind()}
+    if arguments.predict_only:
+        before = store.earlier(path, arguments.preset, experiment="scaling") or {}
+        kept = {key: before[key] for key in ("preset", "kind", "problem") if key in before}
+        found = {**head, **kept, "cells": before.get("cells", {})}
+    else:
+        problem = measured.dense_workload(sizes["inputs"], tuple(sizes["widths"]), sizes["batch_size"])
+        about = {"parameters": problem.parameters, "outputs": problem.outputs, "forward_flops": problem.forward_flops}
+        found = store.fill(path, {**head, "problem": about}, _jobs(sizes, problem))
+    store.save(path, {**found, **_predict(arguments, found)})
 
 
-def _measure(arguments: argparse.Namespace, kind: str, before: dict[str, Any]) -> dict[str, Any]:
-    counts = [n for n in (2**k for k in range(11)) if n <= min(jax.device_count(), arguments.max_devices)]
-    cases = {(scaling, one, n) for scaling in ("strong", "weak") for one in arguments.communication for n in counts}
-    lost = {(row["scaling"], row["communication"], row["devices"]) for row in before.get("measured", [])} - cases
-    if lost:
-        first = ", ".join(map(str, min(lost)))
-        raise Refused(f"scaling.jsonl: has {len(lost)} cases that this run lacks, {first} first; name another --out")
-    problem = measured.dense_workload(arguments.inputs, tuple(arguments.widths), arguments.batch_size)
-    print(f"measured on {kind}: {problem.parameters} parameters, {problem.outputs} samples a batch, float32")
-    machines = {n: measured.machine_at_hand(n, problem, arguments.weak) for n in counts}
-    for n, rates in machines.items():
-        link = f", {rates.local.bandwidth / 1e9:.2f} GB/s and {1e6 * rates.local.latency:.0f} us a message" * (n > 1)
-        print(f"  {n} at once: {rates.flops / 1e9:.1f} GFLOP/s a device in matrix products{link}")
-    rows = []
-    for scaling, particles in (("strong", arguments.strong), ("weak", arguments.weak)):
-        for communication in arguments.communication:
+def _jobs(sizes: dict[str, Any], problem: measured.Workload) -> dict[str, Job]:
+    """The rates of the machine for every number of devices, and every case, which are compared with these."""
+    counts = [n for n in (2**k for k in range(11)) if n <= min(jax.device_count(), sizes["max_devices"])]
+    chosen = {name: sizes[name] for name in ("inputs", "widths", "batch_size")}
+    machines: dict[int, sharding.Machine] = {}
+
+    def rates(n: int) -> dict[str, Any]:
+        machines[n] = measured.machine_at_hand(n, problem, sizes["weak"])
+        return {"rates": _as_dict(machines[n])}
+
+    def case(devices: int, **of: Any) -> dict[str, Any]:
+        if devices not in machines:  # these are kept of a run that was interrupted, and cheap
+            rates(devices)
+        row = measured.measure(problem, **of, devices=devices, machine=machines[devices], steps=sizes["steps"])
+        return {"row": row._asdict()}
+
+    jobs = {f"rates, {n} devices": Job({**chosen, "devices": n}, functools.partial(rates, n)) for n in counts}
+    for of, particles in (("strong", sizes["strong"]), ("weak", sizes["weak"])):
+        for layout in sizes["communication"]:
             for n in counts:
-                total = particles * n if scaling == "weak" else particles
-                row = measured.measure(problem, scaling, communication, n, total, machines[n], arguments.steps)
-                rows.append(row)
-    rows = measured.compared(rows)
-    _print_measured(rows)
-    about = {"parameters": problem.parameters, "outputs": problem.outputs, "forward_flops": problem.forward_flops}
-    return {
-        "problem": about,
-        "machine_at_hand": {str(n): _as_dict(rates) for n, rates in machines.items()},
-        "measured": [row._asdict() for row in rows],
-    }
+                total = particles * n if of == "weak" else particles
+                wanted = {"scaling": of, "communication": layout, "devices": n, "particles": total}
+                jobs[f"{of}, {layout}, {n} devices"] = Job({**chosen, **wanted}, functools.partial(case, **wanted))
+    return jobs
 
 
-def _print_measured(rows: list[measured.Row]) -> None:
+def summarized(found: Result) -> Result:
+    """A result with its rates by the number of devices, and with what was measured, beside one device."""
+    cells = [cell["found"] for cell in found["cells"].values()]
+    rates = [one["rates"] for one in cells if "rates" in one]
+    rows = measured.compared([measured.Row(**one["row"]) for one in cells if "row" in one])
+    at_hand = {one["devices_per_host"]: one for one in rates}
+    return {**found, "machine_at_hand": at_hand, "measured": [row._asdict() for row in rows]}
+
+
+def table(found: Result) -> str:
+    """What was measured, and what is predicted, as a person reads it."""
+    return "\n".join([*_measured_lines(found), *_predicted_lines(found)])
+
+
+def _measured_lines(found: Result) -> list[str]:
+    if not found["measured"]:
+        return []
+    problem = found["problem"]
+    lines = [f"measured on {found['kind']}: {problem['parameters']} parameters, {problem['outputs']} samples a batch"]
+    for n, rates in found["machine_at_hand"].items():
+        link, local = "", rates["local"]
+        if n > 1:
+            link = f", {local['bandwidth'] / 1e9:.2f} GB/s and {1e6 * local['latency']:.0f} us a message"
+        lines.append(f"  {n} at once: {rates['flops'] / 1e9:.1f} GFLOP/s a device in matrix products{link}")
     head = ("scaling", "layout", "n", "J", "ms/step", "speed-up", "effic.", "peak MB", "GFLOP", "MB sent", "model MB")
-    print("\n" + _COLUMNS.format(*head, "calls", "model ms"))
-    for row in rows:
+    lines += ["", _COLUMNS.format(*head, "calls", "model ms")]
+    for row in (measured.Row(**row) for row in found["measured"]):
         numbers = (row.devices, row.particles, f"{1e3 * row.seconds:.2f}", f"{row.speedup:.2f}")
         numbers += (f"{row.efficiency:.2f}", f"{row.memory / 1e6:.2f}", f"{row.flops / 1e9:.3f}")
         numbers += (f"{row.sent / 1e6:.3f}", f"{row.predicted_sent / 1e6:.3f}", row.collectives)
-        print(_COLUMNS.format(row.scaling, row.communication, *numbers, f"{1e3 * row.predicted_seconds:.2f}"))
-    print("ms, speed-up: measured; peak MB: the compiler's plan for a device; GFLOP, MB sent, calls: read from the")
-    print("compiled program, of one device a step; model: the alpha-beta model with the measured rates above")
+        lines.append(_COLUMNS.format(row.scaling, row.communication, *numbers, f"{1e3 * row.predicted_seconds:.2f}"))
+    return [
+        *lines,
+        "ms, speed-up: measured; peak MB: the compiler's plan for a device; GFLOP, MB sent, calls: read from the",
+        "compiled program, of one device a step; model: the alpha-beta model with the measured rates above",
+        "",
+    ]
 
 
-def _predict(arguments: argparse.Namespace, machine: sharding.Machine) -> dict[str, Any]:
+def _predict(arguments: argparse.Namespace, found: Result) -> Result:
+    machine = _machine(arguments)
+    if arguments.anchor:
+        machine = machine._replace(flops=summarized(found)["machine_at_hand"][1]["flops"])
     rows = []
     for name, network in predicted.networks().items():
-        for scaling, particles in (("weak", arguments.per_gpu), ("strong", network.paper_particles)):
+        for of, particles in (("weak", arguments.per_gpu), ("strong", network.paper_particles)):
             for n in _GPUS:
-                rows += predicted.predict(name, network, scaling, particles, n, machine, arguments.messages)
-    print(f"\npredicted, not measured: {pictures.about(_as_dict(machine))}")
-    for row in rows:
+                rows += predicted.predict(name, network, of, particles, n, machine, arguments.messages)
+    wins = predicted.winners(rows)
+    return {"machine": _as_dict(machine), "predicted": [row._asdict() for row in rows], "wins": wins}
+
+
+def _predicted_lines(found: Result) -> list[str]:
+    lines = [f"predicted, not measured: {pictures.about(found['machine'])}"]
+    for row in (predicted.Row(**row) for row in found["predicted"]):
         if row.scaling == "weak" and row.devices in (8, 64, 1024) and row.wins:
-            print(
-                f"  {row.network}, J = {arguments.per_gpu} a GPU, {row.devices:4} GPUs, {row.communication}: "
+            each = row.particles // row.devices
+            lines.append(
+                f"  {row.network}, J = {each} a GPU, {row.devices:4} GPUs, {row.communication}: "
                 f"compute {1e3 * row.compute:6.2f} ms, communication {1e3 * row.communication_seconds:5.2f} ms, "
                 f"{row.sent / 1e9:.2f} GB; efficiency {row.efficiency:.2f} if it waits, "
                 f"{row.efficiency_overlapped:.2f} if it overlaps"
             )
-    wins = predicted.winners(rows)
-    for case, layouts in wins.items():
-        print(f"  {case}: " + "; ".join(f"{name} at {_ranges(counts)} GPUs" for name, counts in layouts.items()))
-    return {"machine": _as_dict(machine), "predicted": [row._asdict() for row in rows], "wins": wins}
+    for case, layouts in found["wins"].items():
+        lines.append(f"  {case}: " + "; ".join(f"{name} at {_ranges(counts)} GPUs" for name, counts in layouts.items()))
+    return lines
 
 
 def _ranges(counts: list[int]) -> str:
@@ -163,18 +229,17 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks scaling", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    run = parser.add_argument_group("what is measured")
-    run.add_argument("--strong", type=whole(), default=256, help="J on all devices together")
-    run.add_argument("--weak", type=whole(), default=64, help="J on each device")
-    run.add_argument("--inputs", type=whole(), default=784, help="inputs of the dense network")
-    run.add_argument("--widths", type=whole(), nargs="+", default=[32, 10], help="its layers' outputs")
-    run.add_argument("--batch-size", type=whole(), default=128, help="samples of a batch")
-    run.add_argument("--steps", type=whole(), default=3, help="timed steps; the median counts")
-    run.add_argument("--max-devices", type=whole(), default=1024, help="use no more than these")
-    run.add_argument("--virtual-devices", type=whole(), default=8, help="devices to make of a processor")
-    run.add_argument(
-        "--communication", nargs="+", default=list(sharding.COMMUNICATIONS), choices=sharding.COMMUNICATIONS
-    )
+    parser.add_preset(help="smoke: seconds; cpu: some minutes on two cores; full: DNN 4, for GPUs")
+    run = parser.add_argument_group("what is measured, in the place of the preset's")
+    run.add_argument("--strong", type=whole(), help="J on all devices together")
+    run.add_argument("--weak", type=whole(), help="J on each device")
+    run.add_argument("--inputs", type=whole(), help="inputs of the dense network")
+    run.add_argument("--widths", type=whole(), nargs="+", help="its layers' outputs")
+    run.add_argument("--batch-size", type=whole(), help="samples of a batch")
+    run.add_argument("--steps", type=whole(), help="timed steps; the median counts")
+    run.add_argument("--max-devices", type=whole(), help="use no more than these")
+    run.add_argument("--virtual-devices", type=whole(), help="devices to make of a processor")
+    run.add_argument("--communication", nargs="+", choices=sharding.COMMUNICATIONS, help="layouts")
     rates = parser.add_argument_group("the machine of the predictions")
     machine, latency = sharding.HOPPER, number("a finite number >= 0", lambda value: value >= 0)
     rates.add_argument("--tflops", type=number(), default=machine.flops / 1e12, help="matrix products of one GPU")
@@ -187,7 +252,8 @@ def _parser() -> Parser:
     rates.add_argument("--per-gpu", type=whole(), default=2000, help="J of a GPU for weak scaling")
     rates.add_argument("--messages", type=whole(), default=32, help="blocks that a step's communication is cut into")
     parser.add_argument("--predict-only", action="store_true", help="measure nothing")
-    parser.add_argument("--out", "--output", metavar="DIR", type=folder, default=RESULTS, help="folder of the numbers")
+    parser.add_argument("--out", "--output", metavar="DIR", type=folder, help="folder of the numbers")
+    parser.add_draw()
     words = "folder of the pictures, that of scaling.jsonl or of the documentation's"
     parser.add_argument("--images", metavar="DIR", type=folder, help=words)
     return parser

@@ -14,12 +14,13 @@ from benchmarks.__main__ import main
 from benchmarks.calibration import linear as on_linear
 from benchmarks.calibration.methods import LINEAR
 from benchmarks.edf import stochastic
-from benchmarks.edf.plan import Job, Plan
 from benchmarks.forward_budget import cli as forward_budget
 from benchmarks.harness import store
+from benchmarks.harness.store import Job
 from benchmarks.models import cli as models
 from benchmarks.paper import classification, common
 from benchmarks.performance import parts
+from benchmarks.reporting import RESULTS
 from benchmarks.scaling import cli as scaling
 
 pytestmark = pytest.mark.benchmarks
@@ -104,10 +105,10 @@ def test_a_budgets_table_is_of_all_runs(tmp_path: Path, capsys: Any, monkeypatch
 def test_an_edf_result_is_merged(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems that a run leaves out stay; another experiment's file and a larger preset's are refused."""
 
-    def plan(arguments: Any) -> Plan:
+    def plan(arguments: Any) -> tuple[dict[str, Any], dict[str, Job]]:
         best = {"rate": 1.0, "train_loss": [1.0], "test_error": [0.1]}
         job = Job({"images": 1}, lambda: {"best": best, "gradients_per_step": 1})
-        return Plan({}, {f"{problem}: Adam": job for problem in arguments.problem})
+        return {}, {f"{problem}: Adam": job for problem in arguments.problem}
 
     monkeypatch.setattr(stochastic, "plan", plan)
     monkeypatch.setattr("benchmarks.edf.cli.draw", lambda result, path: path)
@@ -183,26 +184,32 @@ def test_models_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert list(store.read(tmp_path / "m.jsonl")["cells"]) == list(before)
 
 
-def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a library that cannot be had now are not lost, nor is what was measured instead."""
-    rows: list[dict[str, Any]] = [{"network": "dnn1", "J": 2, "what": name, "median": 1.0} for name in ("a", "b")]
-    monkeypatch.setattr("benchmarks.performance.cli.draw", lambda out, path: None)
+def test_a_performance_case_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that lacks a library which cannot be had now does not take the place of the earlier one; others do."""
+    calls: list[str] = []
 
-    def part(options: Any) -> list[dict[str, Any]]:
-        """A part."""
-        return rows
+    def rows(options: Any, network: str, J: int) -> Any:
+        calls.append(network)
+        if network == "n3" and len(calls) == 3:
+            raise KeyboardInterrupt
+        yield {"network": network, "J": J, "what": "ours", "median": float(len(calls))}
+        other = {"skipped": "no network"} if network == "n1" and len(calls) > 4 else {"median": 1.0}
+        yield {"network": network, "J": J, "what": "theirs", **other}
 
-    monkeypatch.setitem(parts.PARTS, "frameworks", part)
-    command = ["performance", "--parts", "frameworks", "--out", str(tmp_path)]
+    cases = [{"network": f"n{number}", "J": 2} for number in (1, 2, 3)]
+    monkeypatch.setitem(parts.PARTS, "evolution", parts.Part("a part", lambda preset: cases, rows))
+    command = ["performance", "--parts", "evolution", "--out", str(tmp_path)]
+    path = tmp_path / "performance-evolution.jsonl"
+    medians = lambda: [cell["found"]["rows"][0]["median"] for cell in store.read(path)["cells"].values()]
+    assert main(command) == 130
     assert main(command) == 0
-    path = tmp_path / "performance-frameworks.jsonl"
+    assert calls == ["n1", "n2", "n3", "n3"]  # what was interrupted goes on
+    assert medians() == [1.0, 2.0, 4.0]
+    assert main(command) == 0
+    assert "n1, J 2: not run (it lacks theirs); the one of the earlier result stays" in capsys.readouterr().err
+    assert medians() == [1.0, 6.0, 7.0]
+    assert "| n2 | 2 | ours | 6,000.0 |" in (tmp_path / "performance.md").read_text()
     before = path.read_bytes()
-    rows[1] = {"network": "dnn1", "J": 2, "what": "b", "skipped": "no network"}
-    assert main(command) == 2
-    assert "as it has dnn1, 2, b" in capsys.readouterr().err
-    assert path.read_bytes() == before
-    assert store.read(path.with_suffix(".partial"))["rows"] == rows
-    rows[1]["median"] = 2.0
     assert main([*command, "--preset", "quick"]) == 2
     assert "larger than quick" in capsys.readouterr().err
     assert path.read_bytes() == before
@@ -210,15 +217,18 @@ def test_a_performance_part_stays(tmp_path: Path, capsys: Any, monkeypatch: pyte
 
 def test_what_was_measured_of_scaling_stays(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions alone leave the measurements, and a measurement of fewer cases is refused."""
-    committed = store.read(scaling.RESULTS / "scaling.jsonl")
-    path = store.save(tmp_path / "scaling.jsonl", committed)
+    committed = store.read(RESULTS / "scaling.jsonl")
+    path = store.write(tmp_path / "scaling.jsonl", committed)
     monkeypatch.setattr(scaling.pictures, "draw_measured", lambda *args: None)
     monkeypatch.setattr(scaling.pictures, "draw_predicted", lambda *args: None)
     command = ["scaling", "--output", str(tmp_path)]
-    assert main([*command, "--predict-only"]) == 0
+    assert main([*command, "--predict-only", "--tflops", "100"]) == 0
     found = store.read(path)
-    assert [found[name] for name in ("measured", "kind")] == [committed[name] for name in ("measured", "kind")]
+    assert [found[name] for name in ("cells", "kind")] == [committed[name] for name in ("cells", "kind")]
+    assert found["predicted"] != committed["predicted"]
     before = path.read_bytes()
     assert main([*command, "--max-devices", "2"]) == 2
-    assert "cases that this run lacks" in capsys.readouterr().err
+    assert "is of other settings, and this run is a part" in capsys.readouterr().err
+    assert main([*command, "--preset", "smoke"]) == 2
+    assert "larger than smoke" in capsys.readouterr().err
     assert path.read_bytes() == before

@@ -236,4 +236,5 @@ def test_an_interrupted_run_goes_on(tmp_path: Any, monkeypatch: pytest.MonkeyPat
     assert tuned["test"] != reported["test"]
     line = next(line for line in found["rows"] if line["name"] == cell.name and line["quantity"] == "test error")
     assert line["note"] == "1e+02 forward passes, rate 0.01"  # that were made, whatever the budget
+    long_memory.draw(found, tmp_path / "long-memory.png")
     assert (tmp_path / "long-memory.png").stat().st_size > 5000

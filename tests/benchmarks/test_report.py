@@ -13,10 +13,12 @@ from benchmarks import report
 from benchmarks.__main__ import main
 from benchmarks.harness import experiment, store
 from benchmarks.harness.tables import replaced
+from benchmarks.reporting import RESULTS
 
 pytestmark = pytest.mark.benchmarks
 
 ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "images"
 
 
 def test_tables_are_those_of_the_results(capsys: Any) -> None:
@@ -31,8 +33,8 @@ def test_every_table_and_picture_is_made() -> None:
     files = list(report.made())
     names = {one.path.name for one in files}
     assert len(names) == len(files)
-    beside = {path.name for ending in ("md", "png") for path in report.RESULTS.rglob(f"*.{ending}")}
-    shown = {path.name for words in ("calibration_", "scaling_") for path in report.IMAGES.glob(f"{words}*.png")}
+    beside = {path.name for ending in ("md", "png") for path in RESULTS.rglob(f"*.{ending}")}
+    shown = {path.name for words in ("calibration_", "scaling_") for path in IMAGES.glob(f"{words}*.png")}
     assert beside | shown <= names
     assert not [one.path for one in files if not one.path.is_file()]
 
@@ -40,8 +42,8 @@ def test_every_table_and_picture_is_made() -> None:
 def test_the_page_shows_all_results() -> None:
     """Each file of numbers and each picture of results is on it, with a command, a machine and a day."""
     page = (report.DOCS / "results.md").read_text()
-    for path in report.RESULTS.rglob("*.jsonl"):
-        name = path.relative_to(report.RESULTS).as_posix()
+    for path in RESULTS.rglob("*.jsonl"):
+        name = path.relative_to(RESULTS).as_posix()
         assert f"](../benchmarks/results/{name})" in page
         if name != "train.jsonl":
             found = store.read(path)
@@ -49,20 +51,20 @@ def test_the_page_shows_all_results() -> None:
             assert f"jax {found['environment']['versions']['jax']}, {found['environment']['date']}" in page
     for one in report.made():
         if one.path.suffix == ".png":
-            where = f"images/{one.path.name}" if one.path.parent == report.IMAGES else one.path.relative_to(ROOT)
+            where = f"images/{one.path.name}" if one.path.parent == IMAGES else one.path.relative_to(ROOT)
             assert f"{where})" in page
 
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the budgets' files alone, and of their page."""
-    for path in report.RESULTS.glob("forward_budget_cpu.*"):
+    for path in RESULTS.glob("forward_budget_cpu.*"):
         shutil.copy(path, tmp_path)
     (tmp_path / "docs").mkdir()
     shutil.copy(report.DOCS / "forward_budget.md", tmp_path / "docs")
     monkeypatch.setattr(experiment, "RESULTS", tmp_path)
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    monkeypatch.setattr(report, "made", report._experiments)
+    monkeypatch.setattr(report, "made", report._of_experiments)
     return tmp_path
 
 

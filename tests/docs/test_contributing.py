@@ -70,8 +70,9 @@ def test_an_experiment(tmp_path: Path) -> None:
 
     module = recipe("an experiment")
     found = module["measure"]("smoke", None, 0)
-    summary = finish("forgetting", "smoke", 0, tmp_path, found, module["draw"])
+    summary = finish("forgetting", "smoke", 0, tmp_path, found)
     saved = store.read(tmp_path / "forgetting.jsonl")
+    module["draw"](saved, tmp_path / "forgetting.png")
     assert saved["rows"] == summary["rows"]
     assert [row["name"] for row in saved["rows"]] == ["J = 4", "J = 8"]
     assert "forgetting" in write_table(tmp_path, tmp_path / "table.md").read_text()

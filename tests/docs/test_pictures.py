@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import report
 from benchmarks.harness import store
+from benchmarks.reporting import RESULTS
 
-PLACES = (report.RESULTS.rglob("*.png"), report.IMAGES.glob("calibration_*.png"), report.IMAGES.glob("scaling_*.png"))
-NAMES = sorted(path.stem for places in PLACES for path in places)
+NAMES = sorted(one.path.stem for one in report.made() if one.path.suffix == ".png")
 
 
 def redraw(name: str, folder: Path) -> Path:
@@ -94,7 +94,7 @@ def test_short_runs_have_room(name: str, tmp_path: Path, drawn: list[Figure]) ->
 def test_what_did_not_run_is_said(tmp_path: Path, drawn: list[Figure]) -> None:
     """A picture of other data than its name has says so."""
     redraw("cnn-svhn", tmp_path)
-    result = store.read(report.RESULTS / "paper/cnn-svhn.jsonl")
+    result = store.read(RESULTS / "paper/cnn-svhn.jsonl")
     without = {name for row in result["rows"] if row["ours"] is None and (name := row["name"].partition(",")[0])}
     missing = without - {name.partition(",")[0] for name in result["shown"]}
     said = drawn[0].get_suptitle()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.edf import cli, convergence, harness, stochastic
-from benchmarks.edf.plan import Job, Plan
 from benchmarks.edf.training import Stops, build, full_batch, momentum_sgd
 from benchmarks.harness import store
+from benchmarks.harness.store import Job
 from benchmarks.problems import data as datasets
 from benchmarks.problems.data import Dataset
 
@@ -142,7 +142,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.M
         return {"name": name}
 
     jobs = {name: Job({"images": 5}, functools.partial(job, name)) for name in "abcd"}
-    monkeypatch.setattr(harness, "plan", lambda arguments: Plan({"pair": (1, 2)}, jobs))
+    monkeypatch.setattr(harness, "plan", lambda arguments: ({"pair": (1, 2)}, jobs))
     run = lambda *flags: cli.main(["harness", "--preset", "smoke", "--out", str(out), *flags])
     assert run() == 130
     for flags, made in (((), "cd"), (("--keep",), ""), (("--seed", "1", "--keep"), "abcd"), (("--seed", "1"), "abcd")):
@@ -160,7 +160,7 @@ def test_fewer_images_take_the_place_of_none(tmp_path: Path, monkeypatch: pytest
 
     def run(images: int) -> int:
         train = lambda: trained.append(images) or {"losses": [1.0]}
-        plan = Plan({}, {"Adam": Job({"images": images}, train)})
+        plan = ({}, {"Adam": Job({"images": images}, train)})
         monkeypatch.setattr(harness, "plan", lambda arguments: plan)
         return cli.main(["harness", "--preset", "smoke", "--out", str(out)])
 
