@@ -28,7 +28,7 @@ def part(name: str) -> Experiment:
     def measure(arguments: argparse.Namespace, path: Path) -> None:
         head = {"experiment": f"performance {name}", "preset": arguments.preset}
         head["command"] = f"python -m benchmarks performance --parts {name} --preset {arguments.preset}"
-        say(f"{name}: {PARTS[name].about}")
+        say(f"{name}: {TITLES[name]}")
         store.fill(path, head, _jobs(name, arguments, path))
 
     return Experiment(

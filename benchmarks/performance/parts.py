@@ -34,12 +34,10 @@ class Part(NamedTuple):
     """Measurements that make one table.
 
     Attributes:
-        about: what it is, in a line.
         cases: function of the preset, "quick", "default" or "full": the settings of every case.
         rows: function ``rows(options, **settings)`` that measures a case; ratios are between rows of one.
     """
 
-    about: str
     cases: Callable[[str], Sequence[dict[str, Any]]]
     rows: Callable[..., Iterator[Row]]
 
@@ -71,6 +69,7 @@ def _step_cases(preset: str) -> list[dict[str, Any]]:
     return [{"network": name, "J": size, "solver": solver} for name, size, solver in cases]
 
 
+# The step's rate over the machine's own, by network and ensemble size; and momentum's memory.
 def _steps(options: Options, network: str, J: int, solver: str) -> Iterator[Row]:
     task = {"kind": "step", "network": network, "J": J, "solver": solver, "repeats": options.repeats}
     yield _step_row(network, J, solver, ours(task, options.limit))
@@ -98,6 +97,7 @@ def _step_row(name: str, size: int, label: str, result: Row) -> Row:
     return row
 
 
+# The same step as the paper states it, in PyTorch and in plain JAX, beside this library's.
 def _frameworks(options: Options, network: str, J: int) -> Iterator[Row]:
     task = {"network": network, "J": J, "repeats": options.repeats, "batch": networks.BATCH}
     task["widths"] = list(networks.WIDTHS[network])
@@ -144,6 +144,7 @@ def _linear(options: Options, **shape: int) -> Iterator[Row]:
         yield {**shape, "what": label, **result, **_ratios(result, mine["eki_jax kalman"])}
 
 
+# A generation with the same network: seconds per particle and training sample.
 def _evolution(options: Options, network: str, J: int) -> Iterator[Row]:
     task = {"J": J, "batch": networks.BATCH, "widths": list(networks.WIDTHS[network]), "repeats": options.repeats}
     results = {"eki_jax": ours({**task, "kind": "step", "network": network}, options.limit)}
@@ -200,6 +201,7 @@ def _growth_cases(preset: str) -> list[dict[str, Any]]:
     ]
 
 
+# How the kernel's time grows over a decade: fitted exponents beside the predicted ones.
 def _growth(options: Options, contraction: str, axis: str, **shape: Any) -> Iterator[Row]:
     points = []
     for size in shape[axis]:
@@ -238,44 +240,12 @@ def _precision(options: Options, what: str, training: dict[str, list[int]]) -> I
 
 _LARGE = [("dnn1", 2000), ("dnn2", 2000)]
 PARTS = {
-    "steps": Part(
-        "the step's rate over the machine's own, by network and ensemble size; and momentum's memory",
-        _step_cases,
-        _steps,
-    ),
-    "frameworks": Part(
-        "the same step as the paper states it, in PyTorch and in plain JAX, beside this library's",
-        _networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]),
-        _frameworks,
-    ),
-    "linear": Part(
-        "one assimilation of a linear inverse problem, by libraries that offer the Kalman step",
-        _linear_cases,
-        _linear,
-    ),
-    "evolution": Part(
-        "a generation of evosax's strategies with the same network: seconds per particle and training sample",
-        _networks([("dnn1", 200)], _LARGE),
-        _evolution,
-    ),
-    "natural": Part(
-        "a step of the natural gradient: rank-1 deviations beside full-rank ones",
-        _networks([("dnn1", 50)], [("dnn2", 1000), ("dnn4", 1000)]),
-        _natural,
-    ),
-    "per-sample": Part(
-        "a step with noise of a sample's own beside a step of backpropagation, and beside a forward pass",
-        _per_sample_cases,
-        _per_sample,
-    ),
-    "growth": Part(
-        "how the kernel's time grows with J, P and M over a decade each: fitted exponents beside the predicted ones",
-        _growth_cases,
-        _growth,
-    ),
-    "precision": Part(
-        "what lower precision costs in accuracy: the direction's error, and the accuracy after training",
-        _precision_cases,
-        _precision,
-    ),
+    "steps": Part(_step_cases, _steps),
+    "frameworks": Part(_networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]), _frameworks),
+    "linear": Part(_linear_cases, _linear),
+    "evolution": Part(_networks([("dnn1", 200)], _LARGE), _evolution),
+    "natural": Part(_networks([("dnn1", 50)], [("dnn2", 1000), ("dnn4", 1000)]), _natural),
+    "per-sample": Part(_per_sample_cases, _per_sample),
+    "growth": Part(_growth_cases, _growth),
+    "precision": Part(_precision_cases, _precision),
 }

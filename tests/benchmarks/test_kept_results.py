@@ -197,7 +197,7 @@ def test_a_performance_case_stays(tmp_path: Path, capsys: Any, monkeypatch: pyte
         yield {"network": network, "J": J, "what": "theirs", **other}
 
     cases = [{"network": f"n{number}", "J": 2} for number in (1, 2, 3)]
-    monkeypatch.setitem(parts.PARTS, "evolution", parts.Part("a part", lambda preset: cases, rows))
+    monkeypatch.setitem(parts.PARTS, "evolution", parts.Part(lambda preset: cases, rows))
     command = ["performance", "--parts", "evolution", "--out", str(tmp_path)]
     path = tmp_path / "performance-evolution.jsonl"
     medians = lambda: [cell["found"]["rows"][0]["median"] for cell in store.read(path)["cells"].values()]
