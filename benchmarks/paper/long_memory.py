@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness.figures import band, legend, logarithmic, pairs, save
+from benchmarks.harness.figures import band, legend_below, logarithmic, pairs, save
 from benchmarks.harness.store import UNFINISHED, Cells
 from benchmarks.paper.common import Found, finish, row, skipped
 from benchmarks.paper.memory.learners import METHODS, compiled, follow
@@ -207,9 +207,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             logarithmic(axis)
         pair[0].set_title(where, fontsize=9)
     title = "line: median of the seeds; band: least to most; dashed: new examples at every step; points: end of a run"
-    of_all = [axis.get_legend_handles_labels() for pair in below for axis in pair]
-    marks = {text: line for lines, texts in of_all for line, text in zip(lines, texts, strict=True)}
-    legend(figure, title, (list(marks.values()), list(marks)), loc="outside lower center", ncols=3)
+    legend_below(figure, [axis for pair in below for axis in pair], title)
     save(figure, path, dpi=90)
 
 

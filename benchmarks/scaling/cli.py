@@ -30,7 +30,7 @@ _CPU: dict[str, Any] = {
     "steps": 3,
     "max_devices": 1024,
     "virtual_devices": 8,
-    "communication": list(sharding.COMMUNICATIONS),
+    "communication": [*sharding.COMMUNICATIONS, predicted.NATURAL],
 }
 _SMOKE = {"strong": 8, "weak": 4, "inputs": 8, "widths": [4, 3], "batch_size": 6, "steps": 1, "max_devices": 1}
 PRESETS = {
@@ -117,14 +117,19 @@ def _jobs(sizes: dict[str, Any], problem: measured.Workload) -> dict[str, Job]:
     def case(devices: int, **of: Any) -> dict[str, Any]:
         if devices not in machines:  # these are kept of a run that was interrupted, and cheap
             rates(devices)
-        row = measured.measure(problem, **of, devices=devices, machine=machines[devices], steps=sizes["steps"])
-        return {"row": row._asdict()}
+        common = {"devices": devices, "machine": machines[devices], "steps": sizes["steps"]}
+        if of["communication"] != predicted.NATURAL:
+            return {"row": measured.measure(problem, **of, **common)._asdict()}
+        del of["communication"]
+        samples = sizes["batch_size"] * (devices if of["scaling"] == "weak" else 1)
+        mine = measured.dense_workload(sizes["inputs"], tuple(sizes["widths"]), samples)
+        return {"row": measured.measure_natural(mine, **of, **common)._asdict()}
 
     jobs = {f"rates, {n} devices": Job({**chosen, "devices": n}, functools.partial(rates, n)) for n in counts}
     for of, particles in (("strong", sizes["strong"]), ("weak", sizes["weak"])):
         for layout in sizes["communication"]:
             for n in counts:
-                total = particles * n if of == "weak" else particles
+                total = particles * n if of == "weak" and layout != predicted.NATURAL else particles
                 wanted = {"scaling": of, "communication": layout, "devices": n, "particles": total}
                 jobs[f"{of}, {layout}, {n} devices"] = Job({**chosen, **wanted}, functools.partial(case, **wanted))
     return jobs
@@ -178,6 +183,7 @@ def _predict(arguments: argparse.Namespace, found: Result) -> Result:
         for of, particles in (("weak", arguments.per_gpu), ("strong", network.paper_particles)):
             for n in _GPUS:
                 rows += predicted.predict(name, network, of, particles, n, machine, arguments.messages)
+                rows.append(predicted.predict_natural(name, network, of, particles, n, machine))
     wins = predicted.winners(rows)
     return {"machine": _as_dict(machine), "predicted": [row._asdict() for row in rows], "wins": wins}
 
@@ -185,8 +191,13 @@ def _predict(arguments: argparse.Namespace, found: Result) -> Result:
 def _predicted_lines(found: Result) -> list[str]:
     lines = [f"predicted, not measured: {pictures.about(found['machine'])}"]
     for row in (predicted.Row(**row) for row in found["predicted"]):
-        if row.scaling == "weak" and row.devices in (8, 64, 1024) and row.wins:
-            each = row.particles // row.devices
+        of_note = (
+            row.wins
+            or row.communication == predicted.NATURAL
+            or (row.communication == "bf16_sums" and row.devices == 8)
+        )
+        if row.scaling == "weak" and row.devices in (8, 64, 1024) and of_note:
+            each = row.particles if row.communication == predicted.NATURAL else row.particles // row.devices
             lines.append(
                 f"  {row.network}, J = {each} a GPU, {row.devices:4} GPUs, {row.communication}: "
                 f"compute {1e3 * row.compute:6.2f} ms, communication {1e3 * row.communication_seconds:5.2f} ms, "
@@ -239,7 +250,7 @@ def _parser() -> Parser:
     run.add_argument("--steps", type=whole(), help="timed steps; the median counts")
     run.add_argument("--max-devices", type=whole(), help="use no more than these")
     run.add_argument("--virtual-devices", type=whole(), help="devices to make of a processor")
-    run.add_argument("--communication", nargs="+", choices=sharding.COMMUNICATIONS, help="layouts")
+    run.add_argument("--communication", nargs="+", choices=_CPU["communication"], help="layouts; natural: its own")
     rates = parser.add_argument_group("the machine of the predictions")
     machine, latency = sharding.HOPPER, number("a finite number >= 0", lambda value: value >= 0)
     rates.add_argument("--tflops", type=number(), default=machine.flops / 1e12, help="matrix products of one GPU")

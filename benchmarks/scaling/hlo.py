@@ -63,7 +63,8 @@ class Program(NamedTuple):
 def read(text: str, devices: int) -> Program:
     """Read ``compiled.as_text()``.
 
-    Where a program branches, the branch that communicates more is counted.
+    Where a program branches, the branch that communicates more is counted; a loop of unknown length, such as one that
+    tries shorter steps until one is good, counts once.
 
     Args:
         text: of a compiled program.
@@ -71,9 +72,6 @@ def read(text: str, devices: int) -> Program:
 
     Returns:
         A :class:`Program`.
-
-    Raises:
-        ValueError: a loop of unknown length that communicates or multiplies.
     """
     computations, entry = _computations(text)
     return _total(entry, computations, devices)
@@ -109,10 +107,8 @@ def _total(name: str, computations: dict[str, list[str]], devices: int) -> Progr
             flops += _product_flops(operation, shape, rest, shapes)
         times = _trips(rest) if operation == "while" else 1
         for called in _called(operation, rest, computations, devices):
-            if times is None and (called.flops or called.collectives):
-                raise ValueError(f"{result}: a loop of unknown length")
-            flops += called.flops * (times or 1)
-            collectives += [one._replace(times=one.times * (times or 1)) for one in called.collectives]
+            flops += called.flops * times
+            collectives += [one._replace(times=one.times * times) for one in called.collectives]
     return Program(flops, tuple(collectives))
 
 
@@ -162,9 +158,9 @@ def _product_flops(operation: str, shape: str, rest: str, shapes: dict[str, str]
     return 2.0 * _numbers(out) * depth
 
 
-def _trips(rest: str) -> int | None:
+def _trips(rest: str) -> int:
     match = _TRIPS.search(rest)
-    return int(match[1]) if match else None
+    return int(match[1]) if match else 1
 
 
 def _numbers(dims: str) -> int:

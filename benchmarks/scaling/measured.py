@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import eki_jax
 from benchmarks.scaling import hlo
-from eki_jax import sharding
+from eki_jax import natural, sharding
 from eki_jax.flax import dense_network, linen_forward
 
 
@@ -26,6 +26,7 @@ class Workload(NamedTuple):
         batch: ``(x, labels)``.
         parameters: P.
         outputs: M, the samples of a batch (one probability of each matters).
+        classes: outputs of a sample.
         forward_flops: operations of one particle's forward pass.
     """
 
@@ -34,6 +35,7 @@ class Workload(NamedTuple):
     batch: Any
     parameters: int
     outputs: int
+    classes: int
     forward_flops: float
 
 
@@ -41,12 +43,13 @@ class Row(NamedTuple):
     """One measurement; times are medians over steps.
 
     Attributes:
-        scaling: ``"strong"`` (J fixed) or ``"weak"`` (J per device fixed).
-        communication: the layout.
+        scaling: ``"strong"`` (J fixed) or ``"weak"`` (J per device fixed); of the natural gradient the samples are so.
+        communication: the layout, or ``"natural"``.
         devices: n.
-        particles: J on all devices together.
+        particles: J on all devices together; on each of them for the natural gradient.
+        samples: samples of a batch, on all devices together.
         seconds: per step.
-        speedup: particles moved a second, over those of one device with the same layout.
+        speedup: particles times samples a second, over those of one device with the same layout.
         efficiency: the speed-up over n.
         memory: bytes of one device at the peak, as the compiler planned them.
         flops: of one device, from the compiled text.
@@ -60,6 +63,7 @@ class Row(NamedTuple):
     communication: str
     devices: int
     particles: int
+    samples: int
     seconds: float
     speedup: float
     efficiency: float
@@ -78,7 +82,8 @@ def dense_workload(inputs: int, widths: tuple[int, ...], samples: int) -> Worklo
     labels = jax.random.randint(keys[1], (samples,), 0, widths[-1])
     forward, template = linen_forward(dense_network(widths), x)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(template))
-    return Workload(forward, template, (x, labels), parameters, samples, forward_flops(forward, template, x))
+    sizes = parameters, samples, widths[-1]
+    return Workload(forward, template, (x, labels), *sizes, forward_flops(forward, template, x))
 
 
 def forward_flops(forward: Callable[..., Any], template: Any, x: Any) -> float:
@@ -102,34 +107,53 @@ def measure(
     prior = eki_jax.xavier(problem.template)
     draw = jax.jit(lambda key: solver.init(sharding.sample_ensemble(key, prior, particles, mesh)))
     state, batch = draw(jax.random.key(1)), sharding.place(problem.batch, mesh)
+    cost = sharding.step_cost(
+        communication, particles, problem.outputs, problem.parameters, devices,
+        machine=machine, forward_flops=problem.forward_flops,
+    )  # fmt: skip
+    row = _run(solver, state, batch, steps, devices, cost)
+    return row._replace(scaling=scaling, communication=communication, particles=particles, samples=problem.outputs)
+
+
+def measure_natural(
+    problem: Workload, scaling: str, devices: int, particles: int, machine: sharding.Machine, steps: int
+) -> Row:
+    """The same of :func:`eki_jax.natural.natural_gradient`, all of whose particles are on every device."""
+    mesh, loss = sharding.make_mesh(1, devices), natural.softmax_cross_entropy()
+    axes = {"axis_name": "particles"} | ({"batch_axis_name": "batch"} if devices > 1 else {})
+    solver = natural.natural_gradient(problem.forward, loss, particles, space="ensemble", **axes)
+    solver = sharding.shard_solver(solver, mesh, spread_targets=True)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.template)
+    state = sharding.place(solver.init(params, jax.random.key(1)), mesh)
+    batch = sharding.place(problem.batch, mesh, sharding.batch_specs(mesh)[0])
+    cost = sharding.natural_step_cost(
+        particles, problem.outputs, problem.classes, problem.parameters, devices,
+        machine=machine, forward_flops=problem.forward_flops,
+    )  # fmt: skip
+    row = _run(solver, state, batch, steps, devices, cost)
+    return row._replace(scaling=scaling, communication="natural", particles=particles, samples=problem.outputs)
+
+
+def _run(solver: Any, state: Any, batch: Any, steps: int, devices: int, cost: sharding.Cost) -> Row:
+    """Compile and run a step: what it takes, and what the model says."""
     compiled = jax.jit(solver.step, donate_argnums=0).lower(state, batch).compile()
     program, plan = hlo.read(compiled.as_text(), devices), compiled.memory_analysis()
     memory = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
-    calls = sum(one.times for one in program.collectives)
-    cost = sharding.step_cost(
-        communication,
-        particles,
-        problem.outputs,
-        problem.parameters,
-        devices,
-        machine=machine,
-        forward_flops=problem.forward_flops,
-        messages=max(1, calls),
-    )
     return Row(
-        scaling,
-        communication,
-        devices,
-        particles,
-        _median_seconds(compiled, state, batch, steps),
-        0.0,
-        0.0,
-        memory - plan.alias_size_in_bytes,
-        program.flops,
-        program.sent,
-        calls,
-        cost.sent,
-        cost.seconds,
+        scaling="",
+        communication="",
+        devices=devices,
+        particles=0,
+        samples=0,
+        seconds=_median_seconds(compiled, state, batch, steps),
+        speedup=0.0,
+        efficiency=0.0,
+        memory=memory - plan.alias_size_in_bytes,
+        flops=program.flops,
+        sent=program.sent,
+        collectives=sum(one.times for one in program.collectives),
+        predicted_sent=cost.sent,
+        predicted_seconds=cost.seconds,
     )
 
 
@@ -139,7 +163,8 @@ def compared(rows: list[Row]) -> list[Row]:
 
     def one(row: Row) -> Row:
         base = alone[row.scaling, row.communication]
-        speedup = (row.particles / row.seconds) / (base.particles / base.seconds)
+        work = row.particles * row.samples / (base.particles * base.samples)
+        speedup = work * base.seconds / row.seconds
         return row._replace(speedup=speedup, efficiency=speedup / row.devices)
 
     return [one(row) for row in rows]

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.figures import legend, panels, save
+from benchmarks.harness.figures import legend, legend_below, panels, save
 from benchmarks.scaling import measured, predicted
 from eki_jax import sharding
 
-_STYLES = dict(zip(sharding.COMMUNICATIONS, ("-o", "-s", "--^", "-D", ":v"), strict=True))
-_WIDTHS = dict(zip(sharding.COMMUNICATIONS, (7.0, 4.5, 2.5, 1.5, 1.5), strict=True))  # in the order of drawing
+_NAMES = (*sharding.COMMUNICATIONS, predicted.NATURAL)
+_STYLES = dict(zip(_NAMES, ("-o", "-s", "--^", "-D", ":v", "-P", "--*"), strict=True))
+_WIDTHS = dict(zip(_NAMES, (7.0, 4.5, 2.5, 1.5, 1.5, 1.5, 1.5), strict=True))  # in the order of drawing
 
 
 def draw_measured(result: dict[str, Any], path: Path) -> None:
@@ -34,7 +35,8 @@ def draw_measured(result: dict[str, Any], path: Path) -> None:
     for axes in grid[1]:
         axes.set(xlabel="devices")
     legend(grid[0, 2])
-    marks = "crosses: what the model says is sent; where lines coincide, the thinner lie upon the wider"
+    marks = "crosses: what the model says is sent (of bf16_sums a processor sends twice as much: it makes them float32)"
+    marks += "\nwhere lines coincide, the thinner lie upon the wider; of natural, the samples are strong and weak"
     figure.suptitle(f"Measured on {result['kind']}\n{marks}", fontsize=11)
     save(figure, path, dpi=90)
 
@@ -69,8 +71,7 @@ def draw_predicted(result: dict[str, Any], path: Path) -> None:
         grid[1, column].set(yscale="log", xlabel="GPUs", ylim=(0.5, None))
     for axes in grid.flat:
         axes.axvline(8.5, color="grey", linewidth=0.7)
-    legend(grid[0, -1], loc="lower left")
-    legend(grid[1, 0])
+    legend_below(figure, grid[:, 0], "")
     figure.suptitle(
         f"Predicted, not measured: {about(result['machine'])}\n(grey line: the end of one host)", fontsize=10
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
-from eki_jax._checks import NOT_NEGATIVE, one_of, real, whole
+from eki_jax._checks import NOT_NEGATIVE, flag, one_of, real, whole
 
 #: Name of a layout in which devices share their particles.
-Communication = Literal["all_reduce", "gather", "reduce_scatter", "all_to_all", "ring"]
+Communication = Literal["all_reduce", "gather", "reduce_scatter", "all_to_all", "ring", "bf16_sums"]
 #: All layouts; where two cost the same, the first of them is chosen.
 COMMUNICATIONS: tuple[Communication, ...] = get_args(Communication)
+#: The one that rounds what it sends, and that only products in bfloat16 choose by themselves.
+ROUNDED: Communication = "bf16_sums"
 
 
 class Link(NamedTuple):
@@ -89,11 +91,13 @@ def step_cost(
     ================  =============================  ==========================
     all_reduce        2 (n-1)/n M P                  4 j M P
     reduce_scatter    2 (n-1)/n M P, half as stored  4 j M P
+    bf16_sums         2 (n-1)/n M P, of 2 bytes      4 j M P
     all_to_all        2 (n-1)/n j P                  the fewer of both
     gather, ring      (n-1) j P                      2 j J (M + P)
     ================  =============================  ==========================
 
     The last three also gather the outputs of all particles, and ``all_to_all`` the cotangents or their J x J products.
+    Between hosts ``bf16_sums`` sends more than an all-reduce does: each device exchanges its share with every other.
 
     Args:
         communication: layout of the step.
@@ -131,6 +135,10 @@ def step_cost(
         back = wide if communication == "all_reduce" else itemsize
         flops, sent = through_outputs, half * (wide + back)
         seconds = _reduction(half * wide, half * back, devices, machine)
+    elif communication == ROUNDED:
+        half = _share(devices) * outputs * parameters * 2
+        flops, sent = through_outputs, 2 * half
+        seconds = _exchange(half, devices, machine) + _gathering(half, devices, machine)
     elif communication == "all_to_all":
         both_ways = 2 * _share(devices) * local * parameters * wide
         by_particles = 2 * outputs > ensemble_size
@@ -147,6 +155,57 @@ def step_cost(
     return Cost(flops + local * forward_flops, sent, forward + products, seconds, overlapped, total)
 
 
+def natural_step_cost(
+    ensemble_size: int,
+    samples: int,
+    outputs: int,
+    parameters: int,
+    devices: int,
+    *,
+    machine: Machine = HOPPER,
+    forward_flops: float = 0.0,
+) -> Cost:
+    r"""The cost of one natural-gradient step on one of ``devices`` devices that share the samples.
+
+    Every device evaluates all J particles on its own S / n samples with R outputs each. What crosses is the matrix of
+    the step with one more column, J (J + 1) numbers, whatever S, R and P are, and the loss, a number where the step
+    begins and one where it ends. All devices make the solution and the step:
+
+    .. math:: J F / n + 2 J^2 S R / n + J^3 / 3 + 2 J P
+
+    operations, F being those of a particle's forward pass on all samples.
+
+    Args:
+        ensemble_size: number of particles J.
+        samples: number of samples S, on all devices together.
+        outputs: number of outputs R of a sample.
+        parameters: number of parameters P.
+        devices: number of devices n.
+        machine: rates of devices and links.
+        forward_flops: operations F of one particle's forward pass on all samples.
+
+    Returns:
+        A :class:`Cost`, whose communication waits: the solution needs the whole sum.
+
+    Raises:
+        TypeError: sizes that are not whole numbers; ``machine`` is none.
+        ValueError: numbers out of range.
+
+    >>> cost = natural_step_cost(1000, 600 * 8, 10, 573_910, 8)
+    >>> round(cost.sent / 1e6, 2)  # MB; the same for any network and batch
+    7.01
+    """
+    whole("samples", samples)
+    _check_sizes(ensemble_size, outputs, parameters, devices, machine, itemsize=4)
+    real("forward_flops", forward_flops, NOT_NEGATIVE)
+    shared = ensemble_size * forward_flops + 2 * ensemble_size**2 * samples * outputs
+    flops = shared / devices + ensemble_size**3 / 3 + 2 * ensemble_size * parameters
+    half = 4 * _share(devices) * ensemble_size * (ensemble_size + 1)
+    seconds = _reduction(half, half, devices, machine) + 3 * _latency("all_reduce", devices, machine)
+    total = flops / machine.flops + seconds
+    return Cost(flops, 2 * half, flops / machine.flops, seconds, total, total)
+
+
 def choose_communication(
     ensemble_size: int,
     outputs: int,
@@ -155,6 +214,7 @@ def choose_communication(
     *,
     machine: Machine = HOPPER,
     itemsize: int = 4,
+    rounded: bool = False,
 ) -> Communication:
     """The layout whose step is the cheapest by :func:`step_cost`.
 
@@ -165,6 +225,7 @@ def choose_communication(
         devices: number of devices n.
         machine: rates of devices and links.
         itemsize: bytes of one parameter as the ensemble stores it.
+        rounded: flag, True if sums may be sent in bfloat16, as with products in bfloat16.
 
     Returns:
         The layout's name.
@@ -174,12 +235,15 @@ def choose_communication(
 
     >>> choose_communication(16_000, 600, 573_910, 8), choose_communication(2_000, 600, 573_910, 8)
     ('all_reduce', 'all_to_all')
+    >>> choose_communication(16_000, 600, 573_910, 8, rounded=True)
+    'bf16_sums'
     """
+    flag("rounded", rounded)
 
     def seconds(name: Communication) -> float:
         return step_cost(name, ensemble_size, outputs, parameters, devices, machine=machine, itemsize=itemsize).seconds
 
-    return min(COMMUNICATIONS, key=seconds)
+    return min((name for name in COMMUNICATIONS if rounded or name != ROUNDED), key=seconds)
 
 
 def _check_sizes(ensemble_size: Any, outputs: Any, parameters: Any, devices: Any, machine: Any, itemsize: Any) -> None:

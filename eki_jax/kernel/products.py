@@ -26,7 +26,7 @@ from eki_jax.kernel.health import OUTLIER_CUT, finite_particles, near_particles
 from eki_jax.kernel.layouts import Multiply, checked_communication, multiplier
 from eki_jax.kernel.once import compiled_once
 from eki_jax.kernel.particles import check_like, ensemble_size, flatten_outputs, local_size, wide_dtype
-from eki_jax.kernel.precision import Precision, check_precision, product
+from eki_jax.kernel.precision import Precision, check_precision, is_bf16, product
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -61,8 +61,9 @@ def direction(
             devices.
         contraction: order of the products, ``"outputs"`` or ``"particles"``; the cheaper one by default.
         communication: layout in which devices share their particles, ``"all_reduce"`` (of M x P numbers, whatever J
-            is), ``"reduce_scatter"``, ``"all_to_all"``, ``"gather"`` or ``"ring"``; the cheapest by default, see
-            :func:`eki_jax.sharding.choose_communication`.
+            is), ``"reduce_scatter"``, ``"all_to_all"``, ``"gather"``, ``"ring"`` or ``"bf16_sums"`` (the all-reduce's
+            sums, sent in bfloat16 and added in float32); the cheapest by default, the last only with products in
+            bfloat16, see :func:`eki_jax.sharding.choose_communication`.
         precision: precision of the matrix products, as in :func:`jax.numpy.matmul`; or ``"bf16"``: centred factors
             rounded to bfloat16, sums in float32.
 
@@ -220,7 +221,8 @@ class Products(NamedTuple):
             if communication is None and contraction is not None:
                 communication = "all_reduce" if contraction == "outputs" else "gather"
             elif communication is None:
-                communication = choose_communication(local * axis.size, z.shape[1], parameters, axis.size)
+                sizes = local * axis.size, z.shape[1], parameters, axis.size
+                communication = choose_communication(*sizes, rounded=is_bf16(precision))
             contraction = "particles" if communication == "gather" else "outputs"
             multiply = multiplier(communication, z, r, axis, precision)
         elif contraction is None:

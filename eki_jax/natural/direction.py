@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from eki_jax._checks import POSITIVE
 from eki_jax._types import Array, Batch, ForwardFn, LossFn, Params
 from eki_jax.kernel.axes import Axes, Axis
+from eki_jax.losses.protocol import reduction_of
 from eki_jax.natural.draws import Cloud
 from eki_jax.solvers.reasons import Reason, first_reason
 
@@ -118,7 +119,14 @@ class Estimate(Protocol):
 
 
 def mean_loss(loss: LossFn, outputs: Any, targets: Any, axes: Axes) -> Array:
-    """The loss of one particle's outputs, the samples of all devices together."""
+    """The loss of one particle's outputs, the samples of all devices together.
+
+    Of a loss that is a mean or a sum over samples one number crosses, of others all outputs and targets.
+    """
+    kind = reduction_of(loss)
+    if axes.batch.is_mapped and kind is not None:
+        value = loss(outputs, targets)
+        return axes.batch.mean(value) if kind == "mean" else axes.batch.sum(value)
     outputs, targets = axes.batch.gathered((outputs, targets))
     return axes.batch.mean(loss(outputs, targets))
 

@@ -11,6 +11,7 @@ from eki_jax.kernel.costs import Cost as Cost
 from eki_jax.kernel.costs import Link as Link
 from eki_jax.kernel.costs import Machine as Machine
 from eki_jax.kernel.costs import choose_communication as choose_communication
+from eki_jax.kernel.costs import natural_step_cost as natural_step_cost
 from eki_jax.kernel.costs import step_cost as step_cost
 from eki_jax.sharding.drivers import DRIVERS as DRIVERS
 from eki_jax.sharding.drivers import Driver as Driver

@@ -505,7 +505,17 @@ SHARDING: dict[str, Call] = {
             "messages": ("whole", 1),
         },
     ),
-    "sharding.choose_communication": Call(lambda **s: jnp.zeros(len(sharding.choose_communication(**s))), sizes),
+    "sharding.natural_step_cost": Call(
+        lambda **s: sharding.natural_step_cost(**s),
+        {
+            **{name: size for name, size in sizes.items() if name != "itemsize"},
+            "samples": ("whole", 6),
+            "forward_flops": ("not negative", 0.0),
+        },
+    ),
+    "sharding.choose_communication": Call(
+        lambda **s: jnp.zeros(len(sharding.choose_communication(**s))), {**sizes, "rounded": ("flag", False)}
+    ),
 }
 
 # Graphs.

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import eki_jax
+from benchmarks.scaling import hlo
 from eki_jax import natural, sharding
 from eki_jax.checkpoints import Checkpoints
 
@@ -191,3 +192,18 @@ def test_a_checkpoint_holds_the_mean_and_a_key(tmp_path: Any) -> None:
     on, _ = step(state, batch)
     again, _ = step(restored, batch)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), again.position, on.position)
+
+
+@pytest.mark.parametrize(("reduction", "devices"), [("mean", 4), ("sum", 8)])
+def test_what_crosses_is_the_matrix(reduction: str, devices: int) -> None:
+    """With samples spread, of a loss that is a mean or a sum, J (J + 1) numbers and little more, for any outputs."""
+    forward, params, _ = problem()
+    loss = natural.softmax_cross_entropy() if reduction == "mean" else eki_jax.squared_error()
+    x = jnp.ones((64 * devices, 5))
+    y = jnp.zeros(len(x), jnp.int32) if reduction == "mean" else jnp.zeros((len(x), CLASSES))
+    make = partial(natural.natural_gradient, forward, loss, PARTICLES, space="ensemble")
+    solver = make(axis_name="particles", batch_axis_name="batch")
+    solver = sharding.shard_solver(solver, sharding.make_mesh(1, devices), spread_targets=True)
+    text = jax.jit(solver.step).lower(make().init(params, jax.random.key(0)), (x, y)).compile().as_text()
+    cost = sharding.natural_step_cost(PARTICLES, len(x), CLASSES, 68, devices)
+    assert cost.sent <= hlo.read(text, devices).sent <= 1.5 * cost.sent  # flags and squares of every particle
