@@ -122,6 +122,11 @@ def natural_cell(problem: str, label: str, epochs: int, rate: float, **more: flo
     return Cell(problem, method, label, epochs, batch=100, seeds=3, **own)
 
 
+def costly(cell: Cell) -> Cell:
+    """A cell that is not run at a size that two cores can pay for, and says what it costs."""
+    return cell._replace(reason=f"in the full preset alone; {cell.forward_passes:.1e} forward passes")
+
+
 def smoke(cells: Sequence[Cell], runs: Callable[[Cell], bool], **sizes: Any) -> list[Cell]:
     """Cells in sizes for tests, where those run for which ``runs`` holds."""
     reason = lambda cell: "" if runs(cell) else "not in the smoke preset"

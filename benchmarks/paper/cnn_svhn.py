@@ -6,7 +6,7 @@ whose images have SVHN's size, exercises the same networks under its own name, w
 
 from __future__ import annotations
 
-from benchmarks.paper.classification import Cell, smoke
+from benchmarks.paper.classification import Cell, costly, smoke
 
 TITLE = "CNN-1, 2, 3 on colour images: momentum SGD and EKI(R) with a growing ensemble (Figure 11)"
 # (network, method) -> the paper's accuracies after the first and the last epoch
@@ -53,9 +53,7 @@ def _cell(data: str, network: str, method: str) -> Cell:
 
 def _on_two_cores(cell: Cell) -> Cell:
     if cell.is_ensemble:
-        small = cell._replace(particles=50, growth=50, limit=200, epochs=4, batch=100, images=2_000)
-        costly = f"in the full preset alone; {cell.forward_passes:.1e} forward passes"
-        return small if cell.problem.endswith("cnn1") else small._replace(reason=costly)
+        return costly(cell)
     # An epoch of CIFAR-10's 20,000 images takes 20, 40 and 150 seconds.
     epochs = {"cnn1": 10, "cnn2": 5, "cnn3": 3}[cell.problem.split("-")[1]]
     return cell._replace(epochs=epochs, images=10_000 if cell.problem.startswith("svhn") else None)

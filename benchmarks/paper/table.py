@@ -7,22 +7,67 @@ from typing import Any
 
 from benchmarks.harness import store
 from benchmarks.harness.tables import markdown
-from benchmarks.paper.experiments import title
+from benchmarks.paper.classification import shown_runs
+from benchmarks.paper.experiments import EXPERIMENTS, module, title
 from eki_jax.training.files import write_text
 
 _HEAD = """# The paper's numbers beside ours
 
+{count}
+
 Generated from the JSON files of `python -m benchmarks paper NAME`; do not edit. Several runs are shown as their median
-[least, most], mean ± standard deviation. The presets: `full` has the paper's own settings, `cpu` a smaller job that its
-notes state, `smoke` is for tests.
+[least, most], mean ± standard deviation. Settings say how far a cell is from the paper's own, which are those of the
+preset `full`; `cpu` is a smaller job.
 """
-_HEADER = ("", "quantity", "paper", "ours", "difference", "preset", "notes")
+_HEADER = ("", "quantity", "paper", "ours", "difference", "settings", "notes")
+_OWN = "the paper's"
 
 
 def write_table(folder: Path, path: Path) -> Path:
     """Write the Markdown table of every result in ``folder`` to ``path``; returns the path."""
-    write_text(path, "\n".join([_HEAD, *map(section, results(folder))]))
+    every = results(folder)
+    write_text(path, "\n".join([_HEAD.format(count=_count(every)), *map(section, every)]))
     return path
+
+
+def _count(every: list[dict[str, Any]]) -> str:
+    """How many cells are at the paper's settings, of those beside which it has a number."""
+    cells: dict[tuple[str, str], bool] = {}
+    for result in every:
+        differences = _differences(result)
+        for line in result.get("rows", []):
+            key = result["experiment"], line["name"]
+            is_own = line["ours"] is not None and _settings(result, line, differences) == _OWN
+            if line["paper"] is not None:
+                cells[key] = cells.get(key, False) or is_own
+    return (
+        f"**{sum(cells.values())} of {len(cells)} cells beside which the paper has a number are at its own settings.**"
+    )
+
+
+def _differences(result: dict[str, Any]) -> dict[str, str]:
+    """By cell of a table of networks, what its runs have other than the paper's."""
+    if store.RUNS not in result or result["experiment"] not in EXPERIMENTS:
+        return {}
+    found = {}
+    full = {cell.name: cell for cell in module(result["experiment"]).cells("full")}
+    for name, records in shown_runs(result).items():
+        if name in full and full[name].kind == "per_sample":
+            found[name] = "–"  # the paper has no such method
+            continue
+        here = records[0]["settings"]
+        wanted = full[name].settings(here["seed"]) if name in full else here
+        other = {key: value for key, value in wanted.items() if here.get(key) != value}
+        words = [f"{key} {here.get(key)} of {'all' if value is None else value}" for key, value in other.items()]
+        found[name] = ", ".join(words) or _OWN
+    return found
+
+
+def _settings(result: dict[str, Any], line: dict[str, Any], differences: dict[str, str]) -> str:
+    if line["ours"] is None:
+        return "–"
+    preset = line.get("preset", result["preset"])
+    return differences.get(line["name"], _OWN if preset == "full" else f"preset {preset}")
 
 
 def results(folder: Path, but: str = "") -> list[dict[str, Any]]:
@@ -55,12 +100,13 @@ def section(result: dict[str, Any]) -> str:
     if result.get("skipped"):
         lines.append(f"Skipped: {result['skipped']}\n")
     if result.get("rows"):
-        rows = [_cells(row, row.get("preset", result["preset"])) for row in result["rows"]]
+        differences = _differences(result)
+        rows = [_cells(row, _settings(result, row, differences)) for row in result["rows"]]
         lines.append(f"{markdown(_HEADER, rows, '---')}\n")
     return "\n".join(lines)
 
 
-def _cells(row: dict[str, Any], preset: str) -> list[str]:
+def _cells(row: dict[str, Any], settings: str) -> list[str]:
     paper, ours = row["paper"], row["ours"]
     difference = "" if paper is None or ours is None else f"{_number(ours - paper, sign=True)}"
     text = "n/a" if ours is None else _number(ours)
@@ -68,7 +114,7 @@ def _cells(row: dict[str, Any], preset: str) -> list[str]:
         text += f" [{_number(row['least'])}, {_number(row['most'])}], mean {_number(row['mean'])}"
         text += f" ± {_number(row['deviation'])}, {row['of']}"
     shown = "n/a" if paper is None else _number(paper)
-    return [row["name"], row["quantity"], shown, text, difference, preset, row["note"]]
+    return [row["name"], row["quantity"], shown, text, difference, settings, row["note"]]
 
 
 def _number(value: float, *, sign: bool = False) -> str:

@@ -184,7 +184,7 @@ def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     assert [line["preset"] for line in run(both, "smoke")] == ["smoke", "smoke"]
     assert [epochs for epochs, *_ in trained] == [1, 2, 2, 1]
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
-    assert "| smoke | rate 0.1, 2 epochs" in text
+    assert "| preset smoke | rate 0.1, 2 epochs" in text
 
     # Unfinished runs on all images go on for any number of epochs.
     for epochs in (2, 3):
@@ -218,10 +218,29 @@ def test_rows_show_median_range_and_difference(tmp_path):
     common.finish("votes", "cpu", 3, tmp_path, common.Found(numbers, {"curve": [1]}))
     text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
     ours = "0.9000 [0.8000, 0.9100], mean 0.8700 ± 0.0608, 3 draws"
-    assert f"| EKI | accuracy | 0.8900 | {ours} | +1.000e-02 | cpu | a note |" in text
-    assert "| SGD | accuracy | 0.5000 | n/a |  | cpu | not run: no data |" in text
-    assert "| x | y | n/a | 1.000e-03 |  | cpu |  |" in text
+    assert f"| EKI | accuracy | 0.8900 | {ours} | +1.000e-02 | preset cpu | a note |" in text
+    assert "| SGD | accuracy | 0.5000 | n/a |  | – | not run: no data |" in text
+    assert "| x | y | n/a | 1.000e-03 |  | preset cpu |  |" in text
+    assert "**0 of 2 cells beside which the paper has a number are at its own settings.**" in text
     assert "`python -m benchmarks paper votes --preset cpu --seed 3`" in text
+
+
+def test_rows_say_how_far_they_are(tmp_path, monkeypatch, trained):
+    """From the paper's settings, by what their runs had; the first line counts those at them."""
+    from benchmarks.paper import dense
+
+    full = [
+        classification.Cell("p", "eki", "A", 3, final=0.9),
+        classification.Cell("p", "sgd", "A", 2, images=60_000, final=0.9),
+    ]
+    small = [full[0]._replace(epochs=1, particles=20, images=10), full[1]]
+    cells = lambda preset: small if preset == "cpu" else full
+    monkeypatch.setattr(dense, "cells", cells)
+    classification.run_table("dense", cells, "cpu", tmp_path, None, 0)
+    text = table.write_table(tmp_path, tmp_path / "table.md").read_text()
+    assert "| epochs 1 of 3, images 10 of all, particles 20 of 2000 | J = 20, 1 epoch, batch 600" in text
+    assert "| the paper's | rate 0.1, 2 epochs, batch 600" in text
+    assert "**1 of 2 cells" in text
 
 
 def test_pcn_samples_a_known_posterior():
