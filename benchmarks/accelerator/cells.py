@@ -89,7 +89,7 @@ def operations(cell: Cell) -> float:
 @functools.cache
 def _of_one_pass(problem: str) -> float:
     kind, _, _ = problem.partition("-")
-    shape = (28, 28) if problem == "mnist-rnn" else _IMAGES.get(kind, (28, 28, 1))
+    shape = (28, 28) if problem.endswith("rnn") else _IMAGES.get(kind, (28, 28, 1))
     x = jax.ShapeDtypeStruct((1, *shape), "float32")
     forward, template = models.linen_forward(registry.PROBLEMS[problem][1](), x)
     return forward_flops(forward, template, x)

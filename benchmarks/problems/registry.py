@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
     "mnist-small-cnn": (datasets.mnist, models.small_cnn),
     "cnn-mnist": (datasets.mnist, models.cnn_mnist),
     "mnist-rnn": (lambda data: _rows(datasets.mnist(data)), models.TanhRNN),
+    "mnist-stacked-rnn": (lambda data: _rows(datasets.mnist(data)), partial(models.TanhRNN, stacked=True)),
     **{f"fashion-{name}": (datasets.fashion_mnist, network) for name, network in _DENSE.items()},
     "cifar10-small-cnn": (datasets.cifar10, models.small_cnn),
     **{f"cifar10-{name}": (datasets.cifar10, network) for name, network in _DEEP.items()},

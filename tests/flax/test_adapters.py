@@ -148,6 +148,29 @@ def test_recurrent_network_equals_its_recurrence(layers):
     np.testing.assert_allclose(forward(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_stacked_layers_have_their_own_states():
+    x = jax.random.normal(jax.random.key(1), (3, 4, 2))
+    module = models.TanhRNN(units=5, layers=2, outputs=2, stacked=True)
+    forward, template = models.linen_forward(module, x, method="logits")
+    start = jnp.zeros((3, 5))
+    step, _ = models.linen_forward(module, (start, start), x[:, 0], method="step")
+    params = draw(template)
+    below = above = start
+    carried = start, start
+    affine = lambda layer, z, q: (
+        z @ layer["recurrent"]["kernel"]
+        + layer["recurrent"]["bias"]
+        + (q @ layer["input"]["kernel"] + layer["input"]["bias"])
+    )
+    for t in range(4):
+        below = jnp.tanh(affine(params["cell"]["layer_0"], below, x[:, t]))
+        above = jnp.tanh(affine(params["cell"]["layer_1"], above, below))
+        carried, output = step(params, carried, x[:, t])
+    expected = above @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(forward(params, x), expected, rtol=1e-5, atol=1e-6)
+
+
 class Small(nnx.Module):
     def __init__(self, rngs):
         self.first = nnx.Linear(4, 6, rngs=rngs)

@@ -333,7 +333,7 @@ FLAX: dict[str, Call] = {
     ),
     "flax.TanhRNN": Call(
         network(eki_flax.TanhRNN, np.ones((2, 4, 3), np.float32)),
-        {"units": ("whole", 3), "layers": ("whole", 2), "outputs": ("whole", 2)},
+        {"units": ("whole", 3), "layers": ("whole", 2), "outputs": ("whole", 2), "stacked": ("flag", False)},
     ),
     "flax.dense_network": Call(network(eki_flax.dense_network, X), {"widths": ("sizes", (4, 3)), "activation": RELU}),
     "flax.from_int8": Call(
