@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.harness import store
+from benchmarks.harness.experiment import beside
 from benchmarks.paper import classification, cli, experiments
 from benchmarks.paper.classification import Cell
-from benchmarks.paper.table import write_table
 from benchmarks.problems import registry
 from benchmarks.scaling.measured import forward_flops
 from eki_jax import flax as models
@@ -101,9 +101,10 @@ def run(table: str, name: str, seed: int, preset: str, out: Path, data: Path | N
     Raises:
         MissingFile: A file of the images is missing.
     """
-    module = tables()[table]
+    module, path = tables()[table], out / f"{table}.jsonl"
     (cell,) = (cell for cell in module.cells(preset) if cell.name == name)
-    record = classification.run_cell(cell, store.Runs(out / f"{table}.jsonl"), data, seed)
+    record = classification.run_cell(cell, store.Runs(path), data, seed)
     classification.run_table(table, module.cells, preset, out, data, seed, only=None)
-    write_table(out, out / "paper.md")
+    for made in beside(cli.paper(table), path, store.read(path)):
+        made.write(made.path)
     return {"seconds": record["seconds"], "test_accuracy": record["history"][-1]["test_accuracy_mean"]}

@@ -13,7 +13,9 @@ import jax
 from benchmarks.accelerator import cells, correctness
 from benchmarks.harness import store
 from benchmarks.harness.command import Refused, command
+from benchmarks.performance.cli import parts
 from benchmarks.reporting import print_result
+from benchmarks.scaling.cli import scaling
 
 
 @command("accelerator")
@@ -45,9 +47,8 @@ def planned(preset: str, out: str, seed: int) -> dict[str, Any]:
     """Writes ``plan.jsonl``: the paper's cells that are left, in their order."""
     folder = Path(out)
     remedy = "run the same command again"
-    rate = store.result(folder / "scaling.jsonl", remedy)["machine_at_hand"]["1"]["flops"]
-    steps = folder / "performance-steps.jsonl"
-    rows = store.result(steps, remedy)["rows"] if steps.is_file() else []
+    rate = scaling().read(folder / "scaling.jsonl", remedy)["machine_at_hand"][1]["flops"]
+    rows = parts(folder).get("steps", {"rows": []})["rows"]
     share = median([row["of_matmul_rate"] for row in rows if "of_matmul_rate" in row] or [cells.SHARE])
     jobs = cells.plan(preset, folder / "paper", seed, rate * share)
     found = {"rate": rate, "share": share, "jobs": [job._asdict() for job in jobs]}

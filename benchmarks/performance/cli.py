@@ -109,6 +109,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     arguments.preset = _SIZES.get(arguments.preset, arguments.preset)
     asked = [(of := part(name), of.path(arguments.preset, arguments.out)) for name in arguments.parts]
+    if arguments.draw and arguments.parts == tuple(PARTS):  # of all, those that are there
+        asked = [one for one in asked if one[1].exists()] or asked
     for _, path in asked:
         parts(path.parent, () if arguments.draw else arguments.parts)  # which all become the page, at the end
     several = [experiment.perform(of, arguments, path)[1] for of, path in asked]

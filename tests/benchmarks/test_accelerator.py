@@ -15,6 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.accelerator import cells, cli, correctness, worker
 from benchmarks.harness import store
 from benchmarks.harness.command import Refused
+from benchmarks.scaling import cli as scaling
 
 SMOKE = ["accelerator", "--preset", "smoke"]
 
@@ -170,8 +171,8 @@ def test_the_smoke_preset_runs_all_of_it(tmp_path: Path, capfd: Any) -> None:
     assert summary["left"] == []
     rows = store.read(tmp_path / "correctness.jsonl")["rows"]
     assert {row["solver"] for row in rows} == {"euler", "etki", "natural gradient"}
-    rate = store.read(tmp_path / "scaling.jsonl")
-    assert rate["machine"]["flops"] == rate["machine_at_hand"]["1"]["flops"] > 0
+    rate = scaling.summarized(store.read(tmp_path / "scaling.jsonl"))
+    assert rate["machine"]["flops"] == rate["machine_at_hand"][1]["flops"] > 0
     assert store.read(tmp_path / "performance-steps.jsonl")["preset"] == "quick"
     assert (tmp_path / "plan.jsonl").is_file()
     record = store.read(tmp_path / "accelerator.jsonl")

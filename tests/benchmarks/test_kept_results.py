@@ -209,7 +209,12 @@ def test_a_performance_case_stays(tmp_path: Path, capsys: Any, monkeypatch: pyte
     assert "n1, J 2: not run (it lacks theirs); the one of the earlier result stays" in capsys.readouterr().err
     assert medians() == [1.0, 6.0, 7.0]
     assert "| n2 | 2 | ours | 6,000.0 |" in (tmp_path / "performance.md").read_text()
-    before = path.read_bytes()
+    before, page = path.read_bytes(), tmp_path / "performance.md"
+    text = page.read_text()
+    page.unlink()
+    assert main(["performance", "--draw", "--out", str(tmp_path)]) == 0
+    assert page.read_text() == text
+    assert len(calls) == 7
     assert main([*command, "--preset", "quick"]) == 2
     assert "larger than quick" in capsys.readouterr().err
     assert path.read_bytes() == before
