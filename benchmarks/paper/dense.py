@@ -32,8 +32,8 @@ BEST: dict[str, tuple[float | None, ...]] = {
 RATES = {"sgd": (0.1, 0.1, 0.1, 0.1), "msgd": (0.01, 0.1, 0.1, 0.1)}
 NATURAL_RATE = 0.03
 # Of the natural gradient, for the deeper networks, on which it diverges without.
-_DEEP = {"decay": 0.998, "averaged": 10.0, "clip": 1.0}
-MORE = {"dnn3": _DEEP, "dnn4": _DEEP}
+DEEP = {"decay": 0.998, "averaged": 10.0, "clip": 1.0}
+MORE = {"dnn3": DEEP, "dnn4": DEEP}
 # What two cores can pay for: network -> (J, images), and the epochs of DNN 1; the others have two.
 _CPU = {"DNN 1": (2000, None), "DNN 2": (300, 20_000), "DNN 3": (100, 10_000)}
 _CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 6}
