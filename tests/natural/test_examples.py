@@ -27,7 +27,10 @@ def test_the_pages_numbers_are_those_of_the_run() -> None:
 
 def test_the_pages_time_is_that_of_the_run() -> None:
     """The page's time of a step is that of the run."""
-    rows = store.read(RESULTS / "performance-natural.jsonl")["rows"]
+    pytest.importorskip("matplotlib")
+    from benchmarks.performance.cli import parts
+
+    rows = parts(RESULTS)["natural"]["rows"]
     full, rank_1 = (next(r for r in rows if (r["network"], r["what"]) == ("dnn4", w)) for w in ("full rank", "rank 1"))
     share, gib = rank_1["median"] / full["median"], [row["peak_bytes"] / 2**30 for row in (rank_1, full)]
     page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
