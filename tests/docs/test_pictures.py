@@ -108,6 +108,6 @@ def test_what_did_not_run_is_said(tmp_path: Path, drawn: list[Figure]) -> None:
 def test_bands_are_explained(name: str, tmp_path: Path, drawn: list[Figure]) -> None:
     """By a legend that says what they are of."""
     redraw(name, tmp_path)
-    legend = drawn[0].axes[0].get_legend()
-    words = " ".join([legend.get_title().get_text(), *(text.get_text() for text in legend.get_texts())])
+    legends = [*drawn[0].legends, *filter(None, (axes.get_legend() for axes in drawn[0].axes))]
+    words = " ".join(text.get_text() for one in legends for text in (one.get_title(), *one.get_texts()))
     assert "band" in words or "particles" in words
