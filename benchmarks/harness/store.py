@@ -363,6 +363,11 @@ class Cells:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             return f"damaged ({type(error).__name__}: {error})"
 
+    def _is_lost(self, name: str, before: dict[str, Any]) -> bool:
+        """Whether a cell that was measured is one now that could not be."""
+        now = self.cells.get(name, {}).get("found", {})
+        return "skipped" in now and "skipped" not in before.get("found", {})
+
     def payload(self) -> dict[str, Any]:
         """All there is to write."""
         return {**self.head, **self.extra, "cells": self.cells}
@@ -371,7 +376,15 @@ class Cells:
         """Write the result in the place of the earlier one; returns what is in the file.
 
         A part leaves the earlier result's other cells, and what an interrupted run of another part has measured.
+
+        Raises:
+            Refused: the earlier result has cells that could not be measured now, under other settings.
         """
+        lost = [name for name, cell in self.earlier.get("cells", {}).items() if self._is_lost(name, cell)]
+        if lost:
+            reason = self.cells[lost[0]]["found"]["skipped"]
+            names = ", ".join(lost[:4])
+            raise Refused(f"{self.path}: left as it is, since it has what this run lacks: {names} ({reason})")
         others = {}
         if self.part:
             others = {name: cell for name, cell in self._runs.all.items() if name not in self.cells}

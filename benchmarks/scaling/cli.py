@@ -94,7 +94,7 @@ def _measure(arguments: argparse.Namespace, path: Path) -> None:
     _make_devices(sizes["virtual_devices"])
     head = {"experiment": "scaling", "preset": arguments.preset, "command": _line(arguments), "kind": _kind()}
     if arguments.predict_only:
-        before = store.earlier(path, arguments.preset, experiment="scaling") or {}
+        before = store.earlier(path, experiment="scaling") or {}
         kept = {key: before[key] for key in ("preset", "kind", "problem") if key in before}
         found = {**head, **kept, "cells": before.get("cells", {})}
     else:
@@ -129,6 +129,8 @@ def _jobs(sizes: dict[str, Any], problem: measured.Workload) -> dict[str, Job]:
     for of, particles in (("strong", sizes["strong"]), ("weak", sizes["weak"])):
         for layout in sizes["communication"]:
             for n in counts:
+                if layout == predicted.NATURAL and of == "strong" and sizes["batch_size"] % n:
+                    continue  # its devices share the samples of one batch
                 total = particles * n if of == "weak" and layout != predicted.NATURAL else particles
                 wanted = {"scaling": of, "communication": layout, "devices": n, "particles": total}
                 jobs[f"{of}, {layout}, {n} devices"] = Job({**chosen, **wanted}, functools.partial(case, **wanted))
@@ -191,13 +193,10 @@ def _predict(arguments: argparse.Namespace, found: Result) -> Result:
 def _predicted_lines(found: Result) -> list[str]:
     lines = [f"predicted, not measured: {pictures.about(found['machine'])}"]
     for row in (predicted.Row(**row) for row in found["predicted"]):
-        of_note = (
-            row.wins
-            or row.communication == predicted.NATURAL
-            or (row.communication == "bf16_sums" and row.devices == 8)
-        )
-        if row.scaling == "weak" and row.devices in (8, 64, 1024) and of_note:
-            each = row.particles if row.communication == predicted.NATURAL else row.particles // row.devices
+        is_natural = row.communication == predicted.NATURAL
+        is_shown = row.wins or is_natural or (row.communication, row.devices) == ("bf16_sums", 8)
+        if row.scaling == "weak" and row.devices in (8, 64, 1024) and is_shown:
+            each = row.particles // (1 if is_natural else row.devices)
             lines.append(
                 f"  {row.network}, J = {each} a GPU, {row.devices:4} GPUs, {row.communication}: "
                 f"compute {1e3 * row.compute:6.2f} ms, communication {1e3 * row.communication_seconds:5.2f} ms, "

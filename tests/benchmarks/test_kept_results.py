@@ -16,6 +16,7 @@ from benchmarks.calibration.methods import LINEAR
 from benchmarks.edf import stochastic
 from benchmarks.forward_budget import cli as forward_budget
 from benchmarks.harness import store
+from benchmarks.harness.command import Refused
 from benchmarks.harness.store import Job
 from benchmarks.models import cli as models
 from benchmarks.paper import classification, common
@@ -166,7 +167,13 @@ def test_a_cell_that_cannot_be_had_stays(tmp_path: Path) -> None:
     assert again.get("a", {"J": 5}, lambda: {"skipped": "no network"}) == {"rows": [1]}
     assert said[-1] == "a: not run (no network); the one of the earlier result stays"
     assert again.finish()["cells"]["a"]["found"] == {"rows": [1]}
-    assert new().get("a", {"J": 6}, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
+    for head, settings in (({"preset": "cpu"}, {"J": 6}), ({"preset": "full"}, {"J": 5})):
+        before = (tmp_path / "x.jsonl").read_bytes()
+        other = Cells(tmp_path / "x.jsonl", head)
+        assert other.get("a", settings, lambda: {"skipped": "no network"}) == {"skipped": "no network"}
+        with pytest.raises(Refused, match=r"x.jsonl: left as it is, since it has what this run lacks: a .no network."):
+            other.finish()
+        assert (tmp_path / "x.jsonl").read_bytes() == before
 
 
 def test_models_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
