@@ -47,8 +47,8 @@ TASKS = {
     "Acrobot-v1": Task("Acrobot", 0.0, 500.0, 1_000_000),
     "Pendulum-v1": Task("Pendulum", 0.0, 1500.0, 1_000_000, discount=0.98),
     "MountainCarContinuous-v0": Task("MountainCar, continuous", 100.0, 100.0, 400_000),
-    "Breakout-MinAtar": Task("MinAtar Breakout", 50.0, 50.0, 1_000_000),
-    "Asterix-MinAtar": Task("MinAtar Asterix", 50.0, 50.0, 1_000_000),
+    "Breakout-MinAtar": Task("MinAtar Breakout", 50.0, 50.0, 2_000_000),
+    "Asterix-MinAtar": Task("MinAtar Asterix", 50.0, 50.0, 2_000_000),
 }
 
 

@@ -14,6 +14,8 @@ from eki_jax.kernel.keys import particle_key
 from eki_jax.policy.distributions import Distribution, a_distribution
 from eki_jax.policy.environments import Environment, check_environment
 
+_BLOCK = 16  # steps between two looks at whether episodes still run
+
 
 class Running(NamedTuple):
     """Copies of an environment in the middle of their episodes.
@@ -212,14 +214,24 @@ def play(
         moving = jax.vmap(lambda key: jax.random.fold_in(key, index + 1))(keys)
         actions = choose(observations, jax.random.fold_in(moving[0], 0))
         after = jax.vmap(environment.step)(moving, states, actions)
+        alive = alive & (index < steps)  # the last block may go beyond
         rewards = rewards.at[:, index * parts // steps].add(jnp.where(alive, after.reward, 0))
         sums = sums + jnp.where(alive[:, None], exceeded(after.final_observation), 0)
         lengths = lengths + alive
         alive = alive & ~(after.terminated | after.truncated)
         return (after.state, after.observation, alive, rewards, sums, lengths), None
 
+    def block(carry: Any) -> Any:
+        """Some steps at once: under vmap each round of the loop costs a selection of everything that it carries."""
+        begun, carry = carry
+        return begun + _BLOCK, jax.lax.scan(one, carry, begun + jnp.arange(_BLOCK))[0]
+
+    def goes_on(carry: Any) -> Array:
+        begun, (_, _, alive, *_) = carry
+        return (begun < steps) & jnp.any(alive)
+
     begin = states, observations, jnp.ones(count, bool), jnp.zeros((count, parts)), jnp.zeros(shape)
-    carry, _ = jax.lax.scan(one, (*begin, jnp.zeros(count, jnp.int32)), jnp.arange(steps))
+    _, carry = jax.lax.while_loop(goes_on, block, (0, (*begin, jnp.zeros(count, jnp.int32))))
     *_, rewards, sums, lengths = carry
     return Episodes(jnp.sum(rewards, axis=1), lengths), jnp.concatenate([rewards, sums], axis=1)
 
