@@ -206,7 +206,7 @@ def run_table(
             cell, wanted = paper, False
         shown = "full" if preset == "cpu" and cell == paper else preset
         records = None if before.is_larger(cell.name, shown) else _records(cell, kept, data, seed, wanted)
-        if isinstance(records, list) and len(records) >= before.seeds(cell.name, wanted):
+        if isinstance(records, list) and len(records) >= before.seeds(cell.name, shown, wanted):
             is_new, runs[cell.name] = True, records
             accuracies |= numbers({cell.name: records})
             rows += [line | {"preset": shown} for line in _rows(cell, [record["history"] for record in records])]
@@ -251,15 +251,21 @@ class _Table:
         """The lines of a cell; a cell's name is the beginning of none of another's."""
         return [line for line in self._rows if line["name"] == name]
 
-    def seeds(self, name: str, wanted: bool) -> int:
-        """How many seeds a cell has there, of which a run that does not want the cell must not show fewer."""
-        return 0 if wanted else len(self.runs.get(name, []))
+    def seeds(self, name: str, preset: str, wanted: bool) -> int:
+        """How many seeds a cell has there, of which a run that does not want the cell must not show fewer.
+
+        None count of a smaller preset: one run at the paper's settings is worth more than three shorter ones.
+        """
+        return 0 if wanted or self._rank(name) < store.RANKS[preset] else len(self.runs.get(name, []))
 
     def is_larger(self, name: str, preset: str) -> bool:
         """Whether the cell was run there in a larger preset."""
-        return name in self.runs and any(
-            store.RANKS[line.get("preset", "smoke")] > store.RANKS[preset] for line in self.rows(name)
-        )
+        return self._rank(name) > store.RANKS[preset]
+
+    def _rank(self, name: str) -> int:
+        """The rank of the preset in which the cell was run there; below all of them where it was not."""
+        rows = self.rows(name) if name in self.runs else []
+        return max((store.RANKS[line.get("preset", "smoke")] for line in rows), default=-1)
 
 
 def _records(cell: Cell, kept: Runs, data: Path | None, seed: int, wanted: bool) -> list[dict[str, Any]] | str:

@@ -158,6 +158,20 @@ def test_several_seeds_make_one_row(tmp_path, trained):
     assert [run["settings"]["seed"] for run in saved] == [1, 2, 3]
 
 
+def test_one_run_replaces_shorter_ones(tmp_path, trained):
+    """One run at the paper's settings takes the place of several seeds of a smaller preset, and stays."""
+    full = classification.Cell("p", "eki", "A", epochs=2, images=20, seeds=3)
+    cells = lambda preset: [full._replace(epochs=1) if preset == "cpu" else full]
+    run = lambda preset: classification.run_table("t", cells, preset, tmp_path, None, 0)
+    assert run("cpu")["accuracies"]["A, EKI"]["seeds"] == 3
+    kept = store.Runs(tmp_path / "t.jsonl")
+    classification.run_cell(full, kept, None, 0)  # the first of three, after which the run was interrupted
+    for _ in range(2):
+        found = run("cpu")
+        assert (found["accuracies"]["A, EKI"]["seeds"], found["rows"][0]["preset"]) == (1, "full")
+    assert [(epochs, settings["seed"]) for epochs, _, settings in trained] == [(1, 0), (1, 1), (1, 2), (2, 0)]
+
+
 def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     """A table is run in parts and finished cells are kept."""
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
