@@ -75,7 +75,7 @@ def descent(loss: Callable[[Any, Any], jax.Array], transformation: optax.Gradien
 def gradient(
     problem: Problem, transformation: optax.GradientTransformation, *, straight_through: bool = False
 ) -> Method:
-    """A gradient method on one draw of the same prior, by backpropagation through the logits.
+    """A gradient method from the problem's start, by backpropagation through the logits.
 
     Where these have no derivatives, ``straight_through`` takes those of the straight-through estimator.
     """
@@ -92,7 +92,7 @@ def gradient(
         return state, {"train_loss": value}
 
     return Method(
-        lambda key: by.init(problem.prior.sample(key)),
+        lambda key: by.init(problem.start.sample(key)),
         step,
         lambda state, x, labels: particle_accuracy(problem.logits, by.estimate(state), x, labels),
         passes=lambda size: by.passes,
@@ -104,7 +104,7 @@ def gradient(
 def per_sample(
     problem: Problem, J: Particles, transformation: optax.GradientTransformation, settings: Natural
 ) -> Method:
-    """The gradient from noise that every sample has of its own, on one draw of the prior."""
+    """The gradient from noise that every sample has of its own, from the problem's start."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
     feedback = natural.learned_feedback(problem.train[0][:1], settings.decay, averaged=settings.averaged)
@@ -119,7 +119,7 @@ def per_sample(
         optimizer=transformation,
         averaging=_averaging if settings.averaging else None,
     )
-    return ensemble_method(solver, problem.logits, problem.prior, J)
+    return ensemble_method(solver, problem.logits, problem.start, J)
 
 
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.
@@ -163,7 +163,7 @@ class Natural(NamedTuple):
 def natural_gradient(
     problem: Problem, J: Particles, settings: Natural, *, low_rank: bool, precision: str | None = None
 ) -> Method:
-    """The natural gradient with deviations around one draw of the prior; with low rank localized where they can be."""
+    """The natural gradient with deviations around the problem's start; with low rank localized where they can be."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for a natural-gradient method")
     local = low_rank and problem.is_local
@@ -180,7 +180,7 @@ def natural_gradient(
         norm_constraint=LOCAL_NORM if local and settings.norm_constraint is None else settings.norm_constraint,
         precision=precision,
     )
-    return ensemble_method(solver, problem.logits, problem.prior, J)
+    return ensemble_method(solver, problem.logits, problem.start, J)
 
 
 def _low_rank(problem: Problem, settings: Natural) -> natural.Deviations:

@@ -1,6 +1,6 @@
 """One run of evosax's OpenES or PGPE, in the environment that holds evosax: ``python -m ... TASK``.
 
-Data, network, first mean (a draw of the same prior) and loss are those of the other methods; the algorithms, their
+Data, network, first mean (a draw of the same start) and loss are those of the other methods; the algorithms, their
 antithetic sampling, rank shaping and optimizers are evosax's and optax's own, as published.
 """
 
@@ -48,7 +48,7 @@ def run(task: dict[str, Any], problem: Problem) -> dict[str, Any]:
 
     def init(key: jax.Array) -> Any:
         mean, rest = jax.random.split(key)
-        return algorithm.init(rest, problem.prior.sample(mean), parameters)
+        return algorithm.init(rest, problem.start.sample(mean), parameters)
 
     def step(state: Any, key: jax.Array, batch: Any) -> Any:
         x, labels = batch

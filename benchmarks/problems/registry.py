@@ -14,6 +14,7 @@ from flax import linen as nn
 from benchmarks.problems import data as datasets
 from benchmarks.problems import small_cnn
 from eki_jax import flax as models
+from eki_jax._types import Prior
 from eki_jax.losses import cross_entropy
 from eki_jax.priors import Gaussian, xavier
 
@@ -30,7 +31,8 @@ class Problem(NamedTuple):
         straight_through: The logits with made-up derivatives, where ``logits`` has none that are of use; else
             ``logits``.
         template: Shapes of one particle's parameters, a pytree of ``jax.ShapeDtypeStruct``.
-        prior: Where every method starts: the particles, or one draw for a single mean.
+        prior: Where ensembles start, and what noise they have.
+        start: Where methods with a single mean start, one draw; the prior, but for the network that stacks its layers.
         loss: The loss of probabilities and integer labels.
         train: ``(x, labels)``, NumPy arrays, float32 and int32.
         test: The same for testing.
@@ -44,9 +46,31 @@ class Problem(NamedTuple):
     straight_through: Callable[..., Any]
     template: Any
     prior: Gaussian
+    start: Prior
     loss: Any
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
+
+
+class Uniform(NamedTuple):
+    """Numbers between ``-bound`` and ``bound``, each as likely as the others.
+
+    Attributes:
+        template: Shapes of one particle's parameters.
+        bound: The largest number.
+    """
+
+    template: Any
+    bound: float
+
+    def sample(self, key: jax.Array) -> Any:
+        """One draw."""
+        leaves, structure = jax.tree.flatten(self.template)
+        keys = jax.random.split(key, len(leaves))
+        draw = lambda key, leaf: jax.random.uniform(key, leaf.shape, minval=-self.bound, maxval=self.bound)
+        return structure.unflatten(map(draw, keys, leaves))
+
+    noise = sample
 
 
 Loader = Callable[[Path | str | None], datasets.Dataset]
@@ -78,6 +102,13 @@ def _rows(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset._replace(train_x=dataset.train_x[..., 0], test_x=dataset.test_x[..., 0])
 
 
+def _from_0_to_1(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Pixels from 0, black, to 1, white, in the place of standardised ones."""
+    black, white = dataset.train_x.min(), dataset.train_x.max()
+    scaled = lambda images: (images - black) / (white - black)
+    return dataset._replace(train_x=scaled(dataset.train_x), test_x=scaled(dataset.test_x))
+
+
 # name -> (data, network)
 PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
     "digits-dnn": (lambda data: datasets.digits(), lambda: models.dense_network((64, 10))),
@@ -86,7 +117,10 @@ PROBLEMS: dict[str, tuple[Loader, Callable[[], nn.Module]]] = {
     "mnist-small-cnn": (datasets.mnist, models.small_cnn),
     "cnn-mnist": (datasets.mnist, models.cnn_mnist),
     "mnist-rnn": (lambda data: _rows(datasets.mnist(data)), models.TanhRNN),
-    "mnist-stacked-rnn": (lambda data: _rows(datasets.mnist(data)), partial(models.TanhRNN, stacked=True)),
+    "mnist-stacked-rnn": (
+        lambda data: _from_0_to_1(_rows(datasets.mnist(data))),
+        partial(models.TanhRNN, stacked=True),
+    ),
     **{f"fashion-{name}": (datasets.fashion_mnist, network) for name, network in _DENSE.items()},
     "cifar10-small-cnn": (datasets.cifar10, models.small_cnn),
     **{f"cifar10-{name}": (datasets.cifar10, network) for name, network in _DEEP.items()},
@@ -137,6 +171,8 @@ def build(name: str, dataset: datasets.Dataset) -> Problem:
     is_local = not isinstance(module, models.Int8Network | models.TanhRNN)
     # Without the window, the paper's words, CNN-MNIST's first outputs are of the order of 100, and SGD never recovers.
     prior = xavier(template, window=True)
+    stacks = isinstance(module, models.TanhRNN) and module.stacked
+    start = Uniform(template, module.units**-0.5) if stacks else prior  # as frameworks start what they stack
     if isinstance(module, models.SmallConvolutionalNetwork):
         particle_logits = small_cnn.particle_logits
         forward = lambda params, x: jax.nn.softmax(small_cnn.particle_logits(params, x))
@@ -150,6 +186,7 @@ def build(name: str, dataset: datasets.Dataset) -> Problem:
         straight_through=straight_through,
         template=template,
         prior=prior,
+        start=start,
         loss=cross_entropy(),
         train=train,
         test=test,

@@ -6,10 +6,12 @@ import gzip
 import hashlib
 import io
 
+import jax
 import numpy as np
 import pytest
 import scipy.io
 
+from benchmarks import methods
 from benchmarks.problems import data, files, registry, tables
 from benchmarks.problems.files import MissingFile, Source
 from benchmarks.problems.idx import DamagedFile, parse_idx, read_bytes
@@ -391,6 +393,23 @@ def test_rows_of_an_image_are_a_sequence(tmp_path, monkeypatch):
     write_mnist(tmp_path / "mnist")
     monkeypatch.setattr(registry.datasets, "mnist", lambda data_: data.standardised(*_raw(tmp_path)))
     assert registry.get("mnist-rnn", tmp_path).train[0].shape == (5, 28, 28)
+
+
+def test_the_stacked_network_is_as_frameworks_have_it(tmp_path, monkeypatch):
+    """Pixels from 0 to 1, and a start within one over the root of its units, from which every single mean begins."""
+    monkeypatch.setattr(registry.datasets, "mnist", lambda data_: data.standardised(*_raw(tmp_path)))
+    problem = registry.get("mnist-stacked-rnn", tmp_path)
+    assert (problem.train[0].min(), problem.train[0].max()) == (0, 1)
+    drawn = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(problem.start.sample(jax.random.key(0)))])
+    bound = 32**-0.5
+    assert 0.99 * bound < np.abs(drawn).max() < bound
+    assert drawn.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert problem.prior is not problem.start
+    assert registry.get("mnist-rnn", tmp_path).train[0].min() < 0
+    for name in ("sgd", "natural-eki-per-sample", "natural-eki-lowrank"):
+        state = methods.get(name, problem, 4).init(jax.random.key(0))
+        begun = methods.get(name, problem, 4).estimate(state)
+        assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(begun)) < bound
 
 
 def _raw(folder):

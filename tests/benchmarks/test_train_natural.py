@@ -37,7 +37,7 @@ SHAPES = {
 def tiny(name: str, samples: int = 16) -> Dataset:
     """Random images of the problem's shape."""
     rng = np.random.default_rng(0)
-    shape = (28, 28) if name == "mnist-rnn" else (28, 28, 1) if name == "cnn-mnist" else SHAPES[name.split("-")[0]]
+    shape = (28, 28) if name.endswith("rnn") else (28, 28, 1) if name == "cnn-mnist" else SHAPES[name.split("-")[0]]
     x = rng.standard_normal((samples, *shape)).astype(np.float32)
     y = (np.arange(samples) % 10).astype(np.int32)
     return Dataset(x, y, x[:10], y[:10], 10)
