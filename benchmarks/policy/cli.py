@@ -16,7 +16,7 @@ from benchmarks.harness.tables import with_origin
 from benchmarks.policy import optimum
 from benchmarks.policy.jobs import perform
 from benchmarks.policy.picture import draw
-from benchmarks.policy.settings import GRIDS, NAMES, PRESETS, TASKS, TUNING_SEED, Preset, methods_for, task
+from benchmarks.policy.settings import NAMES, PRESETS, TASKS, TUNING_SEED, Preset, grid, methods_for, task
 from benchmarks.policy.summary import MOST, at_end, at_the_end, table
 
 
@@ -63,8 +63,8 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
     cells = Cells(path, head, keep=True, part=bool(arguments.env or arguments.method))
     peers = arguments.peers or default_folder()
     for environment in asked:
-        if grid := optimum.GRIDS.get(environment):
-            cells.get(f"{environment}, {MOST}", grid._asdict(), functools.partial(optimum.pendulum, grid))
+        if states := optimum.GRIDS.get(environment):
+            cells.get(f"{environment}, {MOST}", states._asdict(), functools.partial(optimum.pendulum, states))
         for method in (name for name in wanted if name in methods_for(environment)):
             best = _best(cells, preset, environment, method, peers)
             if best is not None:
@@ -76,9 +76,10 @@ def measure(arguments: argparse.Namespace, path: Path) -> None:
 def _best(cells: Cells, preset: Preset, environment: str, method: str, peers: Path) -> float | None:
     """The setting of the grid with the best last three measurements of a tuning run; None where none could be run."""
     scores = {}
-    for value in GRIDS[method][1]:
+    setting, values = grid(environment, method)
+    for value in values:
         wish = task(preset, environment, method, value, (TUNING_SEED,))
-        found = _cell(cells, f"{environment}, {method}, {GRIDS[method][0]} {value:g}", wish, peers)
+        found = _cell(cells, f"{environment}, {method}, {setting} {value:g}", wish, peers)
         if "skipped" in found:
             say(f"{environment}, {method}: not run ({found['skipped']})")
             return None

@@ -105,6 +105,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+# MinAtar's games begin in few ways, and clipped policy gradients stop at the first policy that pays, but for large
+# batches and rates: other settings, and another grid.
+OF_GAMES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = dict.fromkeys(
+    ("per-sample", "ppo"), ({"copies": 64}, (1e-3, 3e-3, 1e-2))
+)
+
+
+def grid(environment: str, method: str) -> tuple[str, tuple[float, ...]]:
+    """The setting of a method that is chosen on an environment, and the values it is chosen from."""
+    name, values = GRIDS[method]
+    return name, OF_GAMES[method][1] if _is_game(environment) and method in OF_GAMES else values
+
+
+def _is_game(environment: str) -> bool:
+    return environment.endswith("MinAtar")
+
+
 def methods_for(environment: str) -> tuple[str, ...]:
     """The methods that are compared on an environment."""
     return tuple(name for name in NAMES if name not in DISCRETE or environment == OF_DISCRETE)
@@ -119,6 +136,7 @@ def task(preset: Preset, environment: str, method: str, value: float, seeds: tup
         "environment": environment,
         "method": method,
         **SETTINGS[method],
+        **(OF_GAMES[method][0] if _is_game(environment) and method in OF_GAMES else {}),
         GRIDS[method][0]: value,
         "seeds": list(seeds),
         "budget": int(budget),

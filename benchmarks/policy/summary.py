@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.tables import machine, markdown
-from benchmarks.policy.settings import GRIDS, NAMES, TASKS, TUNING_SEED
+from benchmarks.policy.settings import GRIDS, NAMES, OF_GAMES, TASKS, TUNING_SEED
 
 #: Shares of the budget of environment steps that the table shows.
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -112,10 +112,13 @@ def at_the_end(found: dict[str, Any]) -> str:
 def _footer(found: dict[str, Any]) -> str:
     settings = next(iter(found["cells"].values()))["settings"] if found["cells"] else {"test_episodes": 0}
     grids = "; ".join(f"{NAMES[method]}: {name.replace('_', ' ')} {values}" for method, (name, values) in GRIDS.items())
+    games = "; ".join(
+        f"{NAMES[method]}: {more['copies']} copies, {values}" for method, (more, values) in OF_GAMES.items()
+    )
     return (
         f"Return of the greedy policy in {settings['test_episodes']} episodes, which are the same at all points and "
         "not counted, after that many environment steps: median over the seeds (and quartiles); episodes and seconds "
         f"to the end. Learning rates of the policy gradients fall to zero on the way, and settings were chosen with "
-        f"seed {TUNING_SEED}, on half of the budget, from grids ({grids}). "
+        f"seed {TUNING_SEED}, on half of the budget, from grids ({grids}; on MinAtar {games}). "
         f"`{found['command']}`, {machine(found['environment'])}."
     )
