@@ -98,6 +98,19 @@ def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs.perform(task, Path()) == {"skipped": "cannot be installed: no network"}
 
 
+def test_games_have_settings_of_their_own() -> None:
+    """Clipped policy gradients take more copies and larger rates on MinAtar, and nothing else differs there."""
+    for method in settings.NAMES:
+        name, values = settings.grid("Breakout-MinAtar", method)
+        usual = settings.grid("CartPole-v1", method)
+        assert name == usual[0]
+        is_clipped = method in ("per-sample", "ppo")
+        assert (values != usual[1]) == is_clipped
+        task = settings.task(SMOKE, "Breakout-MinAtar", method, values[0], (0,))
+        assert task[name] == values[0]
+        assert task.get("copies") == (64 if is_clipped else settings.SETTINGS[method].get("copies"))
+
+
 SLOW = ("natural", "natural-sign", "natural-int8", "per-sample", "eki", "ppo")
 
 

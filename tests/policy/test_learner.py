@@ -168,6 +168,22 @@ def reset_place(key: Any) -> Any:
     return LINE.reset(key)[1][0]
 
 
+def test_playing_ends_with_the_last_episode() -> None:
+    """A limit that no episode comes near costs nothing; one that is no multiple of a block is kept to."""
+    keys = jax.random.split(jax.random.key(3), 20)
+    push = lambda x, key: jnp.ones(len(x), int)
+    endless = LINE._replace(most_steps=10**8)  # hours, if all of them were taken
+    np.testing.assert_array_equal(policy.play(endless, push, keys)[0], policy.play(LINE, push, keys)[0])
+    many = jax.vmap(lambda limit: policy.play(endless, lambda x, _: jnp.asarray(x[:, 0] < limit, int), keys)[0])
+    assert int(many(jnp.array([-9.0, 0.0, 9.0])).lengths.max()) == LENGTH
+    never = jnp.array(False)
+    goes_on = lambda key, state, action: LINE.step(key, state, action)._replace(terminated=never, truncated=never)
+    for limit in (1, 16, 37):
+        episodes, rewards = policy.play(endless._replace(step=goes_on), push, keys, limit, parts=3)
+        np.testing.assert_array_equal(episodes.lengths, limit)
+        np.testing.assert_allclose(rewards.sum(axis=1), episodes.returns, rtol=1e-6)
+
+
 def test_violations_are_summed_until_the_end() -> None:
     """How far limits were exceeded stands behind the rewards, the last place included and nothing that follows."""
     keys, push = jax.random.split(jax.random.key(3), 20), lambda x, key: jnp.ones(len(x), int)
