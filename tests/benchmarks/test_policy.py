@@ -99,15 +99,15 @@ def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_games_have_settings_of_their_own() -> None:
-    """Some methods have other grids on MinAtar, policy gradients more copies, and nothing else differs there."""
+    """Clipped policy gradients take more copies and larger rates on MinAtar, and nothing else differs there."""
     for method in settings.NAMES:
         name, values = settings.grid("Breakout-MinAtar", method)
         usual = settings.grid("CartPole-v1", method)
         assert name == usual[0]
-        assert (values != usual[1]) == (method in settings.OF_GAMES)
+        is_clipped = method in ("per-sample", "ppo")
+        assert (values != usual[1]) == is_clipped
         task = settings.task(SMOKE, "Breakout-MinAtar", method, values[0], (0,))
         assert task[name] == values[0]
-        is_clipped = method in ("per-sample", "ppo")
         assert task.get("copies") == (64 if is_clipped else settings.SETTINGS[method].get("copies"))
 
 
