@@ -105,8 +105,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-# MinAtar's games begin in few ways, and clipped policy gradients stop at the first policy that pays, but for large
-# batches and rates: other settings, and another grid.
+# MinAtar's games begin in few ways, and PPO stops at the first policy that pays, but for large batches and rates: other
+# settings and another grid, for the other clipped policy gradient too.
 OF_GAMES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = dict.fromkeys(
     ("per-sample", "ppo"), ({"copies": 64}, (1e-3, 3e-3, 1e-2))
 )

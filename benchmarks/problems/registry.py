@@ -14,9 +14,29 @@ from flax import linen as nn
 from benchmarks.problems import data as datasets
 from benchmarks.problems import small_cnn
 from eki_jax import flax as models
-from eki_jax._types import Prior
 from eki_jax.losses import cross_entropy
 from eki_jax.priors import Gaussian, xavier
+
+
+class Uniform(NamedTuple):
+    """Numbers between ``-bound`` and ``bound``, each as likely as the others.
+
+    Attributes:
+        template: Shapes of one particle's parameters.
+        bound: The largest number.
+    """
+
+    template: Any
+    bound: float
+
+    def sample(self, key: jax.Array) -> Any:
+        """One draw."""
+        leaves, structure = jax.tree.flatten(self.template)
+        keys = jax.random.split(key, len(leaves))
+        draw = lambda key, leaf: jax.random.uniform(key, leaf.shape, minval=-self.bound, maxval=self.bound)
+        return structure.unflatten(map(draw, keys, leaves))
+
+    noise = sample
 
 
 class Problem(NamedTuple):
@@ -46,31 +66,10 @@ class Problem(NamedTuple):
     straight_through: Callable[..., Any]
     template: Any
     prior: Gaussian
-    start: Prior
+    start: Gaussian | Uniform
     loss: Any
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
-
-
-class Uniform(NamedTuple):
-    """Numbers between ``-bound`` and ``bound``, each as likely as the others.
-
-    Attributes:
-        template: Shapes of one particle's parameters.
-        bound: The largest number.
-    """
-
-    template: Any
-    bound: float
-
-    def sample(self, key: jax.Array) -> Any:
-        """One draw."""
-        leaves, structure = jax.tree.flatten(self.template)
-        keys = jax.random.split(key, len(leaves))
-        draw = lambda key, leaf: jax.random.uniform(key, leaf.shape, minval=-self.bound, maxval=self.bound)
-        return structure.unflatten(map(draw, keys, leaves))
-
-    noise = sample
 
 
 Loader = Callable[[Path | str | None], datasets.Dataset]

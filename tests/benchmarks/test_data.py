@@ -395,7 +395,7 @@ def test_rows_of_an_image_are_a_sequence(tmp_path, monkeypatch):
     assert registry.get("mnist-rnn", tmp_path).train[0].shape == (5, 28, 28)
 
 
-def test_the_stacked_network_is_as_frameworks_have_it(tmp_path, monkeypatch):
+def test_a_stacked_network_is_as_in_frameworks(tmp_path, monkeypatch):
     """Pixels from 0 to 1, and a start within one over the root of its units, from which every single mean begins."""
     monkeypatch.setattr(registry.datasets, "mnist", lambda data_: data.standardised(*_raw(tmp_path)))
     problem = registry.get("mnist-stacked-rnn", tmp_path)
