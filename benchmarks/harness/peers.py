@@ -21,6 +21,7 @@ PEERS = {
     "dapper": ["dapper==1.7.1"],
     "kalman-inversion-lib": ["kalman-inversion-lib==1.0.4", "ipywidgets==8.1.8"],
     "evosax": ["evosax==0.3.2"],
+    "foolbox": ["foolbox==3.3.4", "jax"],
     "evosax-gymnax": ["evosax==0.3.2", "gymnax==1.0.1", "six==1.17.0"],
 }
 

@@ -137,6 +137,9 @@ def attacked(
         limits: least and largest number that an image can have.
         steps: number of steps, each of two and a half times the strength over their number (1: of the strength).
 
+    Foolbox, the one library of attacks that works with JAX, has had no release since March 2024; a test finds that it
+    moves the same samples to the same places.
+
     Source: Goodfellow et al. (2015); Madry et al., *Towards deep learning models resistant to adversarial attacks*
     (2018), equation 3, without a random start.
     """

@@ -86,6 +86,34 @@ def test_attacks_stay_in_their_ball_and_hurt() -> None:
     np.testing.assert_allclose(fast, X + 1e-2 * np.sign(slope(X)), atol=1e-6)
 
 
+# What Foolbox finds for the same logits, bounds and strengths, with the steps of the experiment.
+_FOOLBOX = """
+import json, sys
+import foolbox, jax.numpy as jnp, numpy as np
+case = np.load(sys.argv[1])
+low, high, strength = case["sizes"].tolist()
+model = foolbox.JAXModel(lambda x: x @ case["w"], bounds=(low, high))
+attacks = {1: foolbox.attacks.FGSM(), 10: foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=10, random_start=False)}
+run = lambda attack: attack(model, jnp.asarray(case["x"]), jnp.asarray(case["labels"]), epsilons=[strength])[1][0]
+print(json.dumps({steps: np.asarray(run(attack)).tolist() for steps, attack in attacks.items()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_attacks_are_those_of_foolbox(tmp_path: Path) -> None:
+    """The last library of attacks that works with JAX, whose last release is of 2024, moves the samples as we do."""
+    from benchmarks.harness.peers import ask, default_folder, python_of
+
+    limits, strength = (float(X.min()), float(X.max())), 0.3
+    case = {"w": PARTICLES[0], "x": X, "labels": LABELS, "sizes": [*limits, strength]}
+    np.savez(tmp_path / "case.npz", **case)
+    found = ask([str(python_of("foolbox", default_folder())), "-c", _FOOLBOX, str(tmp_path / "case.npz")], tmp_path)
+    for steps in (1, 10):
+        ours = predictors.attacked(forward, predictors.alone(PARTICLES[0]), X, LABELS, strength, limits, steps)
+        np.testing.assert_allclose(ours, found[str(steps)], atol=1e-5)
+
+
 def test_images_are_turned_about_their_middle() -> None:
     """A quarter of a turn, of flat images and of images with channels."""
     image = np.arange(9.0).reshape(1, 3, 3)
