@@ -172,6 +172,8 @@ def play(
 ) -> tuple[Episodes, Array]:
     """One whole episode for each key, and its rewards by time.
 
+    Steps are taken until the last episode has ended, so that a limit which no episode comes near costs nothing.
+
     Args:
         environment: the environment.
         choose: function ``choose(observations (N, ...), key) -> actions``.

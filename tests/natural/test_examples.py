@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -123,15 +124,19 @@ def test_the_cosines_are_those_of_the_page(capsys: pytest.CaptureFixture[str], m
     """Cosines and losses of twelve particles."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     importlib.import_module("per_sample_cosines").main(["12"])
-    page = (ROOT / "docs" / "per_sample.md").read_text().splitlines()
+    page = list(map(_numbers_and_name, (ROOT / "docs" / "per_sample.md").read_text().splitlines()))
     lines = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
     assert len(lines) == 7
     for line in lines:
-        numbers = [word for word in line.split() if "." in word]
-        (printed,) = [
-            row.split() for row in page if row.split()[len(numbers) :] == line.split()[len(numbers) :] and "." in row
-        ]
-        assert [float(word) for word in numbers] == pytest.approx([float(n) for n in printed[: len(numbers)]], abs=0.01)
+        numbers, name = _numbers_and_name(line)
+        (printed,) = [of for of, row in page if of and row == name]
+        assert numbers == pytest.approx(printed, abs=0.01)
+
+
+def _numbers_and_name(line: str) -> tuple[list[float], str]:
+    """The decimal numbers of a line, and the rest of it."""
+    number = re.compile(r"\d+\.\d+")
+    return [float(word) for word in number.findall(line)], " ".join(number.sub("", line).split())
 
 
 def test_the_table_per_sample_is_that_of_the_runs() -> None:
