@@ -43,8 +43,13 @@ def forward(params: Any, x: jax.Array) -> jax.Array:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables; arguments are other numbers of particles, of which 192 takes a quarter of an hour."""
-    sizes = [int(text) for text in (sys.argv[1:] if argv is None else argv)] or [12, 48]
+    """Print the tables; arguments are other numbers of particles, and with a point another scale of the noise.
+
+    192 particles take a quarter of an hour.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    sizes = [int(text) for text in arguments if "." not in text] or [12, 48]
+    sigma = next((float(text) for text in arguments if "." in text), 0.05)
     data = batch()
     exact = jax.jit(jax.grad(lambda p: LOSS(forward(p, data[0]), data[1])))
     feedback = natural.learned_feedback(data[0], DECAY, unbiased=True)
@@ -56,19 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("cosine to the exact gradient: at the start, after 30 steps of its own")
     for particles in sizes:
         for name, deviations in ways.items():
-            state = _solver(particles, deviations, optax.sgd(1.0)).init(_start(0), jax.random.key(1))
-            cosines = [_cosine_at(state, particles, deviations, data, exact)]
-            state = _trained(state, particles, deviations, optax.sgd(1.0), data, 30)
-            cosines.append(_cosine_at(state, particles, deviations, data, exact))
+            solver = _solver(particles, sigma, deviations, optax.sgd(1.0))
+            state = solver.init(_start(0), jax.random.key(1))
+            cosines = [_cosine_at(state, solver, data, exact)]
+            state = _trained(state, solver, data, 30)
+            cosines.append(_cosine_at(state, solver, data, exact))
             print(f"{cosines[0]:.4f}  {cosines[1]:.4f}  {particles:4d} particles, {name}", flush=True)
     print(f"loss after 150 steps of Adam, rate 0.03: mean of {SEEDS} seeds, and standard deviation")
     adam = optax.adam(0.03)
     for particles in sizes:
         for name, deviations in ways.items():
-            solver, found = _solver(particles, deviations, adam), []
+            solver, found = _solver(particles, sigma, deviations, adam), []
             for seed in range(SEEDS):
                 state = solver.init(_start(seed), jax.random.key(SEEDS + seed))
-                found.append(_loss(_trained(state, particles, deviations, adam, data, 150).position, data))
+                found.append(_loss(_trained(state, solver, data, 150).position, data))
             print(f"{_spread(found)}  {particles:4d} particles, {name}", flush=True)
     found = []
     for seed in range(SEEDS):
@@ -93,21 +99,19 @@ def _loss(params: Any, data: Any) -> float:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
 
 
-def _solver(particles: int, deviations: Any, optimizer: Any) -> eki_jax.Solver:
-    return natural.natural_gradient(forward, LOSS, particles, 0.05, deviations=deviations, optimizer=optimizer)
+def _solver(particles: int, sigma: float, deviations: Any, optimizer: Any) -> eki_jax.Solver:
+    return natural.natural_gradient(forward, LOSS, particles, sigma, deviations=deviations, optimizer=optimizer)
 
 
-def _trained(state: Any, particles: int, deviations: Any, optimizer: Any, data: Any, steps: int) -> Any:
-    solver = _solver(particles, deviations, optimizer)
+def _trained(state: Any, solver: eki_jax.Solver, data: Any, steps: int) -> Any:
     return jax.jit(lambda state: jax.lax.fori_loop(0, steps, lambda _, s: solver.step(s, data)[0], state))(state)
 
 
-def _cosine_at(state: Any, particles: int, deviations: Any, data: Any, exact: Any) -> float:
-    """Cosine of the next step with the gradient."""
-    solver = _solver(particles, deviations, optax.sgd(1.0))
+def _cosine_at(state: Any, solver: eki_jax.Solver, data: Any, exact: Any) -> float:
+    """Cosine of the next step, of a solver whose optimizer is plain descent, with the gradient."""
     after = jax.jit(solver.step)(state, data)[0]
     return _cosine(jax.tree.map(jnp.subtract, state.position, after.position), exact(state.position))
 
