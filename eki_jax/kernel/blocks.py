@@ -76,6 +76,8 @@ def _map_leaf(
 
     def one_block(blocks: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         d, squares = direction(blocks[0])
+        # Nothing may be written before the share is summed, or the compiler keeps a copy of the whole leaf for the sum.
+        d = jnp.where(jnp.isnan(squares), jnp.nan, d)
         if when is None:
             return fn(d, *blocks), squares
         if kept == 1:  # nothing to keep apart: a select is fused with the write

@@ -151,13 +151,14 @@ def test_a_non_finite_norm_moves_nothing() -> None:
 # ---------------------------------------------------------------------------------------------- memory, layout
 
 
+@pytest.mark.parametrize("precision", [None, "bf16"])
 @pytest.mark.parametrize(("make", "copies"), [(euler, 1.3), (nesterov, 2.3)], ids=["euler", "nesterov"])
-def test_a_donated_step_stays_in_memory(make: Any, copies: float) -> None:
+def test_a_donated_step_stays_in_memory(make: Any, copies: float, precision: str | None) -> None:
     """A donated step stays near the ensemble's memory.
 
     The compiler's own account of arguments, results and temporaries, less what it reuses.
     """
-    compiled = compiled_step(make(network, cross_entropy()))
+    compiled = compiled_step(make(network, cross_entropy(), precision=precision))
     memory, state_copies = compiled.memory_analysis(), 1 if make is euler else 2
     assert memory.alias_size_in_bytes >= state_copies * ensemble_bytes()
     peak = memory.temp_size_in_bytes + state_copies * ensemble_bytes()
