@@ -9,8 +9,9 @@ import jax
 
 from eki_jax.kernel.precision import product
 
-#: What ``--precision`` may be.
-CHOICES = ("auto", "float32", "bf16")
+#: The precisions of a run, and what ``--precision`` may be.
+NAMES = ("float32", "bf16")
+CHOICES = ("auto", *NAMES)
 #: How much faster bfloat16 products have to be: a step does more than multiply, and pays for the rounding.
 WORTH = 1.5
 # Rows of the matrices that are multiplied: some milliseconds' work.

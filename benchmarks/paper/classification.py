@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import methods
+from benchmarks import methods, precision
 from benchmarks.harness import store
-from benchmarks.harness.command import Refused
+from benchmarks.harness.command import Refused, say
 from benchmarks.harness.figures import band, legend, logarithmic, panels, save, whole_numbers
 from benchmarks.harness.store import Runs, differences
 from benchmarks.paper.common import Found, finish, row, skipped
@@ -52,6 +53,7 @@ class Cell(NamedTuple):
         sigma: Scale of the natural method's noise.
         more: Its other settings, by name, of ``benchmarks.methods.Natural``.
         images: How many training images are used, and at most as many test images; None for all.
+        precision: Of an ensemble's products in training, ``"float32"`` or ``"bf16"``; tests are in float32.
         seeds: How many seeds run, one after the other from the command's.
         first: The paper's accuracy after the first epoch, if it has one.
         final: The paper's final accuracy of the mean particle.
@@ -71,6 +73,7 @@ class Cell(NamedTuple):
     sigma: float = 0.1
     more: tuple[tuple[str, float], ...] = ()
     images: int | None = None
+    precision: str = "float32"
     seeds: int = 1
     first: float | None = None
     final: float | None = None
@@ -110,7 +113,8 @@ class Cell(NamedTuple):
         known = ("problem", "method", "epochs", "batch", "images")
         chosen = {name: getattr(self, name) for name in known} | {"seed": seed}
         if self.is_ensemble:
-            return chosen | {"particles": self.particles, "growth": self.growth, "limit": self.limit}
+            rounded = {"precision": self.precision} if self.precision != "float32" else {}
+            return chosen | {"particles": self.particles, "growth": self.growth, "limit": self.limit} | rounded
         noise = {"particles": self.particles, "sigma": self.sigma} if self.kind == "per_sample" else {}
         return chosen | noise | {"rate": self.rate} | dict(self.more)
 
@@ -148,7 +152,8 @@ def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, 
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
     size = cell.ensemble_size if cell.growth else cell.particles
     natural = methods.Natural(sigma=cell.sigma, **dict(cell.more))
-    method = methods.get(cell.method, problem, size, cell.rate, settings=natural)
+    multiplied = None if cell.precision == "float32" else cell.precision
+    method = methods.get(cell.method, problem, size, cell.rate, settings=natural, precision=multiplied)
     # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them, for more epochs too.
     endless = {name: value for name, value in settings.items() if name != "epochs"}
     directory = RUNS / _name(endless) if cell.images is None else None
@@ -182,13 +187,16 @@ def run_table(
     data: Path | None,
     seed: int,
     only: str | None = "",
+    asked: str = "float32",
 ) -> dict[str, Any]:
     """Run a table's cells in a preset; writes ``experiment.jsonl``.
 
     What is missing is named, not replaced. Where a run at the paper's own settings is there, the `cpu` preset shows it
     in the place of its smaller one. Every finished run is kept in the file at once, so that a table may be run
     in parts: with ``only``, cells whose name does not contain it (with None, all of them) are taken from there or from
-    the other tables in the folder, or of a result with the same seed, or left out with the reason.
+    the other tables in the folder, or of a result with the same seed, or left out with the reason. Ensembles are
+    trained in the precision that is ``asked`` for, one of ``precision.CHOICES``; with ``"auto"`` those on all images,
+    of which no run is kept, in the one that this machine is faster in. Of runs in both, float32's is shown.
 
     Raises:
         Refused: A cell of the earlier table is not run, and cannot be kept, as its seed is another; or nothing is run.
@@ -199,17 +207,22 @@ def run_table(
         raise Refused(f"{path}: has seed {before.seed}, not {seed}; name another folder by --out, or leave out --only")
     others = [store.read(other).get(store.RUNS, {}) for other in out.glob("*.jsonl") if other != path]
     kept = Runs(path, others={name: run for runs in others for name, run in runs.items()})
-    rows, runs, accuracies, is_new = [], {}, {}, False
+    rows, runs, accuracies, is_new, choice = [], {}, {}, False, _Choice(asked)
     for cell in cells(preset):
         paper, wanted = full[cell.name], only is not None and only in cell.name
-        if preset == "cpu" and cell != paper and kept_run(paper, kept, seed):
-            cell, wanted = paper, False
-        shown = "full" if preset == "cpu" and cell == paper else preset
+        is_own = cell == paper
+        if preset == "cpu" and not is_own and kept_run(_as_kept(paper, kept, seed), kept, seed):
+            cell, is_own, wanted = paper, True, False
+        if wanted:
+            _records(choice.of(cell, kept, data, seed), kept, data, seed, wanted)
+        cell = _as_kept(cell, kept, seed)
+        shown = "full" if preset == "cpu" and is_own else preset
         records = None if before.is_larger(cell.name, shown) else _records(cell, kept, data, seed, wanted)
         if isinstance(records, list) and len(records) >= before.seeds(cell.name, shown, wanted):
             is_new, runs[cell.name] = True, records
             accuracies |= numbers({cell.name: records})
-            rows += [line | {"preset": shown} for line in _rows(cell, [record["history"] for record in records])]
+            histories = [record["history"] for record in records]
+            rows += [line | {"preset": shown} for line in _rows(cell, histories, _beside(cell, kept, seed))]
         elif cell.name in before.runs:
             runs[cell.name], accuracies[cell.name] = before.runs[cell.name], before.accuracies[cell.name]
             rows += before.rows(cell.name)
@@ -235,6 +248,51 @@ def draw(result: dict[str, Any], path: Path, cells: Callable[[str], Sequence[Cel
     """The picture of a table's result, see :func:`draw_epochs`."""
     labels = list(dict.fromkeys(cell.label for cell in cells("full")))
     draw_epochs(path, shown_runs(result), labels, title(result["experiment"]))
+
+
+class _Choice:
+    """In which precision cells run: as asked, or those on all images in the one that this machine is faster in."""
+
+    def __init__(self, asked: str) -> None:
+        self._asked = asked
+
+    def of(self, cell: Cell, kept: Runs, data: Path | None, seed: int) -> Cell:
+        """The cell as it is to run: where any will do, in the precision in which it has run already."""
+        if not cell.is_ensemble or cell.reason:
+            return cell
+        if self._asked != "auto":
+            return cell._replace(precision=self._asked)
+        found = _as_kept(cell, kept, seed)
+        if cell.images is not None or kept_run(found, kept, seed) or not _has_images(cell, data):
+            return found
+        return cell._replace(precision=self._of_machine.name)
+
+    @functools.cached_property
+    def _of_machine(self) -> precision.Choice:
+        found = precision.choose("auto")
+        say(f"precision: {found.name} ({found.why})")
+        return found
+
+
+def _has_images(cell: Cell, data: Path | None) -> bool:
+    try:
+        registry.get(cell.problem, data)
+    except MissingFile:
+        return False
+    return True
+
+
+def _as_kept(cell: Cell, kept: Runs, seed: int) -> Cell:
+    """The cell in the precision in which it has run, float32 of both; as it is where it has not."""
+    found = (cell._replace(precision=name) for name in precision.NAMES if cell.is_ensemble)
+    return next((other for other in found if kept_run(other, kept, seed)), cell)
+
+
+def _beside(cell: Cell, kept: Runs, seed: int) -> str:
+    """What the same run came to in the other precision, for a note; empty where there is none."""
+    others = (cell._replace(precision=name) for name in precision.NAMES if cell.is_ensemble and name != cell.precision)
+    runs = ((other, kept_run(other, kept, seed)) for other in others)
+    return "".join(f"; in {o.precision} {r['history'][-1]['test_accuracy_mean']:.4f}" for o, r in runs if r)
 
 
 class _Table:
@@ -372,16 +430,16 @@ def _trained(cell: Cell, seed: int) -> dict[str, Any] | None:
     result = store.result(path, "remove it")[store.RUNS].get(f"{cell.problem}-{cell.method}", {})
     known = {"particles": cell.particles if cell.is_ensemble else 1, "batch": cell.batch, "epochs": cell.epochs}
     known |= {"seed": seed} | ({} if cell.is_ensemble else {"learning_rate": cell.rate})
-    if differences(result, known):
+    if differences(result, known) or result.get("precision", "float32") != cell.precision:
         return None
     kept = ("history", "seconds", "environment")
     return {"settings": cell.settings(seed), **{name: result[name] for name in kept if name in result}}
 
 
-def _rows(cell: Cell, histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The cell's lines of the table, from one history a seed."""
+def _rows(cell: Cell, histories: list[list[dict[str, Any]]], beside: str) -> list[dict[str, Any]]:
+    """The cell's lines of the table, from one history a seed; the first says what is beside them."""
     last = lambda kind: [history[-1][f"test_accuracy_{kind}"] for history in histories]
-    note = _note(cell)
+    note = _note(cell) + beside
     lines = [row(cell.name, "test accuracy", cell.final, last("mean"), note)]
     if cell.first is not None:
         first = [history[0]["test_accuracy_mean"] for history in histories]
@@ -404,7 +462,7 @@ def _note(cell: Cell) -> str:
     sizes = f"J = {cell.particles}"
     if cell.growth:
         sizes += f" + {cell.growth} an epoch to {cell.ensemble_size(cell.epochs - 1)}"
-    return f"{sizes}, {epochs}{images}"
+    return f"{sizes}, {epochs}{images}" + (f", {cell.precision}" if cell.precision != "float32" else "")
 
 
 def _name(settings: dict[str, Any]) -> str:

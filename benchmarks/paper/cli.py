@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import precision
 from benchmarks.harness import experiment, store
 from benchmarks.harness.command import Parser, Refused, command, folder
 from benchmarks.harness.experiment import Experiment, Made, Result
@@ -57,8 +58,7 @@ def main(argv: list[str]) -> int:
         for name in EXPERIMENTS:
             print(f"{name:22}{title(name)}")
         return 0
-    if arguments.only is not None:
-        _check(arguments.only, arguments.name)
+    _check(arguments)
     of = paper(arguments.name)
     return experiment.run(of, arguments, of.path(arguments.preset, arguments.out))
 
@@ -74,18 +74,26 @@ def _measure(of: Any, name: str, arguments: argparse.Namespace, path: Path) -> N
     elif hasattr(of, "run"):
         of.run(preset, out, arguments.data, arguments.seed, only)
     else:
-        classification.run_table(name, of.cells, preset, out, arguments.data, arguments.seed, only)
+        more = only, arguments.precision or "auto"
+        classification.run_table(name, of.cells, preset, out, arguments.data, arguments.seed, *more)
 
 
-def _check(only: str, name: str) -> None:
-    """Refuse a text of ``--only`` that no cell's name has in it."""
-    of = module(name)
-    if not hasattr(of, "cells"):
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what a table of networks alone has, and a text of ``--only`` that no cell's name has in it."""
+    of, only = module(arguments.name), arguments.only
+    if only is not None and not hasattr(of, "cells"):
         tables = [other for other in EXPERIMENTS if hasattr(module(other), "cells")]
-        raise Refused(f"--only: {name} has no cells; wanted one of {', '.join(tables)}")
-    names = [cell.name for cell in of.cells("full")]
-    if not only or not any(only in cell for cell in names):
+        raise Refused(f"--only: {arguments.name} has no cells; wanted one of {', '.join(tables)}")
+    names = [] if only is None else [cell.name for cell in of.cells("full")]
+    if only is not None and (not only or not any(only in cell for cell in names)):
         raise Refused(f"--only: {only!r}; wanted a part of a cell's name, of {'; '.join(names)}")
+    if arguments.precision is not None and not _is_of_networks(of):
+        tables = [other for other in EXPERIMENTS if _is_of_networks(module(other))]
+        raise Refused(f"--precision: {arguments.name} has none; wanted one of {', '.join(tables)}")
+
+
+def _is_of_networks(of: Any) -> bool:
+    return not hasattr(of, "measure") and not hasattr(of, "run")
 
 
 def _parser() -> Parser:
@@ -108,5 +116,11 @@ def _parser() -> Parser:
         metavar="TEXT",
         help="for tables of networks: run only the cells whose name contains TEXT, such as 'DNN 1'; cells that an "
         "earlier run finished are kept",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=precision.CHOICES,
+        help="for tables of networks: of an ensemble's products in training, float32, bf16 or auto, the one that this "
+        "machine is faster in for runs on all images (default: auto)",
     )
     return parser

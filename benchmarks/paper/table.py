@@ -17,7 +17,8 @@ _HEAD = """# The paper's numbers beside ours
 
 Generated from the JSON files of `python -m benchmarks paper NAME`; do not edit. Several runs are shown as their median
 [least, most], mean ± standard deviation. Settings say how far a cell is from the paper's own, which are those of the
-preset `full`; `cpu` is a smaller job.
+preset `full`; `cpu` is a smaller job. Ensembles are trained in float32, or in bfloat16 products where the notes say
+`bf16`; all are tested in float32.
 """
 _HEADER = ("", "quantity", "paper", "ours", "difference", "settings", "notes")
 _OWN = "the paper's"

@@ -101,6 +101,7 @@ REFUSED = [
     ("forward-budget --peers nowhere", "--peers/--env-dir: nowhere: no such folder; make it first"),
     ("calibration peers --env-dir nowhere", "--peers/--env-dir: nowhere: no such folder"),
     ("performance --env-dir nowhere", "--peers/--env-dir: nowhere: no such folder"),
+    ("paper voting --precision bf16", "--precision: voting has none; wanted one of dense, "),
     ("performance --repeats 0", "--repeats: 0"),
     ("performance --limit nan", "--limit: 'nan'"),
     ("performance --parts nothing", "--parts/--only: nothing; wanted some of steps"),

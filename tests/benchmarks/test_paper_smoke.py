@@ -172,6 +172,31 @@ def test_one_run_replaces_shorter_ones(tmp_path, trained):
     assert [(epochs, settings["seed"]) for epochs, _, settings in trained] == [(1, 0), (1, 1), (1, 2), (2, 0)]
 
 
+def test_a_cell_says_its_precision(tmp_path, monkeypatch, trained, capsys):
+    """Ensembles on all images run in the faster precision, and what ran in both shows float32's beside the other's."""
+    faster = classification.precision.Choice("bf16", "units")
+    monkeypatch.setattr(classification.precision, "choose", lambda asked: faster)
+    monkeypatch.setattr(classification.shutil, "rmtree", lambda path: None)  # there are no checkpoints
+    cells = [classification.Cell("p", method, "A", epochs=1) for method in ("eki", "meki", "sgd")]
+    cells.append(classification.Cell("p", "eki", "B", epochs=1, images=10))
+    run = lambda asked, only="": classification.run_table(
+        "t", lambda preset: cells, "full", tmp_path, None, 0, only, asked
+    )
+    notes = lambda result: [line["note"] for line in result["rows"] if line["quantity"] == "test accuracy"]
+    run("float32", "A, EKI")
+    mixed = notes(run("auto"))
+    assert [note.endswith("bf16") for note in mixed] == [False, True, False, False]
+    assert capsys.readouterr().err.count("precision: bf16 (units)") == 1
+    assert [settings.get("precision") for *_, settings in trained] == [None, "bf16", None, None]
+    both = notes(run("bf16", "A, EKI"))
+    assert (both[0], both[1:]) == (f"{mixed[0]}; in bf16 0.5000", mixed[1:])
+    assert len(trained) == 5
+    monkeypatch.setattr(table, "module", lambda name: type("Module", (), {"cells": lambda preset: cells}))
+    monkeypatch.setattr(table, "EXPERIMENTS", ("t",))
+    result = store.read(tmp_path / "t.jsonl")
+    assert set(table._differences(result).values()) == {"the paper's"}
+
+
 def test_finished_cells_are_kept(tmp_path, monkeypatch, trained):
     """A table is run in parts and finished cells are kept."""
     cells = [classification.Cell("p", "sgd", label, epochs=n, images=60_000) for n, label in enumerate(("A", "B"), 1)]
