@@ -83,9 +83,11 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Result, Path]:
     problem = registry.get(settings["problem"], arguments.data)
     for name, (x, labels) in (("train", problem.train), ("test", problem.test)):
         check_labels(problem.forward, problem.template, x, labels, name=name)
-    multiplied = precision.choose(settings.pop("precision")) if "precision" in settings else None
-    if multiplied is not None and multiplied.name != "float32":  # which older records do not name
-        settings["precision"] = multiplied.name
+    multiplied = None
+    if "precision" in settings:
+        multiplied = precision.choose(settings.pop("precision"), settings["method"], problem)
+        if multiplied.name != "float32":  # which older records do not name
+            settings["precision"] = multiplied.name
     own = methods.Natural(**{name: settings[name] for name in _OWN if name in settings})
     method = methods.get(
         settings["method"],

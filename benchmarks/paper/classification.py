@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -254,7 +253,7 @@ class _Choice:
     """In which precision cells run: as asked, or those on all images in the one that this machine is faster in."""
 
     def __init__(self, asked: str) -> None:
-        self._asked = asked
+        self._asked, self._found = asked, {}
 
     def of(self, cell: Cell, kept: Runs, data: Path | None, seed: int) -> Cell:
         """The cell as it is to run: where any will do, in the precision in which it has run already."""
@@ -263,23 +262,18 @@ class _Choice:
         if self._asked != "auto":
             return cell._replace(precision=self._asked)
         found = _as_kept(cell, kept, seed)
-        if cell.images is not None or kept_run(found, kept, seed) or not _has_images(cell, data):
+        if cell.images is not None or kept_run(found, kept, seed):
             return found
-        return cell._replace(precision=self._of_machine.name)
+        try:
+            return cell._replace(precision=self._of_machine(cell, data).name)
+        except MissingFile:  # which the run will say
+            return found
 
-    @functools.cached_property
-    def _of_machine(self) -> precision.Choice:
-        found = precision.choose("auto")
-        say(f"precision: {found.name} ({found.why})")
-        return found
-
-
-def _has_images(cell: Cell, data: Path | None) -> bool:
-    try:
-        registry.get(cell.problem, data)
-    except MissingFile:
-        return False
-    return True
+    def _of_machine(self, cell: Cell, data: Path | None) -> precision.Choice:
+        if cell.problem not in self._found:
+            self._found[cell.problem] = precision.choose("auto", cell.method, registry.get(cell.problem, data))
+            say(f"{cell.problem}: precision {self._found[cell.problem].name} ({self._found[cell.problem].why})")
+        return self._found[cell.problem]
 
 
 def _as_kept(cell: Cell, kept: Runs, seed: int) -> Cell:

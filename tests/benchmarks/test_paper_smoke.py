@@ -175,7 +175,7 @@ def test_one_run_replaces_shorter_ones(tmp_path, trained):
 def test_a_cell_says_its_precision(tmp_path, monkeypatch, trained, capsys):
     """Ensembles on all images run in the faster precision, and what ran in both shows float32's beside the other's."""
     faster = classification.precision.Choice("bf16", "units")
-    monkeypatch.setattr(classification.precision, "choose", lambda asked: faster)
+    monkeypatch.setattr(classification.precision, "choose", lambda *arguments: faster)
     monkeypatch.setattr(classification.shutil, "rmtree", lambda path: None)  # there are no checkpoints
     cells = [classification.Cell("p", method, "A", epochs=1) for method in ("eki", "meki", "sgd")]
     cells.append(classification.Cell("p", "eki", "B", epochs=1, images=10))
@@ -186,7 +186,7 @@ def test_a_cell_says_its_precision(tmp_path, monkeypatch, trained, capsys):
     run("float32", "A, EKI")
     mixed = notes(run("auto"))
     assert [note.endswith("bf16") for note in mixed] == [False, True, False, False]
-    assert capsys.readouterr().err.count("precision: bf16 (units)") == 1
+    assert capsys.readouterr().err.count("p: precision bf16 (units)") == 1
     assert [settings.get("precision") for *_, settings in trained] == [None, "bf16", None, None]
     both = notes(run("bf16", "A, EKI"))
     assert (both[0], both[1:]) == (f"{mixed[0]}; in bf16 0.5000", mixed[1:])

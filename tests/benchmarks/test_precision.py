@@ -23,32 +23,39 @@ def rates(bf16: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("asked", "bf16", "found", "words"),
+    ("asked", "bf16", "steps", "found", "words"),
     [
-        ("auto", 5.0, "bf16", "run at 5 times float32's rate here, 5 and 1 GFLOP/s; bf16 is taken from 1.5 on"),
-        ("auto", 1.4, "float32", "run at 1.4 times"),
-        ("auto", 0.3, "float32", "run at 0.3 times"),
-        ("bf16", 0.3, "bf16", "as asked; bfloat16 products run at 0.3 times"),
-        ("float32", 5.0, "float32", "as asked"),
+        ("auto", 5.0, 2.0, "bf16", "rate here, 5 and 1 GFLOP/s, and steps of 64 particles 2 times as fast; bf16 is"),
+        ("auto", 5.0, 0.9, "float32", "steps of 64 particles 0.9 times as fast; bf16 is taken from 1.5 on"),
+        ("auto", 1.4, None, "float32", "run at 1.4 times"),
+        ("auto", 0.3, None, "float32", "run at 0.3 times"),
+        ("bf16", 0.3, None, "bf16", "as asked; bfloat16 products run at 0.3 times"),
+        ("float32", 5.0, None, "float32", "as asked"),
     ],
 )
-def test_the_faster_is_taken(asked: str, bf16: float, found: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products decide, unless a precision is asked for; the reason has the numbers."""
+def test_the_faster_is_taken(
+    asked: str, bf16: float, steps: float | None, found: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products and steps decide, unless a precision is asked for; the reason has the numbers."""
     monkeypatch.setattr(precision, "measured", rates(bf16))
-    chosen, why = precision.choose(asked)
+    monkeypatch.setattr(precision, "steps_ratio", lambda method, problem: steps)
+    chosen, why = precision.choose(asked, "eki", registry.get("digits-dnn"))
     assert chosen == found
     assert words in why
 
 
 def test_rates_are_measured() -> None:
-    """Of both kinds of products, on the machine at hand."""
+    """Of both kinds of products, and of steps, on the machine at hand."""
     assert all(1e6 < rate < 1e16 for rate in precision.measured(repeats=1))
+    for method in ("eki-r", "natural-eki"):
+        assert 1e-3 < precision.steps_ratio(method, registry.get("digits-dnn"), repeats=1) < 1e3
 
 
 @pytest.mark.benchmarks
 def test_a_run_says_its_precision(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a line, in its result and in the command that repeats it; one that goes on stays in it."""
     monkeypatch.setattr(precision, "measured", rates(2.0))
+    monkeypatch.setattr(precision, "steps_ratio", lambda method, problem: 2.0)
     out = tmp_path / "run"
     assert main([*TRAIN, "--out", str(out)]) == 0
     captured = capsys.readouterr()
