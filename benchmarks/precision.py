@@ -19,6 +19,8 @@ NAMES = ("float32", "bf16")
 CHOICES = ("auto", *NAMES)
 #: How much faster bfloat16 products have to be: a step does more than multiply, and pays for the rounding.
 WORTH = 1.5
+#: How much faster small steps have to be, which gain less than those of a run.
+WORTH_IN_STEPS = 1.1
 # Rows of the matrices that are multiplied: some milliseconds' work.
 _ROWS, _ROWS_OF_DEVICES = 1024, 8192
 # Of the steps that are tried: small ones, which take a second with the slowest networks.
@@ -76,10 +78,12 @@ def choose(asked: str, method: str, problem: Problem) -> Choice:
     )
     if asked == "bf16":
         return Choice(asked, f"as asked; {found}")
-    if ratio >= WORTH:
-        ratio = steps_ratio(method, problem)
-        found += f", and steps of {_PARTICLES} particles {ratio:.2g} times as fast"
-    return Choice("bf16" if ratio >= WORTH else "float32", f"{found}; bf16 is taken from {WORTH} on")
+    if ratio < WORTH:
+        return Choice("float32", f"{found}; bf16 is taken from {WORTH} on")
+    steps = steps_ratio(method, problem)
+    words = f"{found}, and steps of {_PARTICLES} particles {steps:.2g} times as fast"
+    taken = "bf16" if steps >= WORTH_IN_STEPS else "float32"
+    return Choice(taken, f"{words}; bf16 is taken from {WORTH} and {WORTH_IN_STEPS} on")
 
 
 def steps_ratio(method: str, problem: Problem, repeats: int = 3) -> float:

@@ -26,8 +26,8 @@ def rates(bf16: float) -> Any:
     ("asked", "bf16", "steps", "found", "words"),
     [
         ("auto", 5.0, 2.0, "bf16", "rate here, 5 and 1 GFLOP/s, and steps of 64 particles 2 times as fast; bf16 is"),
-        ("auto", 5.0, 0.9, "float32", "steps of 64 particles 0.9 times as fast; bf16 is taken from 1.5 on"),
-        ("auto", 1.4, None, "float32", "run at 1.4 times"),
+        ("auto", 5.0, 0.9, "float32", "steps of 64 particles 0.9 times as fast; bf16 is taken from 1.5 and 1.1 on"),
+        ("auto", 1.4, None, "float32", "1.4 and 1 GFLOP/s; bf16 is taken from 1.5 on"),
         ("auto", 0.3, None, "float32", "run at 0.3 times"),
         ("bf16", 0.3, None, "bf16", "as asked; bfloat16 products run at 0.3 times"),
         ("float32", 5.0, None, "float32", "as asked"),
