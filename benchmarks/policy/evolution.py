@@ -45,7 +45,8 @@ def evolution(network: Network, task: dict[str, Any]) -> Run:
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
     """Run the task."""
-    network = build(task["environment"], TASKS[task["environment"]].widths)
+    of = TASKS[task["environment"]]
+    network = build(task["environment"], of.widths, of.units)
     return {"rows": follow(network, evolution(network, task), task)}
 
 

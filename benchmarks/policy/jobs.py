@@ -24,5 +24,5 @@ def perform(task: dict[str, Any], peers: Path) -> dict[str, Any]:
             return ask([str(python), "-m", "benchmarks.policy.evolution", json.dumps(task)], _ROOT)
         except Unavailable as error:
             return {"skipped": str(error)}
-    network = build(task["environment"], of.widths, DISCRETE.get(task["method"], "tanh"))
+    network = build(task["environment"], of.widths, DISCRETE.get(task["method"], of.units))
     return {"rows": follow(network, methods.build(network, task), task)}

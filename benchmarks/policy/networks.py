@@ -1,4 +1,4 @@
-"""The policy and the critic that all methods have: layers of tanh, the same start; and policies without derivatives."""
+"""The policy and the critic that all methods have: layers of tanh or ReLU units; and policies without derivatives."""
 
 from __future__ import annotations
 
@@ -44,16 +44,17 @@ def build(name: str, widths: tuple[int, ...], kind: str = "tanh") -> Network:
     Args:
         name: name of the environment.
         widths: hidden units.
-        kind: policy: of "tanh" units, which any environment has; or where actions are choices of "sign" units, of
-            "int8" weights, or a list of "rules".
+        kind: policy: of "tanh" or "relu" units, which the critic has too, and any environment; or where actions are
+            choices of "sign" units, of "int8" weights, or a list of "rules", beside a critic of tanh units.
     """
     environment = policy.from_gymnax(name)
     inputs = math.prod(environment.observation_shape)
-    layers = lambda params, x: _layers(params, x, jnp.tanh)
+    units, start = (jax.nn.relu, _orthogonal) if kind == "relu" else (jnp.tanh, _start)
+    layers = lambda params, x: _layers(params, x, units)
     if environment.choices is not None:
         sizes = (inputs, *widths, environment.choices)
         kinds: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-            "tanh": (lambda key: _start(key, sizes, 0.01), layers),
+            **dict.fromkeys(("tanh", "relu"), (lambda key: start(key, sizes, 0.01), layers)),
             "sign": (lambda key: _start(key, sizes, 0.01), lambda params, x: _layers(params, x, models.sign)),
             "int8": (
                 lambda key: _start(key, sizes, 0.01),
@@ -67,7 +68,7 @@ def build(name: str, widths: tuple[int, ...], kind: str = "tanh") -> Network:
             policy.categorical(),
             init,
             forward,
-            lambda key: _start(key, (inputs, *widths, 1), 1.0),
+            lambda key: start(key, (inputs, *widths, 1), 1.0),
             lambda params, x: layers(params, x)[:, 0],
         )
     sizes = (inputs, *widths, math.prod(environment.action_shape))
@@ -79,9 +80,9 @@ def build(name: str, widths: tuple[int, ...], kind: str = "tanh") -> Network:
     return Network(
         environment,
         policy.normal(),
-        lambda key: {"mean": _start(key, sizes, 0.01), "log_scale": jnp.zeros(sizes[-1])},
+        lambda key: {"mean": start(key, sizes, 0.01), "log_scale": jnp.zeros(sizes[-1])},
         forward,
-        lambda key: _start(key, (inputs, *widths, 1), 1.0),
+        lambda key: start(key, (inputs, *widths, 1), 1.0),
         lambda params, x: layers(params, x)[:, 0],
     )
 
@@ -92,6 +93,16 @@ def _start(key: jax.Array, sizes: tuple[int, ...], last: float) -> list[Any]:
     for index, (rows, columns) in enumerate(itertools.pairwise(sizes)):
         scale = (last if index == len(sizes) - 2 else 1.0) / math.sqrt(rows)
         w = scale * jax.random.normal(jax.random.fold_in(key, index), (rows, columns))
+        params.append({"w": w, "b": jnp.zeros(columns)})
+    return params
+
+
+def _orthogonal(key: jax.Array, sizes: tuple[int, ...], last: float) -> list[Any]:
+    """Orthogonal matrices that keep the variance behind rectified units, the last one of another scale; no biases."""
+    params = []
+    for index, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+        scale = last if index == len(sizes) - 2 else math.sqrt(2)
+        w = jax.nn.initializers.orthogonal(scale)(jax.random.fold_in(key, index), (rows, columns))
         params.append({"w": w, "b": jnp.zeros(columns)})
     return params
 

@@ -31,7 +31,8 @@ class Task(NamedTuple):
         span: how much the returns of policies differ, about.
         budget: environment steps of preset cpu.
         discount: factor of a reward one step later, for methods that see rewards step by step.
-        widths: hidden units of policy and critic, tanh.
+        widths: hidden units of policy and critic.
+        units: their kind, of :func:`benchmarks.policy.networks.build`.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Task(NamedTuple):
     budget: int
     discount: float = 0.99
     widths: tuple[int, ...] = (64, 64)
+    units: str = "tanh"
 
 
 TASKS = {
@@ -47,8 +49,8 @@ TASKS = {
     "Acrobot-v1": Task("Acrobot", 0.0, 500.0, 1_000_000),
     "Pendulum-v1": Task("Pendulum", 0.0, 1500.0, 1_000_000, discount=0.98),
     "MountainCarContinuous-v0": Task("MountainCar, continuous", 100.0, 100.0, 400_000),
-    "Breakout-MinAtar": Task("MinAtar Breakout", 50.0, 50.0, 2_000_000),
-    "Asterix-MinAtar": Task("MinAtar Asterix", 50.0, 50.0, 2_000_000),
+    "Breakout-MinAtar": Task("MinAtar Breakout", 50.0, 50.0, 2_000_000, units="relu"),
+    "Asterix-MinAtar": Task("MinAtar Asterix", 50.0, 50.0, 2_000_000, units="relu"),
 }
 
 
@@ -105,10 +107,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-# MinAtar's games begin in few ways, and PPO stops at the first policy that pays, but for large batches and rates: other
-# settings and another grid, for the other clipped policy gradient too.
+# MinAtar's games begin in few ways, and PPO stops at the first policy that pays, but for many copies and large rates:
+# other settings and another grid, for the other clipped policy gradient too.
 OF_GAMES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = dict.fromkeys(
-    ("per-sample", "ppo"), ({"copies": 64}, (1e-3, 3e-3, 1e-2))
+    ("per-sample", "ppo"), ({"copies": 256, "steps": 32}, (1e-3, 3e-3, 1e-2))
 )
 
 
@@ -129,12 +131,14 @@ def methods_for(environment: str) -> tuple[str, ...]:
 
 def task(preset: Preset, environment: str, method: str, value: float, seeds: tuple[int, ...]) -> dict[str, Any]:
     """What one process runs: an environment, a method with its setting from the grid, and seeds one after another."""
-    budget = TASKS[environment].budget * preset.share
+    of = TASKS[environment]
+    budget = of.budget * preset.share
     if seeds == (TUNING_SEED,):
         budget *= TUNING_SHARE
     return {
         "environment": environment,
         "method": method,
+        **({} if of.units == "tanh" else {"units": of.units}),
         **SETTINGS[method],
         **(OF_GAMES[method][0] if _is_game(environment) and method in OF_GAMES else {}),
         GRIDS[method][0]: value,

@@ -113,7 +113,8 @@ def _footer(found: dict[str, Any]) -> str:
     settings = next(iter(found["cells"].values()))["settings"] if found["cells"] else {"test_episodes": 0}
     grids = "; ".join(f"{NAMES[method]}: {name.replace('_', ' ')} {values}" for method, (name, values) in GRIDS.items())
     games = "; ".join(
-        f"{NAMES[method]}: {more['copies']} copies, {values}" for method, (more, values) in OF_GAMES.items()
+        f"{NAMES[method]}: {more['copies']} copies of {more['steps']} steps, {values}"
+        for method, (more, values) in OF_GAMES.items()
     )
     return (
         f"Return of the greedy policy in {settings['test_episodes']} episodes, which are the same at all points and "

@@ -99,7 +99,7 @@ def test_a_rival_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_games_have_settings_of_their_own() -> None:
-    """Clipped policy gradients take more copies and larger rates on MinAtar, and nothing else differs there."""
+    """All methods have ReLU units on MinAtar, and clipped policy gradients more copies and larger rates there."""
     for method in settings.NAMES:
         name, values = settings.grid("Breakout-MinAtar", method)
         usual = settings.grid("CartPole-v1", method)
@@ -108,7 +108,25 @@ def test_games_have_settings_of_their_own() -> None:
         assert (values != usual[1]) == is_clipped
         task = settings.task(SMOKE, "Breakout-MinAtar", method, values[0], (0,))
         assert task[name] == values[0]
-        assert task.get("copies") == (64 if is_clipped else settings.SETTINGS[method].get("copies"))
+        assert task.get("copies") == (256 if is_clipped else settings.SETTINGS[method].get("copies"))
+        assert task["units"] == "relu"
+        assert "units" not in settings.task(SMOKE, "CartPole-v1", method, usual[1][0], (0,))
+
+
+def test_rectified_units_keep_the_variance() -> None:
+    """Of the observations, through both layers at the start, where actions are about as likely; the critic has them too."""
+    network, key = networks.build("CartPole-v1", (64, 64), "relu"), jax.random.key(0)
+    x = jax.random.normal(jax.random.key(1), (200, 4))
+    params = network.init(key)
+    hidden = x
+    for layer in params[:-1]:
+        hidden = np.maximum(hidden @ layer["w"] + layer["b"], 0)
+        assert np.mean(hidden**2) == pytest.approx(4 / 64, rel=0.3)  # the norm is kept, in more units
+    np.testing.assert_allclose(network.forward(params, x), hidden @ params[-1]["w"], atol=1e-6)
+    assert float(np.abs(network.forward(params, x)).max()) < 0.1
+    critic = network.init_critic(key)
+    hidden = np.maximum(np.maximum(x @ critic[0]["w"], 0) @ critic[1]["w"], 0)
+    np.testing.assert_allclose(network.value(critic, x), (hidden @ critic[2]["w"])[:, 0], rtol=1e-4, atol=1e-5)
 
 
 SLOW = ("natural", "natural-sign", "natural-int8", "per-sample", "eki", "ppo")
