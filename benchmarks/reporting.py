@@ -17,6 +17,8 @@ import numpy as np
 from eki_jax.training.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+#: What a processor's name says of one that multiplies matrices in bfloat16 by itself.
+UNITS = "AMX units"
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")
 
 
@@ -27,11 +29,27 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": f"{device.platform}: {device.device_kind}",
         "device_count": jax.device_count(),
+        "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def processor() -> str:
+    """The processor's name, and its matrix units for bfloat16 if it has them, where the system says so; else its kind.
+
+    >>> bool(processor())
+    True
+    """
+    try:
+        lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
+    name = found.get("model name") or platform.machine()
+    return f"{name}, {UNITS}" if "amx_bf16" in found.get("flags", "").split() else name
 
 
 def save_result(path: Path | str, payload: dict[str, Any]) -> Path:

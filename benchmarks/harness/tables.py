@@ -47,13 +47,23 @@ def machine(environment: dict[str, Any]) -> str:
     >>> machine({"device": "gpu: H200", "processors": 16, "versions": {"jax": "0.10.2"}})
     'gpu: H200, 16 processors, jax 0.10.2'
     """
-    return f"{environment['device']}, {environment['processors']} processors, jax {environment['versions']['jax']}"
+    return f"{device_of(environment)}, {environment['processors']} processors, jax {environment['versions']['jax']}"
+
+
+def device_of(environment: dict[str, Any]) -> str:
+    """The device of a run, a processor by its name where that was recorded.
+
+    >>> device_of({"device": "cpu: cpu", "processor": "Z80"}), device_of({"device": "gpu: H200", "processor": "Z80"})
+    ('cpu: Z80', 'gpu: H200')
+    """
+    named = environment.get("processor") if environment["device"].startswith("cpu") else None
+    return f"cpu: {named}" if named else str(environment["device"])
 
 
 def where(result: dict[str, Any]) -> str:
     """Where the numbers come from."""
     environment = result["environment"]
-    return f"(`{result['command']}`; {environment['device']}, jax {environment['versions']['jax']})"
+    return f"(`{result['command']}`; {device_of(environment)}, jax {environment['versions']['jax']})"
 
 
 def with_origin(table: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.performance import networks
 from benchmarks.performance.jobs import ours, peer
 from benchmarks.performance.precision import VARIANTS, measure_precision, trainings
+from benchmarks.reporting import UNITS, processor
 from eki_jax.kernel.products import cheaper_contraction
 
 Row = dict[str, Any]
@@ -109,6 +110,14 @@ def _frameworks(options: Options, network: str, J: int) -> Iterator[Row]:
     }
     for label, result in results.items():
         yield _step_row(network, J, label, result) | _ratios(result, results["eki_jax"])
+
+
+# The same, for a processor of another kind, beside those of the other table.
+def _units(options: Options, network: str, J: int) -> Iterator[Row]:
+    if UNITS in processor():
+        yield from _frameworks(options, network, J)
+    else:
+        yield {"network": network, "J": J, "what": "eki_jax", "skipped": f"a processor without {UNITS}"}
 
 
 def _ratios(result: Row, reference: Row) -> Row:
@@ -242,6 +251,7 @@ _LARGE = [("dnn1", 2000), ("dnn2", 2000)]
 PARTS = {
     "steps": Part(_step_cases, _steps),
     "frameworks": Part(_networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]), _frameworks),
+    "units": Part(_networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]), _units),
     "linear": Part(_linear_cases, _linear),
     "evolution": Part(_networks([("dnn1", 200)], _LARGE), _evolution),
     "natural": Part(_networks([("dnn1", 50)], [("dnn2", 1000), ("dnn4", 1000)]), _natural),

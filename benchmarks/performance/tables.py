@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.tables import markdown
+from benchmarks.harness.tables import device_of, markdown
 from eki_jax.training.files import write_text
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def section(name: str, result: dict[str, Any]) -> str:
 
 def _machine(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    return f"{environment['device']}, {environment['processors']} processors; {versions}"
+    return f"{device_of(environment)}, {environment['processors']} processors; {versions}"
 
 
 def cells(name: str, row: Row) -> dict[str, str]:
@@ -92,6 +92,13 @@ _STEP: dict[str, Callable[[Row], str]] = {
     "what": lambda row: row["what"],
     "ms a step": _milliseconds,
 }
+_FRAMEWORKS: dict[str, Callable[[Row], str]] = {
+    **_STEP,
+    "times ours": times_ours,
+    "by processor time": lambda row: f"{row['times_ours_processor']:.2f}",
+    "its matrix rate, GFLOP/s": _gigaflops,
+    "peak, MiB": _mebibytes,
+}
 _PROBLEM: dict[str, Callable[[Row], str]] = {
     "P": lambda row: f"{row['P']:,}",
     "M": lambda row: f"{row['M']:,}",
@@ -117,16 +124,8 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
             "kept": _kept,
         },
     ),
-    "frameworks": (
-        "The same step elsewhere",
-        {
-            **_STEP,
-            "times ours": times_ours,
-            "by processor time": lambda row: f"{row['times_ours_processor']:.2f}",
-            "its matrix rate, GFLOP/s": _gigaflops,
-            "peak, MiB": _mebibytes,
-        },
-    ),
+    "frameworks": ("The same step elsewhere", _FRAMEWORKS),
+    "units": ("The same step elsewhere, on a processor with matrix units for bfloat16", _FRAMEWORKS),
     "linear": ("One assimilation of a linear inverse problem", _PROBLEM),
     "evolution": (
         "A generation of evolution strategies",

@@ -114,7 +114,7 @@ def test_games_have_settings_of_their_own() -> None:
 
 
 def test_rectified_units_keep_the_variance() -> None:
-    """Of the observations, through both layers at the start, where actions are about as likely; the critic has them too."""
+    """Of the observations, at the start, where actions are about as likely; the critic has them too."""
     network, key = networks.build("CartPole-v1", (64, 64), "relu"), jax.random.key(0)
     x = jax.random.normal(jax.random.key(1), (200, 4))
     params = network.init(key)
