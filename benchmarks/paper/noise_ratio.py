@@ -17,7 +17,7 @@ import numpy as np
 import eki_jax
 from benchmarks.harness.figures import band, legend, panels, save, whole_numbers
 from benchmarks.paper.common import Found, row
-from benchmarks.paper.epochs import observed, sizes
+from benchmarks.paper.epochs import observed, sizes, with_presets
 
 TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure 8)"
 SIZES = sizes(epochs=5)
@@ -37,7 +37,10 @@ def measure(preset: str, data: Path | None, seed: int) -> Found:
                 quantity = f"noise ratio, {moment} epoch, {bound} bound over particles"
                 rows.append(row(label, quantity, None, value, SIZES[preset][label].note))
     last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
-    return Found({"noise_ratio": last, "rows": rows, "seconds": time.perf_counter() - started}, {"curves": bounds})
+    return Found(
+        {"noise_ratio": last, "rows": with_presets(rows, SIZES, preset), "seconds": time.perf_counter() - started},
+        {"curves": bounds},
+    )
 
 
 def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.harness.figures import legend, panels, save
 from benchmarks.paper.common import Found, row
-from benchmarks.paper.epochs import Look, Size, observed, sizes
+from benchmarks.paper.epochs import Look, Size, observed, sizes, with_presets
 from benchmarks.problems.registry import Problem
 from eki_jax.training import Method
 
@@ -44,7 +44,11 @@ def measure(preset: str, data: Path | None, seed: int) -> Found:
         label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
         for label, epochs in seen.items()
     }
-    numbers = {"accuracies": results, "rows": rows, "seconds": time.perf_counter() - started}
+    numbers = {
+        "accuracies": results,
+        "rows": with_presets(rows, SIZES, preset),
+        "seconds": time.perf_counter() - started,
+    }
     return Found(numbers, {"curves": curves})
 
 
