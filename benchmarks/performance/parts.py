@@ -251,7 +251,7 @@ _LARGE = [("dnn1", 2000), ("dnn2", 2000)]
 PARTS = {
     "steps": Part(_step_cases, _steps),
     "frameworks": Part(_networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]), _frameworks),
-    "units": Part(_networks([("dnn1", 200)], [*_LARGE, ("dnn2", 6000)]), _units),
+    "units": Part(_networks([("dnn1", 200)], _LARGE), _units),
     "linear": Part(_linear_cases, _linear),
     "evolution": Part(_networks([("dnn1", 200)], _LARGE), _evolution),
     "natural": Part(_networks([("dnn1", 50)], [("dnn2", 1000), ("dnn4", 1000)]), _natural),
