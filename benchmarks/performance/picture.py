@@ -13,8 +13,10 @@ from benchmarks.performance.tables import times_ours
 def draw(parts: dict[str, dict[str, Any]], path: Path) -> Path:
     """Draw some parts, a panel each of those that have one, which some of them do."""
     plots = [(parts[name]["rows"], plot) for name, plot in PANELS.items() if name in parts]
-    figure, axes = panels(1, len(plots), (6.4 * len(plots), 6))
-    for axis, (rows, plot) in zip(axes[0], plots, strict=True):
+    columns = len(plots) if len(plots) < 4 else 2
+    lines = -(-len(plots) // columns)
+    figure, axes = panels(lines, columns, (6.4 * columns, 5.5 * lines))
+    for axis, (rows, plot) in zip(axes.ravel(), plots, strict=False):
         plot(axis, rows)
     return save(figure, path, dpi=80)
 
@@ -28,7 +30,7 @@ def _steps(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.set(xlabel="% of the machine's matrix-product rate", title="A whole step")
 
 
-def _frameworks(axis: Any, rows: list[dict[str, Any]]) -> None:
+def _frameworks(axis: Any, rows: list[dict[str, Any]], title: str = "The same step elsewhere") -> None:
     rows = [row for row in rows if row["what"] != "eki_jax" and ("times_ours" in row or "times_ours_at_least" in row)]
     labels = [f"{row['what']}, {row['network']}, J = {row['J']}" for row in rows]
     bars = axis.barh(labels, [row.get("times_ours") or row["times_ours_at_least"] for row in rows], color="#ee6677")
@@ -36,7 +38,11 @@ def _frameworks(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.margins(x=0.15)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set(xlabel="seconds of a step / seconds of eki_jax", title="The same step elsewhere")
+    axis.set(xlabel="seconds of a step / seconds of eki_jax", title=title)
+
+
+def _units(axis: Any, rows: list[dict[str, Any]]) -> None:
+    _frameworks(axis, rows, "The same, on a processor with matrix units for bfloat16")
 
 
 def _linear(axis: Any, rows: list[dict[str, Any]]) -> None:
@@ -56,4 +62,4 @@ def _linear(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 # The parts that have a panel.
-PANELS = {"steps": _steps, "frameworks": _frameworks, "linear": _linear}
+PANELS = {"steps": _steps, "frameworks": _frameworks, "units": _units, "linear": _linear}
