@@ -213,8 +213,10 @@ def run_table(
         if preset == "cpu" and not is_own and kept_run(_as_kept(paper, kept, seed), kept, seed):
             cell, is_own, wanted = paper, True, False
         if wanted:
-            _records(choice.of(cell, kept, data, seed), kept, data, seed, wanted)
+            asked_for = choice.of(cell, kept, data, seed)
+            _records(asked_for, kept, data, seed, wanted)
         cell = _as_kept(cell, kept, seed)
+        wanted = wanted and cell == asked_for
         shown = "full" if preset == "cpu" and is_own else preset
         records = None if before.is_larger(cell.name, shown) else _records(cell, kept, data, seed, wanted)
         if isinstance(records, list) and len(records) >= before.seeds(cell.name, shown, wanted):
