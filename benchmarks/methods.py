@@ -286,7 +286,8 @@ def get(
         rate: Learning rate of a gradient method.
         momentum: Factor of the methods with momentum.
         settings: Of the natural-gradient methods.
-        precision: ``"bf16"`` for products in bfloat16, the model's included, of methods that have this setting.
+        precision: ``"bf16"`` for products in bfloat16, the model's included, of methods that have this setting; None or
+            ``"float32"`` as JAX multiplies by itself.
 
     Raises:
         ValueError: There is no such method, or it has no precision.
@@ -294,11 +295,11 @@ def get(
     if name not in METHODS:
         raise ValueError(f"method: {name!r}; wanted one of {', '.join(METHODS)}")
     entry = METHODS[name]
-    if precision is not None and "precision" not in entry.settings:
+    given = {} if precision in (None, "float32") else {"precision": precision}
+    if given and "precision" not in entry.settings:
         able = ", ".join(name for name, other in METHODS.items() if "precision" in other.settings)
         raise ValueError(f"precision: {precision!r} for {name}, which has none; wanted None, or one of {able}")
-    more = {} if precision is None else {"precision": precision}
-    return entry.make(problem, J, rate, momentum, settings, **more)
+    return entry.make(problem, J, rate, momentum, settings, **given)
 
 
 def describe(

@@ -90,7 +90,7 @@ def steps_ratio(method: str, problem: Problem, repeats: int = 3) -> float:
     """How many times as fast a step of a few particles is in bfloat16, the best of some each, in turns."""
     batch = tuple(jnp.asarray(array[:_SAMPLES]) for array in problem.train)
     runs = []
-    for name in (None, "bf16"):
+    for name in NAMES:
         made, key = methods.get(method, problem, _PARTICLES, precision=name), jax.random.key(0)
         state = jax.jit(made.init)(key)
         runs.append(partial(jax.jit(made.step).lower(state, key, batch).compile(), state, key, batch))

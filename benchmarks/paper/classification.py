@@ -151,8 +151,7 @@ def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, 
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
     size = cell.ensemble_size if cell.growth else cell.particles
     natural = methods.Natural(sigma=cell.sigma, **dict(cell.more))
-    multiplied = None if cell.precision == "float32" else cell.precision
-    method = methods.get(cell.method, problem, size, cell.rate, settings=natural, precision=multiplied)
+    method = methods.get(cell.method, problem, size, cell.rate, settings=natural, precision=cell.precision)
     # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them, for more epochs too.
     endless = {name: value for name, value in settings.items() if name != "epochs"}
     directory = RUNS / _name(endless) if cell.images is None else None
@@ -273,8 +272,9 @@ class _Choice:
 
     def _of_machine(self, cell: Cell, data: Path | None) -> precision.Choice:
         if cell.problem not in self._found:
-            self._found[cell.problem] = precision.choose("auto", cell.method, registry.get(cell.problem, data))
-            say(f"{cell.problem}: precision {self._found[cell.problem].name} ({self._found[cell.problem].why})")
+            found = precision.choose("auto", cell.method, registry.get(cell.problem, data))
+            say(f"{cell.problem}: precision {found.name} ({found.why})")
+            self._found[cell.problem] = found
         return self._found[cell.problem]
 
 
