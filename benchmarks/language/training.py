@@ -81,7 +81,7 @@ def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTr
 
 def node_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
     """Node perturbation with credit for each character: noise times its own, and the later, changes of the loss."""
-    deviations = natural.per_sample("covariance", causal=True, discount=settings["discount"])
+    deviations = natural.per_sample("covariance", causal=True, discount=settings["discount"], mixing=False)
     return _of_solver(found, settings, optimizer, deviations)
 
 

@@ -79,7 +79,7 @@ def describe(
     offers("deviations", deviations, ("draw", "particle", "dense", "combine"), "deviations, such as low_rank(1)")
     if isinstance(deviations, PerSample):
         seen: list[Undisturbed] = []
-        jax.eval_shape(lambda params, x: seen.append(Undisturbed.of(forward, params, x)), params, x)
+        jax.eval_shape(lambda params, x: seen.append(Undisturbed.of(forward, params, x, deviations)), params, x)
         return Description(tuple(_by_noise(seen[-1], name, m.shape) for name, m in seen[-1].leaves.items()))
     if not isinstance(deviations, LowRankDeviations):
         reason = "is disturbed in all its entries; localized steps want deviations of low rank"

@@ -236,6 +236,7 @@ def test_what_it_cannot_do_is_refused() -> None:
         ({"solve": "both"}, ValueError),
         ({"ridge": -1}, ValueError),
         ({"causal": 1}, TypeError),
+        ({"mixing": "yes"}, TypeError),
         ({"discount": 0.5}, ValueError),
         ({"discount": 1.5, "causal": True}, ValueError),
     ]:

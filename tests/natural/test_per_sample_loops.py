@@ -134,7 +134,7 @@ def test_describe_says_so(model: str) -> None:
 
 def test_layers_that_are_added_share_noise() -> None:
     """The products with the state and the input and the bias are one point: three times the numbers would hide it."""
-    seen = Undisturbed.of(last, params(), batch("last")[0])
+    seen = Undisturbed.of(last, params(), batch("last")[0], per_sample())
     (hidden,) = seen.noisy
     point = seen.points[hidden]
     assert (point.shape, point.axis) == ((TURNS, SAMPLES, UNITS), 1)

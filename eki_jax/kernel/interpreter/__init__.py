@@ -10,6 +10,7 @@ from __future__ import annotations
 from eki_jax.kernel.interpreter.calls import interpreted as interpreted
 from eki_jax.kernel.interpreter.calls import on_devices as on_devices
 from eki_jax.kernel.interpreter.disturbing import Disturber as Disturber
+from eki_jax.kernel.interpreter.disturbing import Mixing as Mixing
 from eki_jax.kernel.interpreter.disturbing import Point as Point
 from eki_jax.kernel.interpreter.narrowing import narrowed as narrowed
 from eki_jax.kernel.interpreter.numbering import Numbering as Numbering

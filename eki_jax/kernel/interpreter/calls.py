@@ -65,6 +65,8 @@ def evaluated(interpreter: Interpreter, fn: Callable[..., Any], args: tuple[Any,
 
     # Of shapes alone: the values may be spread over devices, of which the function's own constants know nothing.
     trace = jax.make_jaxpr(flat)(*jax.tree.map(_shape, args))
+    if interpreter.watcher is not None:
+        interpreter.watcher.begun(trace)
     results = interpreter.closed(trace, values, ())
     if interpreter.watcher is not None:
         interpreter.watcher.finished(results)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter import forming
 from eki_jax.kernel.interpreter.binding import bound, varying, varying_over
+from eki_jax.kernel.interpreter.places import Axes, followed_back, source
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Tagged, plain
 from eki_jax.kernel.interpreter.watching import Loop, Watcher
@@ -21,6 +22,8 @@ _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
 # Equations that take parts of a leaf.
 _CUTS = {"slice", "split"}
+# Equations that are linear in one operand, or in either: what carries a layer's outputs on as they are, but for a map.
+_LINEAR = {"dot_general", "mul", "div", "neg"}
 #: A leaf's name, and the function that makes its gradient of the leaf and of that at a point.
 Pull = tuple[str, Callable[[Array, Array], Array]]
 
@@ -75,6 +78,94 @@ class _Link:
 
 
 @dataclass(frozen=True, eq=False)
+class _Behind:
+    """One equation behind a layer that is linear in what the layer returns.
+
+    Attributes:
+        eqn: equation.
+        place: place of the layer's outputs among its operands.
+        known: other operands.
+    """
+
+    eqn: Any
+    place: int
+    known: list[Any]
+
+    def apply(self, value: Array) -> Array:
+        """What becomes of the outputs."""
+        found = bound(self.eqn, *self.known[: self.place], value, *self.known[self.place :])
+        return found[0] if self.eqn.primitive.multiple_results else found
+
+
+@dataclass(frozen=True, eq=False)
+class _Shaped:
+    """The same numbers in another shape, in which the equations behind a layer take them."""
+
+    shape: tuple[int, ...]
+
+    def apply(self, value: Array) -> Array:
+        """What becomes of the outputs."""
+        return value.reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Arranged:
+    """The samples as the first axis, and the places as the second; one sample may have had no axis."""
+
+    axes: Axes
+
+    def apply(self, value: Array) -> Array:
+        """What becomes of the outputs."""
+        samples, places = self.axes
+        assert places is not None
+        if samples is None:
+            return jnp.moveaxis(value, places, 0)[None]
+        return jnp.moveaxis(value, (samples, places), (0, 1))
+
+    def undone(self, value: Array) -> Array:
+        """The axes where they were."""
+        samples, places = self.axes
+        assert places is not None
+        if samples is None:
+            return jnp.moveaxis(value[0], 0, places)
+        return jnp.moveaxis(value, (0, 1), (samples, places))
+
+
+class Mixing(NamedTuple):
+    """A product that mixes places, linear in what a layer returns.
+
+    Attributes:
+        asked: outputs of the layer.
+        links: equations between them and the point behind the product.
+    """
+
+    asked: Array
+    links: tuple[_Behind | _Shaped | _Arranged, ...]
+
+    def through(self, asked: Array) -> Array:
+        """What the product makes of other outputs of the layer."""
+        for link in self.links:
+            asked = link.apply(asked)
+        return asked
+
+
+class _Carried(NamedTuple):
+    """What a value is of what lies at a point.
+
+    Attributes:
+        number: number of the point.
+        shape: shape in which its numbers lay there.
+        links: equations since.
+        products: number of products among them, which is the same with any number of samples.
+    """
+
+    number: int
+    shape: tuple[int, ...]
+    links: tuple[_Behind, ...] = ()
+    products: int = 0
+
+
+@dataclass(frozen=True, eq=False)
 class _Layer:
     """An equation that is linear in one leaf.
 
@@ -88,6 +179,7 @@ class _Layer:
         dtype: dtype of it.
         turns: number of turns of the loop that it is in; None for none.
         sign: factor 1, or -1 where it is subtracted.
+        behind: equations between it and the point, linear in what it returns; of no loop.
     """
 
     leaf: str
@@ -99,6 +191,7 @@ class _Layer:
     dtype: Any
     turns: int | None = None
     sign: int = 1
+    behind: tuple[_Behind | _Shaped | _Arranged, ...] = ()
 
     def pulled(self, parameter: Array, gradient: Array) -> Array:
         """The leaf's gradient, from that of what the layer returns: the layer is linear, up to a constant."""
@@ -109,7 +202,10 @@ class _Layer:
 
     def _outputs(self, parameter: Array) -> Array:
         if self.turns is None:
-            return self._at(None, self.known, parameter)
+            value = self._at(None, self.known, parameter)
+            for link in self.behind:
+                value = link.apply(value)
+            return value
         turns = jnp.arange(self.turns)
         return jax.vmap(self._at, in_axes=(0, 0, None))(turns, self.known, parameter)
 
@@ -196,10 +292,18 @@ class Disturber(Watcher):
 
     A layer has a number, its place among those of the trace, which is the same with any number of samples.
 
+    Where places are credited apart, what a layer returns may act on other places than its own, as keys and values of
+    attention do. A product that mixes places is linear in them, though: noise in what it returns, place by place, says
+    as much of the layer, whose point moves there.
+
     Attributes:
         axis_of: function ``axis_of(number, shape)`` that says along which axis of what a layer returns the samples are;
             None for one to which no noise is added.
         noise: function ``noise(number, shape, dtype)`` of the point's number; None adds none.
+        samples: number of samples, where points are moved behind products that mix places; None where not.
+        asked: what layers return, by their numbers, with what is added to it; of loops that of one turn.
+        mixing: products that mix places, by the numbers of the points behind them.
+        moves: which of the products behind it a point moves behind, by the point's number; to be found without noise.
         met: shapes of what the layers return, in the order of the trace.
         found: points while the trace is evaluated, those in a loop once it is over.
         loop_entered: loop that is being evaluated, or None.
@@ -214,10 +318,15 @@ class Disturber(Watcher):
         self,
         axis_of: Callable[[int, tuple[int, ...]], int | None],
         noise: Callable[[int, tuple[int, ...], Any], Any] | None = None,
+        *,
+        samples: int | None = None,
+        moves: dict[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.axis_of = axis_of
         self.noise = noise
+        self.samples = samples
+        self.moves: dict[int, int] = {} if moves is None else moves
         self.met: list[tuple[int, ...]] = []
         self.found: dict[int, _Found] = {}
         self.loop_entered: _Loop | None = None
@@ -225,6 +334,15 @@ class Disturber(Watcher):
         self.exact: dict[int, int] = {}
         self.formed: set[str] = set()
         self.scaled: set[str] = set()
+        self.asked: dict[int, Array] = {}
+        self.mixing: dict[int, Mixing] = {}
+        self._axes: dict[int, Axes] = {}
+        self._carried: list[_Carried] = []
+
+    def begun(self, trace: Any) -> None:
+        """Follow samples and places back through it."""
+        if self.samples is not None:
+            self._axes = followed_back(trace)
 
     def loop(self, turns: int, inside: tuple[str, ...]) -> Loop | None:
         """A loop over time, unless it is itself in another, or in a branch."""
@@ -263,7 +381,8 @@ class Disturber(Watcher):
             (value,), (result,) = tagged, results
             # Not behind a transpose: the point's numbers are in another order there.
             kept = value.product if result.size == value.value.size and kind != "transpose" else ""
-            return [replace(value, value=result, product=kept, chain=_behind(value, _Link(eqn)))]
+            note = self._noted(value, _Behind(eqn, 0, [])) if not inside else None
+            return [replace(value, value=result, product=kept, chain=_behind(value, _Link(eqn)), behind=note)]
         if kind in _CUTS and tagged[0].leaf and len(tagged) == len(operands):
             (value,) = tagged
             return [Tagged(r, value.leaf, chain=_behind(value, _Link(eqn, 0, i))) for i, r in enumerate(results)]
@@ -277,6 +396,8 @@ class Disturber(Watcher):
         at = [int(v.product) for v in sums if isinstance(v, Tagged) and v.product and v.value.shape == results[0].shape]
         if kind in _SUMS and not leaves and len(at) == 2 and at[0] != at[1] and {*at} <= {*found}:
             return [self._added(found, at, results[0], -1 if kind == "sub" else 1)]
+        if kind in _LINEAR and not leaves and not inside:
+            return self._passed(eqn, operands, results)
         if not is_known_loop or kind not in _LAYERS or len(leaves) != 1 or (kind == "gather" and leaves != [0]):
             for place in leaves:
                 self.computed(operands[place])
@@ -295,16 +416,67 @@ class Disturber(Watcher):
             point = found[at[0]]
             value = result.reshape(point.value.shape)
             found[at[0]] = replace(point, value=value, layers=[*point.layers, *layers])
-            return [Tagged(result, product=str(at[0]))]
+            return [self._layer(result, at[0])]
         axis = self.axis_of(number, shape)
         if axis is None:
             self.computed(operands[place])
             return results
         found[number] = _Found(axis, result, jnp.mean(jnp.square(result)), layers)
-        if self.noise is not None:
+        if self.noise is not None and number not in self.moves:
             noise = self.noise(number, shape, result.dtype)
             result = result + (noise if self.loop_entered is None else noise[self.loop_entered.turn])
-        return [Tagged(result, product=str(number))]
+        return [self._layer(result, number)]
+
+    def _layer(self, result: Array, number: int) -> Tagged:
+        """What lies at a point."""
+        self._carried.append(_Carried(number, result.shape))
+        self.asked[number] = result
+        return Tagged(result, product=str(number), behind=len(self._carried) - 1)
+
+    def _noted(self, value: Tagged, link: _Behind) -> int | None:
+        """The number of a note of one more equation behind a layer; None where there was none before."""
+        if value.behind is None:
+            return None
+        carried = self._carried[value.behind]
+        products = carried.products + (link.eqn.primitive.name == "dot_general")
+        self._carried.append(carried._replace(links=(*carried.links, link), products=products))
+        return len(self._carried) - 1
+
+    def _passed(self, eqn: Any, operands: Sequence[Any], results: list[Any]) -> list[Any]:
+        """The result of an equation that is linear in what a layer returned, whose point may move behind it."""
+        (result,), known = results, [plain(value) for value in operands]
+        at = {place: v.behind for place, v in enumerate(operands) if isinstance(v, Tagged) and v.behind is not None}
+        links = {place: _Behind(eqn, place, known[:place] + known[place + 1 :]) for place in at}
+        for place, note in at.items() if eqn.primitive.name == "dot_general" else ():
+            if self._moves(eqn, place, self._carried[note]):
+                return [self._moved(self._carried[note], links[place], result)]
+        if len(at) != 1 or (eqn.primitive.name == "div" and 0 not in at):
+            return results
+        ((place, link),) = links.items()
+        return [Tagged(result, behind=self._noted(operands[place], link))]
+
+    def _moves(self, eqn: Any, place: int, carried: _Carried) -> bool:
+        """Whether a point moves behind a product: if the places of what that returns are the other operand's."""
+        if self.noise is not None:
+            return self.moves.get(carried.number) == carried.products
+        samples, places = self._axes.get(id(eqn), Axes(None, None))
+        if places is None or carried.number not in self.found or carried.number in self.moves:
+            return False
+        has_samples = self.samples == 1 or source(eqn, place, samples) is not None
+        return has_samples and source(eqn, place, places) is None
+
+    def _moved(self, carried: _Carried, link: _Behind, result: Array) -> Tagged:
+        """What lies behind the product that a point moves to."""
+        number, arranged = carried.number, _Arranged(self._axes[id(link.eqn)])
+        value = arranged.apply(result)
+        behind: tuple[_Behind | _Shaped | _Arranged, ...] = (_Shaped(carried.shape), *carried.links, link, arranged)
+        self.mixing[number] = Mixing(self.asked[number], behind)
+        layers = [replace(layer, behind=behind, shape=value.shape) for layer in self.found[number].layers]
+        self.found[number] = _Found(0, value, jnp.mean(jnp.square(value)), layers)
+        if self.noise is None:
+            self.moves[number] = carried.products
+            return Tagged(result)
+        return Tagged(result + arranged.undone(self.noise(number, value.shape, value.dtype)))
 
     @staticmethod
     def _added(found: dict[int, _Found], at: Sequence[int], result: Array, sign: int) -> Tagged:

@@ -120,9 +120,14 @@ class Watcher:
             alone: flags, True for those that no other equation has.
         """
         return [
-            replace(value, product="") if isinstance(value, Tagged) and value.product and not is_alone else value
+            replace(value, product="", behind=None)
+            if isinstance(value, Tagged) and not is_alone and (value.product or value.behind is not None)
+            else value
             for value, is_alone in zip(operands, alone, strict=True)
         ]
+
+    def begun(self, trace: Any) -> None:
+        """Look at the trace before it is evaluated."""
 
     def finished(self, results: Sequence[Any]) -> None:
         """Note what became of the model's results."""

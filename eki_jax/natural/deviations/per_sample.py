@@ -43,6 +43,7 @@ class PerSample(NamedTuple):
     causal: bool = False
     feedback: Feedback | None = None
     discount: Any = 1.0
+    mixing: bool = True
 
     def draw(self, key: Array, mean: Params) -> Array:
         """The data of the particle's key; the layers' noise of all particles is a function of the first one's."""
@@ -72,6 +73,7 @@ def per_sample(
     causal: bool = False,
     feedback: Feedback | None = None,
     discount: Any = 1.0,
+    mixing: bool = True,
 ) -> PerSample:
     r"""Noise drawn for every sample by itself and added to what each layer returns; no weight is disturbed.
 
@@ -106,7 +108,11 @@ def per_sample(
             None for none. For :func:`natural_gradient`, whose state keeps what is learned.
         discount: number in [0, 1], with ``causal=True``: a change of the loss d places later counts ``discount**d`` for
             the noise at a place. 1 leaves the gradient without bias. Below that the other places' noise hides less of
-            it, for a bias in what acts over a distance; with 0 a place is credited with its own outputs alone.
+            it, for a bias in what acts over a distance otherwise than by ``mixing``.
+        mixing: flag, with ``causal=True``; True looks for products that mix places and are linear in what a layer
+            returns, such as those of attention with keys and values. The noise is then added behind them, where it acts
+            on its own place, and what lies before is credited with what it changes of what other places ask of its own.
+            So a transformer's gradient has no bias with ``discount=0`` either. Only outside of loops.
 
     Raises:
         TypeError, ValueError: a ``solve`` that there is none, a ``ridge`` that is no number >= 0, flags that are none,
@@ -119,12 +125,13 @@ def per_sample(
     real("ridge", ridge, NOT_NEGATIVE)
     flag("relative", relative)
     flag("causal", causal)
+    flag("mixing", mixing)
     if feedback is not None and not isinstance(feedback, Feedback):
         raise TypeError(f"feedback: {feedback!r}; wanted learned_feedback(example), or None for none")
     real("discount", discount, FROM_0_TO_1)
     if not causal and not (is_known(discount) and discount == 1):
         raise ValueError(f"discount: {discount} with causal=False, where no output is later; wanted 1, or causal=True")
-    return PerSample(solve, ridge, relative, causal, feedback, discount)
+    return PerSample(solve, ridge, relative, causal, feedback, discount, mixing)
 
 
 def learned_feedback(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -16,10 +17,10 @@ from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.ensembles.priors import xavier
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
-from eki_jax.kernel.interpreter import Disturber, Point, Tagged, interpreted, leaf_name
+from eki_jax.kernel.interpreter import Disturber, Mixing, Point, Tagged, interpreted, leaf_name
 from eki_jax.kernel.interpreter.binding import varying, varying_over
 from eki_jax.kernel.precision import is_bf16
-from eki_jax.natural.deviations.per_sample import PerSample
+from eki_jax.natural.deviations.per_sample import Feedback, PerSample
 from eki_jax.natural.direction import Direction, Setup
 from eki_jax.natural.estimates.feedback import (
     Features,
@@ -80,7 +81,7 @@ class Gradient(NamedTuple):
         found: list[tuple[dict[str, tuple[int, int]], dict[str, list[int]]]] = []
 
         def traced(mean: Params, x: Any) -> None:
-            seen = Undisturbed.of(forward, mean, x)
+            seen = Undisturbed.of(forward, mean, x, _per_sample(setup))
             outputs = [leaf.shape for leaf in jax.tree.leaves(seen.outputs)]
             sizes = {str(u): feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy}
             found.append((sizes, seen.alike()))
@@ -107,7 +108,7 @@ class Gradient(NamedTuple):
         del damping
         x, targets = batch
         axes = setup.axes
-        seen = Undisturbed.of(forward, mean, x)
+        seen = Undisturbed.of(forward, mean, x, _per_sample(setup))
         for point in (seen.points[number] for number in seen.noisy):
             if point.dtype == jnp.bfloat16:
                 raise TypeError(
@@ -165,6 +166,7 @@ class Undisturbed(NamedTuple):
         whole: names of leaves that are disturbed as wholes.
         formed: names of leaves that go through a function of their own, number by number.
         scaled: names of those of which such a function computes a scale, which counts as a constant.
+        moves: numbers of the points that lie behind products that mix places, each with which of those.
     """
 
     forward: ForwardFn
@@ -177,9 +179,10 @@ class Undisturbed(NamedTuple):
     whole: frozenset[str]
     formed: frozenset[str]
     scaled: frozenset[str]
+    moves: dict[int, int]
 
     @classmethod
-    def of(cls, forward: ForwardFn, mean: Params, x: Any) -> Undisturbed:
+    def of(cls, forward: ForwardFn, mean: Params, x: Any, deviations: PerSample) -> Undisturbed:
         """The pass; raises ValueError for inputs or outputs without the samples as their first axis."""
         leaves = {leaf_name(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
         first = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
@@ -190,7 +193,8 @@ class Undisturbed(NamedTuple):
         # What a batch of one makes shorter is the axis of samples.
         alone = Disturber(lambda number, shape: None)
         jax.eval_shape(lambda x: interpreted(forward, mean, _tagged(leaves), (_batch_of_one(x),), alone), _first(x))
-        disturber = Disturber(lambda number, shape: _axis_of_samples(shape, alone.met[number], samples))
+        axis_of = lambda number, shape: _axis_of_samples(shape, alone.met[number], samples)
+        disturber = Disturber(axis_of, samples=samples if deviations.causal and deviations.mixing else None)
         outputs = interpreted(forward, mean, _tagged(leaves), (x,), disturber)
         if len(alone.met) != len(disturber.met):
             raise ValueError(
@@ -204,7 +208,8 @@ class Undisturbed(NamedTuple):
                     "the samples as their first axis"
                 )
         whole, formed, scaled = map(frozenset, (disturber.others, disturber.formed, disturber.scaled))
-        return cls(forward, mean, x, outputs, disturber.points, disturber.exact, leaves, whole, formed, scaled)
+        points, exact = disturber.points, disturber.exact
+        return cls(forward, mean, x, outputs, points, exact, leaves, whole, formed, scaled, disturber.moves)
 
     @property
     def noisy(self) -> list[int]:
@@ -294,19 +299,25 @@ class Undisturbed(NamedTuple):
 
         cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
 
-        def changes(particle: Any, row: Any, g: Any, z: Any) -> Array:
-            """How the loss changes, to first order in the outputs, at every place, shape (T,)."""
+        axis_of = lambda number, shape: self.points[number].axis if number in self.points else None
+        one_sample = 1 if self.moves else None
+
+        def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
+            """How the loss changes, to first order in the outputs, at every place, shape (T,); and what is asked."""
             data, noise = particle
             drawn = weights(data)
             moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
             added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, cuts.parts(noise), strict=True)}
             disturber = Disturber(
-                lambda number, shape: self.points[number].axis if number in self.points else None,
+                axis_of,
                 lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
+                samples=one_sample,
+                moves=self.moves,
             )
             found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
             parts = jax.tree.map(lambda a, b, c: ((a[0] - b) * c).reshape(cuts.places, -1).sum(axis=1), found, z, g)
-            return sum(jax.tree.leaves(parts), jnp.zeros(()))
+            asked = {u: disturber.asked[u] - product.asked for u, product in mixing.items()}
+            return sum(jax.tree.leaves(parts), jnp.zeros(())), asked
 
         def one(args: Any) -> tuple[list[Array], Array, Array, Array]:
             row, index, g, z, expected = args
@@ -315,21 +326,44 @@ class Undisturbed(NamedTuple):
             bits = random_bits(key, (cuts.places, len(keys)), cuts.numbers)
             noise = signs(bits, cuts.numbers, cuts.dtype)
             mine = axes.particles.own_part(jnp.moveaxis(noise, 1, 0))
-            r = map_particles(lambda particle: changes(particle, row, g, z), (own, mine), setup.chunk_size or len(own))
+            mixing = self._mixing(row)
+            look = lambda particle: changes(particle, row, g, z, mixing)
+            r, asked = map_particles(look, (own, mine), setup.chunk_size or len(own))
             r = axes.particles.gathered(r)
             if expected:  # less what is expected of the noise
                 slopes = cuts.joined([sizes[u] * expected[u] for u in noisy]).astype(noise.dtype)
                 r = r - jnp.einsum("tjm,tm->tj", noise, slopes, precision=setup.precision).T.astype(r.dtype)
             healthy = finite_particles(r)
             taking_part = healthy.astype(r.dtype)[:, None]
-            r = jnp.where(jnp.isfinite(r), r, 0)
-            r = (r - jnp.sum(taking_part * r, axis=0) / jnp.maximum(jnp.sum(taking_part), 1)) * taking_part
-            a, share = _solved(deviations, _credit(r, deviations.discount), bits, cuts.numbers, healthy)
-            along = jnp.einsum("jt,tjm->tm", a.astype(noise.dtype), noise, precision=setup.precision)
-            return [e / sizes[u] for u, e in zip(noisy, cuts.parts(along), strict=True)], share, healthy, r
+
+            def clean(r: Array) -> Array:
+                r = jnp.where(jnp.isfinite(r), r, 0)
+                return (r - jnp.sum(taking_part * r, axis=0) / jnp.maximum(jnp.sum(taking_part), 1)) * taking_part
+
+            r = clean(r)
+            solve, share = _solution(deviations, cuts.places, r.dtype, bits, cuts.numbers, healthy)
+            credited = r
+            along: list[Array] = []
+            end = cuts.numbers
+            for u in [*sorted(mixing, reverse=True), None]:  # the last product first: its slopes are credits before it
+                start = 0 if u is None else cuts.start(noisy.index(u))
+                a = solve(_credit(credited, deviations.discount)).astype(noise.dtype)
+                along.insert(0, jnp.einsum("jt,tjm->tm", a, noise[..., start:end], precision=setup.precision))
+                end = start
+                if u is None:
+                    break
+                width = cuts.widths[noisy.index(u)]
+                slope = along[0][:, :width].reshape(self.points[u].of_one) / sizes[u]
+                if expected:
+                    assert deviations.feedback is not None
+                    slope = expected[u].reshape(slope.shape) + _shrunk(slope, share[None], deviations.feedback)
+                credited = credited + clean(axes.particles.gathered(_elsewhere(mixing[u], slope, asked[u])))
+            found = cuts.parts(jnp.concatenate(along, axis=1))
+            return [e / sizes[u] for u, e in zip(noisy, found, strict=True)], share, healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
         numbers += cuts.places * cuts.numbers
+        numbers += sum(math.prod(self.points[u].of_one) for u in self.moves)
         together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
         rows = (self.x, indices, in_outputs, self.outputs, expected)
         found, share, healthy, r = lax.map(one, rows, batch_size=together)
@@ -356,12 +390,17 @@ class Undisturbed(NamedTuple):
         assert deviations.feedback is not None
         prediction = known.prediction.slopes.reshape(known.features.shape).astype(found.dtype)
         share = share if deviations.causal else share[:, 0]
-        share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
-        # The errors of so many samples cancel in a weight's gradient, as those of as many times more particles would.
-        averaged = jnp.asarray(deviations.feedback.averaged, found.dtype)
-        share = averaged * share / (1 + (averaged - 1) * share)
-        used = found if deviations.feedback.unbiased else share * found
+        used = _shrunk(found, share, deviations.feedback)
         return Slope(arranged(prediction + found), arranged(prediction + used))
+
+    def _mixing(self, row: Any) -> dict[int, Mixing]:
+        """The products that mix a sample's places, by the points behind them, with what a layer returns at each."""
+        if not self.moves:
+            return {}
+        alone = Disturber(lambda number, shape: self.points[number].axis if number in self.points else None, samples=1)
+        interpreted(self.forward, self.mean, _tagged(self.leaves), (_batch_of_one(row),), alone)
+        places = self._places()
+        return {u: product for u, product in alone.mixing.items() if product.asked.shape[:2] == (1, places)}
 
     def _places(self) -> int:
         """The number of places; raises ValueError for layers that do not return something at every one."""
@@ -440,9 +479,40 @@ class _Cuts(NamedTuple):
         cut = zip(ends, self.widths, self.shapes, strict=True)
         return [whole[:, end - width : end].reshape(shape) for end, width, shape in cut]
 
+    def start(self, layer: int) -> int:
+        """Where a layer's numbers begin at each place."""
+        return sum(self.widths[:layer])
+
     def joined(self, parts: list[Array]) -> Array:
         """The array (T, M) of these parts."""
         return jnp.concatenate([part.reshape(self.places, -1) for part in parts], axis=1)
+
+
+def _shrunk(found: Array, share: Array, feedback: Feedback) -> Array:
+    """What is followed of the slopes that the noise found, (B, ...), of which it tells a share, with as many axes."""
+    if feedback.unbiased:
+        return found
+    share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
+    # The errors of so many samples cancel in a weight's gradient, as those of as many times more particles would.
+    averaged = jnp.asarray(feedback.averaged, found.dtype)
+    return averaged * share / (1 + (averaged - 1) * share) * found
+
+
+def _elsewhere(product: Mixing, slope: Array, asked: Array) -> Array:
+    """What particles' noise at a place changes at other places, through a product that mixes them, less the reverse.
+
+    Args:
+        product: product.
+        slope: loss's gradient behind it, shape (1, T, ...).
+        asked: changes of what is asked of each place, shape (J, 1, T, ...), of J particles.
+
+    Returns:
+        The changes of the loss to first order, shape (J, T): those of all places through what a place is asked, which
+        are its own, less those of a place through what all are asked, of which it knows nothing.
+    """
+    along = lambda a, b: jnp.sum(a * b, axis=(1, *range(3, a.ndim)))
+    (back,) = jax.vjp(product.through, product.asked)[1](slope.astype(product.asked.dtype))
+    return along(asked, back[None]) - along(jax.vmap(product.through)(asked), slope[None])
 
 
 def _per_sample(setup: Setup) -> PerSample:
@@ -547,21 +617,23 @@ def products_of_signs(bits: Array, number: int, dtype: Any) -> Array:
     return number - 2 * found.astype(dtype)
 
 
-def _solved(deviations: PerSample, r: Array, bits: Array, numbers: int, healthy: Array) -> tuple[Array, Array]:
-    """Weights a (J, T) of the particles at each place, with unbiased slopes ``sum_j a_j e_j``, and a share (T,).
+def _solution(
+    deviations: PerSample, places: int, dtype: Any, bits: Array, numbers: int, healthy: Array
+) -> tuple[Callable[[Array], Array], Array]:
+    """A function of changes r (J, T) of the loss, whose slopes are ``sum_j a_j e_j``, unbiased; and a share (T,).
 
-    The weights add up to zero, as r (J, T) does, so that the noise, of bits (T, J, W), need not lose its mean; its
-    products do.
+    The weights a (J, T) of the particles at each place add up to zero, as r does, so that the noise, of bits (T, J, W),
+    need not lose its mean; its products do.
 
     The share is that of the slopes that this many particles can tell: so much of the unbiased estimate has the smallest
     error, where slopes are expected to be zero.
     """
-    count = jnp.maximum(jnp.sum(healthy), 1).astype(r.dtype)
+    count = jnp.maximum(jnp.sum(healthy), 1).astype(dtype)
     if deviations.solve == "covariance" or not numbers:
-        return r / jnp.maximum(count - 1, 1), jnp.full(r.shape[1:], count / (count + numbers), r.dtype)
-    matrices = _centred(products_of_signs(bits, numbers, r.dtype), healthy)
-    solve = partial(_least_squares, numbers=numbers, ridge=deviations.ridge)
-    return jax.vmap(solve, (0, 1), (1, 0))(matrices, r)
+        return lambda r: r / jnp.maximum(count - 1, 1), jnp.full(places, count / (count + numbers), dtype)
+    matrices = _centred(products_of_signs(bits, numbers, dtype), healthy)
+    inverses, share = jax.vmap(partial(_inverse, numbers=numbers, ridge=deviations.ridge))(matrices)
+    return lambda r: jnp.einsum("tij,jt->it", inverses, r) / share, share
 
 
 def _centred(products: Array, healthy: Array) -> Array:
@@ -578,16 +650,16 @@ def _centred(products: Array, healthy: Array) -> Array:
     return (products - means[..., None] - means[..., None, :] + mean[..., None, None]) * jnp.outer(weights, weights)
 
 
-def _least_squares(matrix: Array, r: Array, *, numbers: int, ridge: Any) -> tuple[Array, Array]:
-    """The weights of the smallest slopes that explain r, without their bias, and the share that they had.
+def _inverse(matrix: Array, *, numbers: int, ridge: Any) -> tuple[Array, Array]:
+    """What finds the weights of the smallest slopes that explain changes, and the share of the slopes that these are.
 
     With fewer particles than numbers these are the part of the slopes in the span of the noise, which is the k-th part
-    of them on average, k being the trace of the projection over the numbers. It is divided by that: layers whose slopes
-    are known otherwise have to be in proportion, and an average of many estimates has to end at the gradient.
+    of them on average, k being the trace of the projection over the numbers. They are to be divided by that: layers
+    whose slopes are known otherwise have to be in proportion, and an average of many estimates has to end at the
+    gradient.
     """
-    mean = jnp.trace(matrix) / len(r)
+    mean = jnp.trace(matrix) / len(matrix)
     added = jnp.where(mean > 0, jnp.maximum(ridge, 1e-6) * mean, 1)
-    factor = jnp.linalg.cholesky(matrix + added * jnp.eye(len(r), dtype=matrix.dtype))
-    inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(r), dtype=matrix.dtype))
-    share = jnp.maximum(jnp.vdot(inverse, matrix), 1e-6) / numbers
-    return inverse @ r.astype(matrix.dtype) / share, share.astype(matrix.dtype)
+    one = jnp.eye(len(matrix), dtype=matrix.dtype)
+    inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix + added * one), True), one)
+    return inverse, jnp.maximum(jnp.vdot(inverse, matrix), 1e-6) / numbers
