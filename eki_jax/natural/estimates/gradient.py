@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.interpreter import Disturber, Mixing, Point, Tagged, interpreted, leaf_name
 from eki_jax.kernel.interpreter.binding import varying, varying_over
+from eki_jax.kernel.interpreter.places import inputs_needed
 from eki_jax.kernel.precision import is_bf16
 from eki_jax.natural.deviations.per_sample import Feedback, PerSample
 from eki_jax.natural.direction import Direction, Setup
@@ -299,8 +300,7 @@ class Undisturbed(NamedTuple):
 
         cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
 
-        axis_of = lambda number, shape: self.points[number].axis if number in self.points else None
-        one_sample = 1 if self.moves else None
+        one_sample, behind = 1 if self.moves else None, self._behind()
 
         def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
             """How the loss changes, to first order in the outputs, at every place, shape (T,); and what is asked."""
@@ -309,7 +309,7 @@ class Undisturbed(NamedTuple):
             moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
             added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, cuts.parts(noise), strict=True)}
             disturber = Disturber(
-                axis_of,
+                self._axis_of,
                 lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
                 samples=one_sample,
                 moves=self.moves,
@@ -342,23 +342,23 @@ class Undisturbed(NamedTuple):
 
             r = clean(r)
             solve, share = _solution(deviations, cuts.places, r.dtype, bits, cuts.numbers, healthy)
-            credited = r
-            along: list[Array] = []
-            end = cuts.numbers
-            for u in [*sorted(mixing, reverse=True), None]:  # the last product first: its slopes are credits before it
-                start = 0 if u is None else cuts.start(noisy.index(u))
-                a = solve(_credit(credited, deviations.discount)).astype(noise.dtype)
-                along.insert(0, jnp.einsum("jt,tjm->tm", a, noise[..., start:end], precision=setup.precision))
-                end = start
-                if u is None:
-                    break
-                width = cuts.widths[noisy.index(u)]
-                slope = along[0][:, :width].reshape(self.points[u].of_one) / sizes[u]
+
+            def along(points: Sequence[int]) -> Array:
+                """The slopes at points that lie side by side, from the noise there, all with the same credit."""
+                first, last = noisy.index(points[0]), noisy.index(points[-1])
+                credit = sum((elsewhere[u] for u in behind[points[0]] if u in mixing), r)
+                a = solve(_credit(credit, deviations.discount)).astype(noise.dtype)
+                part = noise[..., cuts.start(first) : cuts.start(last + 1)]
+                return jnp.einsum("jt,tjm->tm", a, part, precision=setup.precision)
+
+            elsewhere: dict[int, Array] = {}
+            for u in sorted(mixing, reverse=True):  # the last product first: its slopes are credit for what lies before
+                slope = _shrunk(along([u]).reshape(self.points[u].of_one) / sizes[u], share[None], deviations.feedback)
                 if expected:
-                    assert deviations.feedback is not None
-                    slope = expected[u].reshape(slope.shape) + _shrunk(slope, share[None], deviations.feedback)
-                credited = credited + clean(axes.particles.gathered(_elsewhere(mixing[u], slope, asked[u])))
-            found = cuts.parts(jnp.concatenate(along, axis=1))
+                    slope += expected[u].reshape(slope.shape).astype(slope.dtype)
+                elsewhere[u] = clean(axes.particles.gathered(_elsewhere(mixing[u], slope, asked[u])))
+            runs = [list(run) for _, run in groupby(noisy, behind.__getitem__)]
+            found = cuts.parts(jnp.concatenate([along(run) for run in runs], axis=1) if runs else jnp.zeros((1, 0)))
             return [e / sizes[u] for u, e in zip(noisy, found, strict=True)], share, healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
@@ -397,10 +397,35 @@ class Undisturbed(NamedTuple):
         """The products that mix a sample's places, by the points behind them, with what a layer returns at each."""
         if not self.moves:
             return {}
-        alone = Disturber(lambda number, shape: self.points[number].axis if number in self.points else None, samples=1)
+        alone = Disturber(self._axis_of, samples=1)
         interpreted(self.forward, self.mean, _tagged(self.leaves), (_batch_of_one(row),), alone)
         places = self._places()
         return {u: product for u, product in alone.mixing.items() if product.asked.shape[:2] == (1, places)}
+
+    def _behind(self) -> dict[int, frozenset[int]]:
+        """By the points where noise is added, the products that mix places and ask for what it changes."""
+        noisy = self.noisy
+        if not self.moves:
+            return dict.fromkeys(noisy, frozenset())
+
+        def asked(added: dict[str, Array], leaves: dict[str, Array], row: Any) -> list[Array]:
+            noise = lambda number, shape, dtype: added.get(str(number), 0)
+            disturber = Disturber(self._axis_of, noise, samples=1, moves=self.moves)
+            interpreted(self.forward, self.mean, _tagged(leaves), (_batch_of_one(row),), disturber)
+            return [disturber.asked[u] for u in self.moves]
+
+        added = {str(u): jnp.zeros(self.points[u].of_one, self.points[u].dtype) for u in noisy}
+        trace = jax.make_jaxpr(asked)(added, self.leaves, _first(self.x))
+        names = sorted(added)  # the order of a dictionary's leaves
+        needed = [
+            {int(name) for name, is_needed in zip(names, flags, strict=False) if is_needed}
+            for flags in inputs_needed(trace)
+        ]
+        return {u: frozenset(m for m, points in zip(self.moves, needed, strict=True) if u in points) for u in noisy}
+
+    def _axis_of(self, number: int, shape: tuple[int, ...]) -> int | None:
+        """The axis of samples of what a layer returns."""
+        return self.points[number].axis if number in self.points else None
 
     def _places(self) -> int:
         """The number of places; raises ValueError for layers that do not return something at every one."""
@@ -488,13 +513,13 @@ class _Cuts(NamedTuple):
         return jnp.concatenate([part.reshape(self.places, -1) for part in parts], axis=1)
 
 
-def _shrunk(found: Array, share: Array, feedback: Feedback) -> Array:
+def _shrunk(found: Array, share: Array, feedback: Feedback | None) -> Array:
     """What is followed of the slopes that the noise found, (B, ...), of which it tells a share, with as many axes."""
-    if feedback.unbiased:
+    if feedback is not None and feedback.unbiased:
         return found
     share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
     # The errors of so many samples cancel in a weight's gradient, as those of as many times more particles would.
-    averaged = jnp.asarray(feedback.averaged, found.dtype)
+    averaged = jnp.asarray(1 if feedback is None else feedback.averaged, found.dtype)
     return averaged * share / (1 + (averaged - 1) * share) * found
 
 
