@@ -21,7 +21,7 @@ from eki_jax.kernel.interpreter import Disturber, Mixing, Point, Tagged, interpr
 from eki_jax.kernel.interpreter.binding import varying, varying_over
 from eki_jax.kernel.interpreter.places import inputs_needed
 from eki_jax.kernel.precision import is_bf16
-from eki_jax.natural.deviations.per_sample import Feedback, PerSample
+from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
 from eki_jax.natural.estimates.feedback import (
     Features,
@@ -343,20 +343,23 @@ class Undisturbed(NamedTuple):
             r = clean(r)
             solve, share = _solution(deviations, cuts.places, r.dtype, bits, cuts.numbers, healthy)
 
+            elsewhere: dict[int, Array] = {}
+            credit = lambda u: sum((elsewhere[m] for m in behind[u] if m in elsewhere), r)
+
             def along(points: Sequence[int]) -> Array:
                 """The slopes at points that lie side by side, from the noise there, all with the same credit."""
                 first, last = noisy.index(points[0]), noisy.index(points[-1])
-                credit = sum((elsewhere[u] for u in behind[points[0]] if u in mixing), r)
-                a = solve(_credit(credit, deviations.discount)).astype(noise.dtype)
+                a = solve(_credit(credit(points[0]), deviations.discount)).astype(noise.dtype)
                 part = noise[..., cuts.start(first) : cuts.start(last + 1)]
                 return jnp.einsum("jt,tjm->tm", a, part, precision=setup.precision)
 
-            elsewhere: dict[int, Array] = {}
             for u in sorted(mixing, reverse=True):  # the last product first: its slopes are credit for what lies before
-                slope = _shrunk(along([u]).reshape(self.points[u].of_one) / sizes[u], share[None], deviations.feedback)
+                slope = along([u]).reshape(self.points[u].of_one) / sizes[u]
                 if expected:
-                    slope += expected[u].reshape(slope.shape).astype(slope.dtype)
-                elsewhere[u] = clean(axes.particles.gathered(_elsewhere(mixing[u], slope, asked[u])))
+                    before = expected[u].reshape(slope.shape).astype(slope.dtype)
+                    slope = before + _followed(slope, share[None], deviations)
+                gathered = (clean(axes.particles.gathered(part)) for part in _exchanged(mixing[u], slope, asked[u]))
+                elsewhere[u] = _trusted(credit(u), *gathered)
             runs = [list(run) for _, run in groupby(noisy, behind.__getitem__)]
             found = cuts.parts(jnp.concatenate([along(run) for run in runs], axis=1) if runs else jnp.zeros((1, 0)))
             return [e / sizes[u] for u, e in zip(noisy, found, strict=True)], share, healthy, r
@@ -390,7 +393,7 @@ class Undisturbed(NamedTuple):
         assert deviations.feedback is not None
         prediction = known.prediction.slopes.reshape(known.features.shape).astype(found.dtype)
         share = share if deviations.causal else share[:, 0]
-        used = _shrunk(found, share, deviations.feedback)
+        used = _followed(found, share, deviations)
         return Slope(arranged(prediction + found), arranged(prediction + used))
 
     def _mixing(self, row: Any) -> dict[int, Mixing]:
@@ -513,18 +516,22 @@ class _Cuts(NamedTuple):
         return jnp.concatenate([part.reshape(self.places, -1) for part in parts], axis=1)
 
 
-def _shrunk(found: Array, share: Array, feedback: Feedback | None) -> Array:
-    """What is followed of the slopes that the noise found, (B, ...), of which it tells a share, with as many axes."""
-    if feedback is not None and feedback.unbiased:
+def _followed(found: Array, share: Array, deviations: PerSample) -> Array:
+    """What is followed of the slopes (B, ...) that the noise found beyond their predictions, of which it tells a share.
+
+    The share is of each sample, or of each place.
+    """
+    assert deviations.feedback is not None
+    if deviations.feedback.unbiased:
         return found
     share = share.reshape(*share.shape, *[1] * (found.ndim - share.ndim)).astype(found.dtype)
     # The errors of so many samples cancel in a weight's gradient, as those of as many times more particles would.
-    averaged = jnp.asarray(1 if feedback is None else feedback.averaged, found.dtype)
+    averaged = jnp.asarray(deviations.feedback.averaged, found.dtype)
     return averaged * share / (1 + (averaged - 1) * share) * found
 
 
-def _elsewhere(product: Mixing, slope: Array, asked: Array) -> Array:
-    """What particles' noise at a place changes at other places, through a product that mixes them, less the reverse.
+def _exchanged(product: Mixing, slope: Array, asked: Array) -> tuple[Array, Array]:
+    """What particles' noise at a place changes through a product that mixes places, and what all change at a place.
 
     Args:
         product: product.
@@ -532,12 +539,24 @@ def _elsewhere(product: Mixing, slope: Array, asked: Array) -> Array:
         asked: changes of what is asked of each place, shape (J, 1, T, ...), of J particles.
 
     Returns:
-        The changes of the loss to first order, shape (J, T): those of all places through what a place is asked, which
-        are its own, less those of a place through what all are asked, of which it knows nothing.
+        Changes of the loss to first order, (J, T) both: those of all places by what one place is asked, and those of
+        one place by what it asks of all.
     """
     along = lambda a, b: jnp.sum(a * b, axis=(1, *range(3, a.ndim)))
-    (back,) = jax.vjp(product.through, product.asked)[1](slope.astype(product.asked.dtype))
-    return along(asked, back[None]) - along(jax.vmap(product.through)(asked), slope[None])
+    slope = slope.astype(product.asked.dtype)
+    (back,) = jax.vjp(product.through, product.asked)[1](slope)
+    return along(asked, back[None]), along(jax.vmap(product.through)(asked), slope[None])
+
+
+def _trusted(credit: Array, given: Array, taken: Array) -> Array:
+    """What places give others less what they take, (J, T), as far as slopes are right that say what they take.
+
+    What a place takes is part of its credit, which says how much of that these slopes explain: all of it where they are
+    exact, and nothing where they are noise.
+    """
+    explained = jnp.sum(taken * taken)
+    trust = jnp.clip(jnp.sum(credit * taken) / jnp.where(explained > 0, explained, 1), 0, 1)
+    return trust * (given - taken)
 
 
 def _per_sample(setup: Setup) -> PerSample:
