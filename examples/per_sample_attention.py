@@ -1,16 +1,19 @@
 """How near to the exact gradient noise comes in attention, whose keys and values act on other places than their own.
 
 A character transformer of two stock blocks, trained by backpropagation on the text that ``import this`` prints, so that
-its attention has something to do. Then the mean of many estimates, of 32 particles each, beside the gradient.
+its attention has something to do. Then the mean of four estimates, of 800 particles each, beside the gradient.
 
-python examples/per_sample_attention.py
+    python examples/per_sample_attention.py --out attention.png
 """
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import contextlib
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from matplotlib.figure import Figure
 
 from eki_jax import natural
 from eki_jax.flax import linen_forward
 
-LENGTH, WIDTH, HEADS, BLOCKS = 16, 32, 2, 2
+LENGTH, WIDTH, HEADS, BLOCKS = 12, 16, 2, 2
 LOSS = natural.mean_over_samples(
     lambda logits, following: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
 )
+# What a leaf is for, by a part of its name.
+KINDS = {
+    "'key'": "keys",
+    "'value'": "values",
+    "'query'": "queries",
+    "'out'": "attention's output",
+    "'Embed": "embeddings",
+    "'LayerNorm": "layer norms",
+    "'Dense": "dense layers",
+}
 WAYS = {
     "credit for all that comes later": {"discount": 1, "mixing": False},
     "a place's own loss alone": {"discount": 0, "mixing": False},
@@ -64,7 +78,7 @@ def task(steps: int = 300) -> Task:
         import this
     text = codecs.decode(this.s, "rot13").lower()
     numbers = jnp.asarray(np.searchsorted(sorted(set(text)), list(text)))
-    rows = jnp.arange(0, len(numbers) - LENGTH - 1, LENGTH)[:, None] + jnp.arange(LENGTH)
+    rows = jnp.arange(0, len(numbers) - LENGTH - 1, 3 * LENGTH)[:, None] + jnp.arange(LENGTH)
     batch = numbers[rows], numbers[rows + 1]
     module = Decoder(len(set(text)))
     forward, _ = linen_forward(module, batch[0])
@@ -95,31 +109,47 @@ def mean_estimate(found: Task, number: int, particles: int, **options: Any) -> A
 
 def cosines(found: Task, estimate: Any) -> dict[str, float]:
     """Cosines to the gradient, by what leaves are for, and of all."""
-    kinds: dict[str, list[tuple[Any, Any]]] = {}
-    pairs = zip(jax.tree_util.tree_leaves_with_path(estimate), jax.tree.leaves(found.gradient), strict=True)
-    for (path, mine), true in pairs:
+    kinds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in KINDS.values()}
+    leaves = zip(jax.tree_util.tree_leaves_with_path(estimate), jax.tree.leaves(found.gradient), strict=True)
+    for (path, mine), true in leaves:
         name = jax.tree_util.keystr(path)
-        for kind in ("key", "query", "value", "out", "Embed", "LayerNorm", "Dense"):
-            if f"'{kind}" in name:
-                kinds.setdefault({"out": "attention's output", "Dense": "dense"}.get(kind, kind.lower()), []).append(
-                    (mine, true)
-                )
-                break
-    kinds["all"] = [pair for pairs in kinds.values() for pair in pairs]
-    flat = lambda leaves: np.concatenate([np.ravel(leaf) for leaf in leaves])
-    both = {kind: [flat(side) for side in zip(*pairs, strict=True)] for kind, pairs in kinds.items()}
+        kind = next(kind for part, kind in KINDS.items() if part in name)
+        kinds[kind].append((np.ravel(mine), np.ravel(true)))
+    kinds["all weights"] = [pair for pairs in kinds.values() for pair in pairs]
+    both = {kind: [np.concatenate(side) for side in zip(*pairs, strict=True)] for kind, pairs in kinds.items()}
     return {kind: float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))) for kind, (a, b) in both.items()}
 
 
-def main(number: int = 64, particles: int = 32) -> dict[str, dict[str, float]]:
-    """Print a table, and return it: by the way of credit, cosines by kind of leaf."""
+def draw(table: dict[str, dict[str, float]], out: Path) -> None:
+    """Bars by kind of leaf, one colour a way of credit."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    kinds = list(next(iter(table.values())))
+    places = np.arange(len(kinds))
+    for index, (name, row) in enumerate(table.items()):
+        axes.bar(places + 0.27 * (index - 1), list(row.values()), 0.25, label=name)
+    axes.set(xticks=places, xticklabels=kinds, ylabel="cosine to the gradient", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Print and draw a table, and return it: by the way of credit, cosines by kind of leaf."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("attention.png"))
+    parser.add_argument("--particles", type=int, default=800)
+    parser.add_argument("--estimates", type=int, default=4)
+    arguments = parser.parse_args(argv)
     found = task()
     table = {}
+    print("cosine to the gradient of", ", ".join([*KINDS.values(), "all weights"]))
     for name, options in WAYS.items():
-        table[name] = cosines(found, mean_estimate(found, number, particles, **options))
-        if len(table) == 1:
-            print("cosine of the mean of", number, "estimates to the gradient:", ", ".join(table[name]))
+        estimate = mean_estimate(found, arguments.estimates, arguments.particles, **options)
+        table[name] = cosines(found, estimate)
         print("  ".join(f"{value:6.3f}" for value in table[name].values()), f" {name}", flush=True)
+    draw(table, arguments.out)
+    print(f"wrote {arguments.out}")
     return table
 
 

@@ -105,6 +105,8 @@ def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreat
         return LeafTreatment(name, shape, "plain", "-", None, "is not used")
     is_exact = all(number in seen.exact for number in numbers)
     reason = "is in the last layer, whose gradient is known" if is_exact else "has noise in what its layer returns"
+    if any(number in seen.moves for number in numbers):
+        reason = "has noise behind a product that mixes places, which is linear in what its layer returns"
     if name in seen.formed:
         reason += ", behind a function of its own, whose slopes are found by differences"
     if name in seen.scaled:

@@ -120,6 +120,18 @@ def test_the_pages_table_is_that_of_the_runs() -> None:
 
 
 @pytest.mark.slow
+def test_attention_is_credited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys' and all weights' cosines are larger with credit of what others ask, and there is a picture."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    main = importlib.import_module("per_sample_attention").main
+    table = main(["--particles", "400", "--estimates", "4", "--out", str(tmp_path / "bars.png")])
+    *others, own = table.values()
+    for kind in ("keys", "all weights"):
+        assert own[kind] > max(row[kind] for row in others)
+    assert (tmp_path / "bars.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
 def test_the_cosines_are_those_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Cosines and losses of twelve particles."""
     monkeypatch.syspath_prepend(ROOT / "examples")

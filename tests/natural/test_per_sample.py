@@ -223,6 +223,9 @@ def test_what_it_cannot_do_is_refused() -> None:
         solver.update(state, jnp.zeros((8, 16, 4)), batch[1])
     with pytest.raises(ValueError, match=r"x: shapes .* samples as the first axis"):
         solver.step(state, ((batch[0], jnp.ones(3)), batch[1]))
+    more = lambda p, x: forward(p, x) + (p["c"] if len(x) > 1 else 0)
+    with pytest.raises(ValueError, match="forward: has 6 layers for 16 samples and 5 for one"):
+        estimate(more, 4)(params, batch, jax.random.key(1))
     for options, error, words in [
         ({"norm_constraint": 1.0}, TypeError, "norm_constraint: .* direction is a gradient"),
         ({"estimate": natural.span()}, ValueError, "per_sample"),

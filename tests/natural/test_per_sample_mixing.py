@@ -148,6 +148,18 @@ def test_mixing_is_the_same_on_devices(x64: None) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, rtol=1e-6, atol=1e-9), found, direction)
 
 
+def test_another_product_for_one_sample_is_an_error(x64: None) -> None:
+    """Where the noise of one sample would have no place to go."""
+    _, params, batch = case("averages")
+    sums = lambda p, x: jnp.tanh(jnp.cumsum(-(x @ p["v"] + p["v_bias"]), axis=1) @ p["k"])
+    forward = lambda p, x: averages(p, x) if len(x) > 1 else sums(p, x)
+    estimate = natural.value_and_natural_direction(forward, SQUARES, 4, deviations=per_sample(causal=True))
+    with pytest.raises(
+        ValueError, match=r"\['v'\].*wanted a model that does the same .* or per_sample\(mixing=False\)"
+    ):
+        jax.eval_shape(estimate, params, batch, jax.random.key(1))
+
+
 def test_points_lie_at_the_places_that_ask(x64: None) -> None:
     """Of the keys at a query's scores, of the values at what it reads, whichever axis is which."""
     forward, params, (x, _) = case("keys first")
@@ -158,6 +170,12 @@ def test_points_lie_at_the_places_that_ask(x64: None) -> None:
         "['k'], ['k_bias']": (SAMPLES, PLACES, PLACES),
         "['q']": (SAMPLES, PLACES, WIDTH),
         "['v']": (SAMPLES, PLACES, WIDTH),
+    }
+    said = {leaf.name: leaf.reason for leaf in natural.describe(forward, params, x, per_sample(causal=True)).leaves}
+    assert {name for name, reason in said.items() if "behind a product that mixes places" in reason} == {
+        "['k']",
+        "['k_bias']",
+        "['v']",
     }
     p = params
     scores = jnp.einsum("btc,bsc->bst", x @ p["k"] + p["k_bias"], x @ p["q"])

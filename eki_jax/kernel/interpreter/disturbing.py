@@ -457,9 +457,9 @@ class Disturber(Watcher):
 
     def _moves(self, eqn: Any, place: int, carried: _Carried) -> bool:
         """Whether a point moves behind a product: if the places of what that returns are the other operand's."""
-        if self.noise is not None:
-            return self.moves.get(carried.number) == carried.products
         samples, places = self._axes.get(id(eqn), Axes(None, None))
+        if self.noise is not None:
+            return places is not None and self.moves.get(carried.number) == carried.products
         if places is None or carried.number not in self.found or carried.number in self.moves:
             return False
         has_samples = self.samples == 1 or source(eqn, place, samples) is not None

@@ -194,7 +194,8 @@ class Undisturbed(NamedTuple):
         # What a batch of one makes shorter is the axis of samples.
         alone = Disturber(lambda number, shape: None)
         jax.eval_shape(lambda x: interpreted(forward, mean, _tagged(leaves), (_batch_of_one(x),), alone), _first(x))
-        axis_of = lambda number, shape: _axis_of_samples(shape, alone.met[number], samples)
+        of_one = lambda number: alone.met[number] if number < len(alone.met) else ()  # which is an error, below
+        axis_of = lambda number, shape: _axis_of_samples(shape, of_one(number), samples)
         disturber = Disturber(axis_of, samples=samples if deviations.causal and deviations.mixing else None)
         outputs = interpreted(forward, mean, _tagged(leaves), (x,), disturber)
         if len(alone.met) != len(disturber.met):
@@ -315,6 +316,12 @@ class Undisturbed(NamedTuple):
                 moves=self.moves,
             )
             found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
+            if set(disturber.mixing) != set(self.moves):  # noise of these layers would be nowhere
+                lost = [name for u in set(self.moves) - set(disturber.mixing) for name, _ in self.points[u].pulls]
+                raise ValueError(
+                    f"forward: mixes places by other products of one sample than of {samples}, with {', '.join(lost)}; "
+                    "wanted a model that does the same with any number of samples, or per_sample(mixing=False)"
+                )
             parts = jax.tree.map(lambda a, b, c: ((a[0] - b) * c).reshape(cuts.places, -1).sum(axis=1), found, z, g)
             asked = {u: disturber.asked[u] - product.asked for u, product in mixing.items()}
             return sum(jax.tree.leaves(parts), jnp.zeros(())), asked
