@@ -128,7 +128,12 @@ def draw(table: dict[str, dict[str, float]], out: Path) -> None:
     places = np.arange(len(kinds))
     for index, (name, row) in enumerate(table.items()):
         axes.bar(places + 0.27 * (index - 1), list(row.values()), 0.25, label=name)
-    axes.set(xticks=places, xticklabels=kinds, ylabel="cosine to the gradient", ylim=(0, 1))
+    axes.set(
+        xticks=places,
+        xticklabels=[kind.replace(" ", "\n") for kind in kinds],
+        ylabel="cosine to the gradient",
+        ylim=(0, 1),
+    )
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

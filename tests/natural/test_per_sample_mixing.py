@@ -148,6 +148,19 @@ def test_mixing_is_the_same_on_devices(x64: None) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, rtol=1e-6, atol=1e-9), found, direction)
 
 
+def test_credit_reaches_what_is_asked_alone(x64: None) -> None:
+    """Of a block's keys and values what lies before them has credit, its own queries and all behind it have none."""
+    forward, params, (x, _) = case("blocks")
+    seen = Undisturbed.of(forward, params, x, per_sample(causal=True))
+    name = lambda u: min(leaf for leaf, _ in seen.points[u].pulls)
+    found = {name(u): {name(m) for m in products} for u, products in seen.behind().items()}
+    leaf = lambda block, kind: f"['MultiHeadDotProductAttention_{block}']['{kind}']['bias']"
+    first, second = ({leaf(block, kind) for kind in ("key", "value")} for block in (0, 1))
+    assert found["['Embed_0']['embedding']"] == first | second
+    assert found[leaf(0, "query")] == found[leaf(0, "key")] == second
+    assert found[leaf(1, "query")] == found[leaf(1, "value")] == set()
+
+
 def test_another_product_for_one_sample_is_an_error(x64: None) -> None:
     """Where the noise of one sample would have no place to go."""
     _, params, batch = case("averages")

@@ -301,7 +301,7 @@ class Undisturbed(NamedTuple):
 
         cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
 
-        one_sample, behind = 1 if self.moves else None, self._behind()
+        one_sample, behind = 1 if self.moves else None, self.behind()
 
         def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
             """How the loss changes, to first order in the outputs, at every place, shape (T,); and what is asked."""
@@ -412,7 +412,7 @@ class Undisturbed(NamedTuple):
         places = self._places()
         return {u: product for u, product in alone.mixing.items() if product.asked.shape[:2] == (1, places)}
 
-    def _behind(self) -> dict[int, frozenset[int]]:
+    def behind(self) -> dict[int, frozenset[int]]:
         """By the points where noise is added, the products that mix places and ask for what it changes."""
         noisy = self.noisy
         if not self.moves:
