@@ -161,7 +161,7 @@ def test_credit_reaches_what_is_asked_alone(x64: None) -> None:
     assert found[leaf(1, "query")] == found[leaf(1, "value")] == set()
 
 
-def test_another_product_for_one_sample_is_an_error(x64: None) -> None:
+def test_another_product_for_one_is_an_error(x64: None) -> None:
     """Where the noise of one sample would have no place to go."""
     _, params, batch = case("averages")
     sums = lambda p, x: jnp.tanh(jnp.cumsum(-(x @ p["v"] + p["v_bias"]), axis=1) @ p["k"])

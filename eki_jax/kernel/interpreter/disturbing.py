@@ -301,9 +301,9 @@ class Disturber(Watcher):
             None for one to which no noise is added.
         noise: function ``noise(number, shape, dtype)`` of the point's number; None adds none.
         samples: number of samples, where points are moved behind products that mix places; None where not.
-        asked: what layers return, by their numbers, with what is added to it; of loops that of one turn.
+        asked: outputs of layers by their numbers, with what is added to them; of loops those of one turn.
         mixing: products that mix places, by the numbers of the points behind them.
-        moves: which of the products behind it a point moves behind, by the point's number; to be found without noise.
+        moves: number of products before the one that a point moves behind, by the point's; found without noise.
         met: shapes of what the layers return, in the order of the trace.
         found: points while the trace is evaluated, those in a loop once it is over.
         loop_entered: loop that is being evaluated, or None.

@@ -167,7 +167,7 @@ class Undisturbed(NamedTuple):
         whole: names of leaves that are disturbed as wholes.
         formed: names of leaves that go through a function of their own, number by number.
         scaled: names of those of which such a function computes a scale, which counts as a constant.
-        moves: numbers of the points that lie behind products that mix places, each with which of those.
+        moves: points behind products that mix places, by number, each with the number of products before that.
     """
 
     forward: ForwardFn
@@ -300,7 +300,6 @@ class Undisturbed(NamedTuple):
             }
 
         cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
-
         one_sample, behind = 1 if self.moves else None, self.behind()
 
         def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
