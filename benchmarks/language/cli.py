@@ -50,7 +50,7 @@ def parser() -> Parser:
     words = "characters whose errors are taken to cancel, of natural-eki-per-sample (default: 10)"
     add("--averaged", metavar="N", type=at_least, default=10.0, help=words)
     closed = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
-    words = "of credit for what comes later, of the methods with noise (default: 0, a character's own alone)"
+    words = "of credit for what comes later, beyond what attention hands on (default: 0, none)"
     add("--discount", metavar="C", type=closed, default=0.0, help=words)
     parser.add_seed(default=0)
     add("--write", metavar="N", type=whole(0), default=300, help="characters to write at the end (default: 300)")

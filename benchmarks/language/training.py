@@ -80,7 +80,10 @@ def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTr
 
 
 def node_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
-    """Node perturbation with credit for each character: noise times its own, and the later, changes of the loss."""
+    """Node perturbation with credit for each character: noise times its own, and the later, changes of the loss.
+
+    As it was published, keys and values are nodes like all others.
+    """
     deviations = natural.per_sample("covariance", causal=True, discount=settings["discount"], mixing=False)
     return _of_solver(found, settings, optimizer, deviations)
 

@@ -153,7 +153,7 @@ def test_credit_reaches_what_is_asked_alone(x64: None) -> None:
     forward, params, (x, _) = case("blocks")
     seen = Undisturbed.of(forward, params, x, per_sample(causal=True))
     name = lambda u: min(leaf for leaf, _ in seen.points[u].pulls)
-    found = {name(u): {name(m) for m in products} for u, products in seen.behind().items()}
+    found = {name(u): {name(m) for m in products} for u, products in seen.asked_by().items()}
     leaf = lambda block, kind: f"['MultiHeadDotProductAttention_{block}']['{kind}']['bias']"
     first, second = ({leaf(block, kind) for kind in ("key", "value")} for block in (0, 1))
     assert found["['Embed_0']['embedding']"] == first | second

@@ -137,10 +137,12 @@ class Mixing(NamedTuple):
     Attributes:
         asked: outputs of the layer.
         links: equations between them and the point behind the product.
+        earlier: number of products among them before this one, which mix no places.
     """
 
     asked: Array
     links: tuple[_Behind | _Shaped | _Arranged, ...]
+    earlier: int
 
     def through(self, asked: Array) -> Array:
         """What the product makes of other outputs of the layer."""
@@ -156,13 +158,16 @@ class _Carried(NamedTuple):
         number: number of the point.
         shape: shape in which its numbers lay there.
         links: equations since.
-        products: number of products among them, which is the same with any number of samples.
     """
 
     number: int
     shape: tuple[int, ...]
     links: tuple[_Behind, ...] = ()
-    products: int = 0
+
+    @property
+    def products(self) -> int:
+        """The number of products among them, which is the same with any number of samples."""
+        return sum(link.eqn.primitive.name == "dot_general" for link in self.links)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +184,7 @@ class _Layer:
         dtype: dtype of it.
         turns: number of turns of the loop that it is in; None for none.
         sign: factor 1, or -1 where it is subtracted.
-        behind: equations between it and the point, linear in what it returns; of no loop.
+        after: equations between it and the point, linear in what it returns; of no loop.
     """
 
     leaf: str
@@ -191,7 +196,7 @@ class _Layer:
     dtype: Any
     turns: int | None = None
     sign: int = 1
-    behind: tuple[_Behind | _Shaped | _Arranged, ...] = ()
+    after: tuple[_Behind | _Shaped | _Arranged, ...] = ()
 
     def pulled(self, parameter: Array, gradient: Array) -> Array:
         """The leaf's gradient, from that of what the layer returns: the layer is linear, up to a constant."""
@@ -203,7 +208,7 @@ class _Layer:
     def _outputs(self, parameter: Array) -> Array:
         if self.turns is None:
             value = self._at(None, self.known, parameter)
-            for link in self.behind:
+            for link in self.after:
                 value = link.apply(value)
             return value
         turns = jnp.arange(self.turns)
@@ -303,7 +308,7 @@ class Disturber(Watcher):
         samples: number of samples, where points are moved behind products that mix places; None where not.
         asked: outputs of layers by their numbers, with what is added to them; of loops those of one turn.
         mixing: products that mix places, by the numbers of the points behind them.
-        moves: number of products before the one that a point moves behind, by the point's; found without noise.
+        moves: numbers of products before the one that a point moves behind, by the points' numbers; with noise.
         met: shapes of what the layers return, in the order of the trace.
         found: points while the trace is evaluated, those in a loop once it is over.
         loop_entered: loop that is being evaluated, or None.
@@ -382,7 +387,7 @@ class Disturber(Watcher):
             # Not behind a transpose: the point's numbers are in another order there.
             kept = value.product if result.size == value.value.size and kind != "transpose" else ""
             note = self._noted(value, _Behind(eqn, 0, [])) if not inside else None
-            return [replace(value, value=result, product=kept, chain=_behind(value, _Link(eqn)), behind=note)]
+            return [replace(value, value=result, product=kept, chain=_behind(value, _Link(eqn)), carried=note)]
         if kind in _CUTS and tagged[0].leaf and len(tagged) == len(operands):
             (value,) = tagged
             return [Tagged(r, value.leaf, chain=_behind(value, _Link(eqn, 0, i))) for i, r in enumerate(results)]
@@ -431,21 +436,20 @@ class Disturber(Watcher):
         """What lies at a point."""
         self._carried.append(_Carried(number, result.shape))
         self.asked[number] = result
-        return Tagged(result, product=str(number), behind=len(self._carried) - 1)
+        return Tagged(result, product=str(number), carried=len(self._carried) - 1)
 
     def _noted(self, value: Tagged, link: _Behind) -> int | None:
         """The number of a note of one more equation behind a layer; None where there was none before."""
-        if value.behind is None:
+        if value.carried is None:
             return None
-        carried = self._carried[value.behind]
-        products = carried.products + (link.eqn.primitive.name == "dot_general")
-        self._carried.append(carried._replace(links=(*carried.links, link), products=products))
+        carried = self._carried[value.carried]
+        self._carried.append(carried._replace(links=(*carried.links, link)))
         return len(self._carried) - 1
 
     def _passed(self, eqn: Any, operands: Sequence[Any], results: list[Any]) -> list[Any]:
         """The result of an equation that is linear in what a layer returned, whose point may move behind it."""
         (result,), known = results, [plain(value) for value in operands]
-        at = {place: v.behind for place, v in enumerate(operands) if isinstance(v, Tagged) and v.behind is not None}
+        at = {place: v.carried for place, v in enumerate(operands) if isinstance(v, Tagged) and v.carried is not None}
         links = {place: _Behind(eqn, place, known[:place] + known[place + 1 :]) for place in at}
         for place, note in at.items() if eqn.primitive.name == "dot_general" else ():
             if self._moves(eqn, place, self._carried[note]):
@@ -453,14 +457,14 @@ class Disturber(Watcher):
         if len(at) != 1 or (eqn.primitive.name == "div" and 0 not in at):
             return results
         ((place, link),) = links.items()
-        return [Tagged(result, behind=self._noted(operands[place], link))]
+        return [Tagged(result, carried=self._noted(operands[place], link))]
 
     def _moves(self, eqn: Any, place: int, carried: _Carried) -> bool:
         """Whether a point moves behind a product: if the places of what that returns are the other operand's."""
         samples, places = self._axes.get(id(eqn), Axes(None, None))
         if self.noise is not None:
             return places is not None and self.moves.get(carried.number) == carried.products
-        if places is None or carried.number not in self.found or carried.number in self.moves:
+        if places is None or carried.number not in self.found or carried.number in self.mixing:
             return False
         has_samples = self.samples == 1 or source(eqn, place, samples) is not None
         return has_samples and source(eqn, place, places) is None
@@ -469,12 +473,11 @@ class Disturber(Watcher):
         """What lies behind the product that a point moves to."""
         number, arranged = carried.number, _Arranged(self._axes[id(link.eqn)])
         value = arranged.apply(result)
-        behind: tuple[_Behind | _Shaped | _Arranged, ...] = (_Shaped(carried.shape), *carried.links, link, arranged)
-        self.mixing[number] = Mixing(self.asked[number], behind)
-        layers = [replace(layer, behind=behind, shape=value.shape) for layer in self.found[number].layers]
+        after: tuple[_Behind | _Shaped | _Arranged, ...] = (_Shaped(carried.shape), *carried.links, link, arranged)
+        self.mixing[number] = Mixing(self.asked[number], after, carried.products)
+        layers = [replace(layer, after=after, shape=value.shape) for layer in self.found[number].layers]
         self.found[number] = _Found(0, value, jnp.mean(jnp.square(value)), layers)
         if self.noise is None:
-            self.moves[number] = carried.products
             return Tagged(result)
         return Tagged(result + arranged.undone(self.noise(number, value.shape, value.dtype)))
 

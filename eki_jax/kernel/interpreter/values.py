@@ -107,7 +107,7 @@ class Perturbed:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["value"],
-    meta_fields=["leaf", "vectors", "product", "chain", "numbering", "behind"],
+    meta_fields=["leaf", "vectors", "product", "chain", "numbering", "carried"],
 )
 @dataclass(frozen=True)
 class Tagged:
@@ -121,7 +121,7 @@ class Tagged:
         chain: leaves that it was put together from, each with the equations that arranged it before, the first one
             first, where somebody keeps them.
         numbering: numbering of the leaf's numbers, or of what comes out of the matrix; None where it is not known.
-        behind: number of a note of what was done to the outputs of a layer since, all of it linear in them, where
+        carried: number of a note of what was done to the outputs of a layer since, all of it linear in them, where
             somebody keeps such notes; None where it is not known.
     """
 
@@ -131,7 +131,7 @@ class Tagged:
     product: str = ""
     chain: tuple[Any, ...] = ()
     numbering: Numbering | None = None
-    behind: int | None = None
+    carried: int | None = None
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[Any, ...]], ...]:

@@ -120,8 +120,8 @@ class Watcher:
             alone: flags, True for those that no other equation has.
         """
         return [
-            replace(value, product="", behind=None)
-            if isinstance(value, Tagged) and not is_alone and (value.product or value.behind is not None)
+            replace(value, product="", carried=None)
+            if isinstance(value, Tagged) and not is_alone and (value.product or value.carried is not None)
             else value
             for value, is_alone in zip(operands, alone, strict=True)
         ]

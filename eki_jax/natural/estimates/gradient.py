@@ -20,7 +20,7 @@ from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.interpreter import Disturber, Mixing, Point, Tagged, interpreted, leaf_name
 from eki_jax.kernel.interpreter.binding import varying, varying_over
 from eki_jax.kernel.interpreter.places import inputs_needed
-from eki_jax.kernel.precision import is_bf16
+from eki_jax.kernel.precision import Precision, is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
 from eki_jax.natural.estimates.feedback import (
@@ -210,8 +210,9 @@ class Undisturbed(NamedTuple):
                     "the samples as their first axis"
                 )
         whole, formed, scaled = map(frozenset, (disturber.others, disturber.formed, disturber.scaled))
+        moves = {number: product.earlier for number, product in disturber.mixing.items()}
         points, exact = disturber.points, disturber.exact
-        return cls(forward, mean, x, outputs, points, exact, leaves, whole, formed, scaled, disturber.moves)
+        return cls(forward, mean, x, outputs, points, exact, leaves, whole, formed, scaled, moves)
 
     @property
     def noisy(self) -> list[int]:
@@ -300,7 +301,7 @@ class Undisturbed(NamedTuple):
             }
 
         cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
-        one_sample, behind = 1 if self.moves else None, self.behind()
+        one_sample, asked_by = 1 if self.moves else None, self.asked_by()
 
         def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
             """How the loss changes, to first order in the outputs, at every place, shape (T,); and what is asked."""
@@ -337,8 +338,8 @@ class Undisturbed(NamedTuple):
             r, asked = map_particles(look, (own, mine), setup.chunk_size or len(own))
             r = axes.particles.gathered(r)
             if expected:  # less what is expected of the noise
-                slopes = cuts.joined([sizes[u] * expected[u] for u in noisy]).astype(noise.dtype)
-                r = r - jnp.einsum("tjm,tm->tj", noise, slopes, precision=setup.precision).T.astype(r.dtype)
+                along = cuts.joined([sizes[u] * expected[u] for u in noisy]).astype(noise.dtype)
+                r = r - jnp.einsum("tjm,tm->tj", noise, along, precision=setup.precision).T.astype(r.dtype)
             healthy = finite_particles(r)
             taking_part = healthy.astype(r.dtype)[:, None]
 
@@ -348,26 +349,19 @@ class Undisturbed(NamedTuple):
 
             r = clean(r)
             solve, share = _solution(deviations, cuts.places, r.dtype, bits, cuts.numbers, healthy)
-
+            regression = _Regression(noisy, cuts, noise, solve, deviations.discount, setup.precision)
             elsewhere: dict[int, Array] = {}
-            credit = lambda u: sum((elsewhere[m] for m in behind[u] if m in elsewhere), r)
-
-            def along(points: Sequence[int]) -> Array:
-                """The slopes at points that lie side by side, from the noise there, all with the same credit."""
-                first, last = noisy.index(points[0]), noisy.index(points[-1])
-                a = solve(_credit(credit(points[0]), deviations.discount)).astype(noise.dtype)
-                part = noise[..., cuts.start(first) : cuts.start(last + 1)]
-                return jnp.einsum("jt,tjm->tm", a, part, precision=setup.precision)
-
+            credit = lambda u: sum((elsewhere[m] for m in asked_by[u] if m in elsewhere), r)
             for u in sorted(mixing, reverse=True):  # the last product first: its slopes are credit for what lies before
-                slope = along([u]).reshape(self.points[u].of_one) / sizes[u]
+                slope = regression.slopes([u], credit(u)).reshape(self.points[u].of_one) / sizes[u]
                 if expected:
                     before = expected[u].reshape(slope.shape).astype(slope.dtype)
                     slope = before + _followed(slope, share[None], deviations)
                 gathered = (clean(axes.particles.gathered(part)) for part in _exchanged(mixing[u], slope, asked[u]))
                 elsewhere[u] = _trusted(credit(u), *gathered)
-            runs = [list(run) for _, run in groupby(noisy, behind.__getitem__)]
-            found = cuts.parts(jnp.concatenate([along(run) for run in runs], axis=1) if runs else jnp.zeros((1, 0)))
+            runs = [list(run) for _, run in groupby(noisy, asked_by.__getitem__)]
+            slopes = [regression.slopes(run, credit(run[0])) for run in runs]
+            found = cuts.parts(jnp.concatenate(slopes, axis=1)) if runs else []
             return [e / sizes[u] for u, e in zip(noisy, found, strict=True)], share, healthy, r
 
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
@@ -403,7 +397,10 @@ class Undisturbed(NamedTuple):
         return Slope(arranged(prediction + found), arranged(prediction + used))
 
     def _mixing(self, row: Any) -> dict[int, Mixing]:
-        """The products that mix a sample's places, by the points behind them, with what a layer returns at each."""
+        """The products that mix a sample's places, by the points behind them, with what a layer returns at each.
+
+        One more pass of the sample: the products' other operands are its own, and lie in the batch's along any axis.
+        """
         if not self.moves:
             return {}
         alone = Disturber(self._axis_of, samples=1)
@@ -411,7 +408,7 @@ class Undisturbed(NamedTuple):
         places = self._places()
         return {u: product for u, product in alone.mixing.items() if product.asked.shape[:2] == (1, places)}
 
-    def behind(self) -> dict[int, frozenset[int]]:
+    def asked_by(self) -> dict[int, frozenset[int]]:
         """By the points where noise is added, the products that mix places and ask for what it changes."""
         noisy = self.noisy
         if not self.moves:
@@ -520,6 +517,33 @@ class _Cuts(NamedTuple):
     def joined(self, parts: list[Array]) -> Array:
         """The array (T, M) of these parts."""
         return jnp.concatenate([part.reshape(self.places, -1) for part in parts], axis=1)
+
+
+class _Regression(NamedTuple):
+    """One sample's noise, and how slopes are found of it.
+
+    Attributes:
+        points: numbers of the points where noise is added.
+        cuts: cuts of the noise between them.
+        noise: signs, shape (T, J, M).
+        solve: function of changes (J, T) of the loss, weights (J, T) of the particles.
+        discount: factor of a change one place later.
+        precision: precision of products.
+    """
+
+    points: list[int]
+    cuts: _Cuts
+    noise: Array
+    solve: Callable[[Array], Array]
+    discount: Any
+    precision: Precision
+
+    def slopes(self, points: Sequence[int], credit: Array) -> Array:
+        """The slopes (T, m) at points that lie side by side, in units of their noise, from one credit (J, T)."""
+        first, last = self.points.index(points[0]), self.points.index(points[-1])
+        weights = self.solve(_credit(credit, self.discount)).astype(self.noise.dtype)
+        part = self.noise[..., self.cuts.start(first) : self.cuts.start(last + 1)]
+        return jnp.einsum("jt,tjm->tm", weights, part, precision=self.precision)
 
 
 def _followed(found: Array, share: Array, deviations: PerSample) -> Array:
