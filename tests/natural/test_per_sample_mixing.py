@@ -129,6 +129,13 @@ def test_what_others_ask_is_no_credit(x64: None) -> None:
     assert np.sqrt(np.mean(np.sum((found - wanted) ** 2, axis=-1))) < 0.15 * np.linalg.norm(wanted)
 
 
+def test_few_particles_do_no_harm(x64: None) -> None:
+    """Slopes that are mostly noise explain little of what places take, so that little is given."""
+    (found, wanted), (without, _) = estimates(12, 12), estimates(12, 12, mixing=False)
+    error = lambda rows: np.sqrt(np.mean(np.sum((rows - wanted) ** 2, axis=-1)))
+    assert error(found) < 1.2 * error(without)
+
+
 def test_mixing_is_the_same_on_devices(x64: None) -> None:
     """Particles or samples over devices: slopes behind a product are those of all particles."""
     forward, params, (x, y) = case("blocks")
