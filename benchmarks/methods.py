@@ -107,7 +107,9 @@ def per_sample(
     """The gradient from noise that every sample has of its own, from the problem's start."""
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
-    feedback = natural.learned_feedback(problem.train[0][:1], settings.decay, averaged=settings.averaged)
+    example = problem.train[0][:1]
+    # From the outputs alone, as all that is kept was measured.
+    feedback = natural.learned_feedback(example, settings.decay, averaged=settings.averaged, answers=False)
     if settings.clip is not None:
         transformation = optax.chain(optax.clip_by_global_norm(settings.clip), transformation)
     solver = natural.natural_gradient(

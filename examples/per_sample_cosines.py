@@ -7,6 +7,7 @@ parameters.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import sys
 from collections.abc import Sequence
@@ -52,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sigma = next((float(text) for text in arguments if "." in text), 0.05)
     data = batch()
     exact = jax.jit(jax.grad(lambda p: LOSS(forward(p, data[0]), data[1])))
-    feedback = natural.learned_feedback(data[0], DECAY, unbiased=True)
+    feedback = functools.partial(natural.learned_feedback, data[0], DECAY, unbiased=True)
     ways = {
         "covariance": natural.per_sample("covariance"),
         "least squares": natural.per_sample(),
-        "least squares, learned feedback": natural.per_sample(feedback=feedback),
+        "feedback of the outputs": natural.per_sample(feedback=feedback(answers=False)),
+        "answers of the layers behind": natural.per_sample(feedback=feedback()),
     }
     print("cosine to the exact gradient: at the start, after 30 steps of its own")
     for particles in sizes:

@@ -20,7 +20,8 @@ from benchmarks.language.text import Text, load
 from benchmarks.language.training import Diverged, bits, train
 
 NAMES = {
-    "natural-eki-per-sample": "noise per sample, learned feedback",
+    "natural-eki-per-sample": "noise per sample, answers of the layers behind",
+    "natural-eki-outputs": "noise per sample, feedback from the outputs",
     "node-noise": "node perturbation",
     "msgd": "backpropagation",
 }

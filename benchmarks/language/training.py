@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,10 +72,12 @@ def _nats(logits: jax.Array, following: jax.Array) -> jax.Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
 
 
-def by_noise(found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation) -> Steps:
-    """Noise of every character's own, slopes by least squares, and a learned prediction of them."""
+def by_noise(
+    found: Model, settings: dict[str, Any], optimizer: optax.GradientTransformation, *, answers: bool = True
+) -> Steps:
+    """Noise of every character's own, slopes by least squares, and predictions of them."""
     example = jnp.zeros((1, settings["context"]), jnp.int32)
-    feedback = natural.learned_feedback(example, settings["decay"], averaged=settings["averaged"])
+    feedback = natural.learned_feedback(example, settings["decay"], averaged=settings["averaged"], answers=answers)
     deviations = natural.per_sample(causal=True, feedback=feedback, discount=settings["discount"])
     return _of_solver(found, settings, optimizer, deviations)
 
@@ -116,6 +119,7 @@ def backpropagation(found: Model, settings: dict[str, Any], optimizer: optax.Gra
 
 METHODS: dict[str, Callable[..., Steps]] = {
     "natural-eki-per-sample": by_noise,
+    "natural-eki-outputs": partial(by_noise, answers=False),
     "node-noise": node_noise,
     "msgd": backpropagation,
 }

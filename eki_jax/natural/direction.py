@@ -85,8 +85,7 @@ class Setup(NamedTuple):
 class Estimate(Protocol):
     """A way to estimate the direction from the particles: :func:`span`, :func:`localized` or :func:`gradient`."""
 
-    @property
-    def extra_passes(self) -> int:
+    def extra_passes(self, setup: Setup) -> int:
         """Forward passes a sample beyond one for each particle."""
 
     @property

@@ -340,7 +340,9 @@ def natural_gradient(
     def estimated(state: NaturalState) -> Params:
         return state.position if state.average is None else state.average
 
-    extra = estimator.estimate.extra_passes + (0 if adaptive is None and follow.loss_limit is None else 2)
+    extra = estimator.estimate.extra_passes(estimator.setup) + (
+        0 if adaptive is None and follow.loss_limit is None else 2
+    )
     return compiled(
         Solver(init, step, update, ensemble, estimated, _no_particles_to_replace, never_done, lambda J: J + extra)
     )

@@ -530,6 +530,7 @@ CORE: dict[str, Call] = {
             "bins": ("whole", 4),
             "unbiased": ("flag", False),
             "averaged": ("at least one", 2.0),
+            "answers": ("flag", True),
         },
         fine={"example": ("complex",)},  # of which the shapes alone are used
     ),

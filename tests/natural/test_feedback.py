@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,16 +13,17 @@ import pytest
 
 from eki_jax import natural
 from eki_jax.kernel.axes import Axis
-from eki_jax.natural import learned_feedback, per_sample
+from eki_jax.natural import per_sample
 from eki_jax.natural.estimates.feedback import (
     LARGEST,
     Features,
     Learned,
-    Together,
+    Ways,
     combined,
     predicted,
+    several,
     updated,
-    updated_together,
+    updated_ways,
 )
 
 LOSS = natural.softmax_cross_entropy()
@@ -38,6 +40,7 @@ def forward(p: Any, x: Any) -> jax.Array:
     return jnp.tanh(jnp.tanh(x @ p["w"] + p["b"]) @ p["u"]) @ p["v"] + p["c"]
 
 
+learned_feedback = partial(natural.learned_feedback, answers=False)  # which have tests of their own
 FEEDBACK = learned_feedback(X)
 
 
@@ -106,8 +109,9 @@ def test_unbiased_estimates_end_at_the_gradient() -> None:
 def test_more_is_added_where_errors_cancel() -> None:
     """As many particles more as samples cancel: from the prediction's part of one to all that the noise finds."""
     state = trained(8)
-    together = state.memory.together["shape (12,)"]  # of both hidden layers
-    assert float(jnp.trace(together.gram)) > 0
+    (first, second) = state.memory.ways.values()  # of both hidden layers
+    assert first.gram.shape == second.gram.shape == (2, 2)
+    assert float(jnp.trace(first.gram)) > 0
     of = lambda **options: directions(state, 4, feedback=learned_feedback(X, **options))
     kept, some, nearly, unbiased = of(), of(averaged=10), of(averaged=1e6), of(unbiased=True)
     added = [np.linalg.norm(rows - kept) for rows in (some, nearly, unbiased)]
@@ -142,8 +146,9 @@ def test_what_is_learned_is_the_map_back(noise: float) -> None:
         truth = (g @ back) * sharp(y)
         error = noise * jax.random.normal(c, truth.shape)
         unknowns = max(noise**2, 0.1)
-        learned = updated(learned, features, predicted(learned, features, unknowns), truth + error, 0.99, Axis())
-        blind = updated(blind, features, predicted(blind, features, unknowns), error, 0.99, Axis())
+        found, of_blind = (predicted(part, features, unknowns) for part in (learned, blind))
+        learned = updated(learned, features, found, found.slopes, truth + error, 0.99, Axis())
+        blind = updated(blind, features, of_blind, of_blind.slopes, error, 0.99, Axis())
     found = predicted(learned, features, unknowns).slopes
     assert cosine(np.ravel(found), np.ravel(truth)) > 0.99
     np.testing.assert_allclose(jnp.linalg.norm(found), jnp.linalg.norm(truth), rtol=0.1)
@@ -155,39 +160,40 @@ def test_layers_share_what_they_learned() -> None:
     k = jax.random.split(jax.random.key(0), 100)
     backs = [jax.random.normal(key, (4, 6)) for key in k[:2]]
     backs = [backs[0], 0.5 * backs[0], backs[1]]
-    layers, together = [Learned.nothing(4, 6, 8)] * 3, Together.nothing(3)
+    layers, ways = [Learned.nothing(4, 6, 8)] * 3, [Ways.nothing(3, None)] * 3
 
     @jax.jit
-    def step(key: jax.Array, layers: Any, together: Any) -> Any:
+    def step(key: jax.Array, layers: Any, ways: Any) -> Any:
         a, *b = jax.random.split(key, 4)
         g = jax.random.normal(a, (50, 4))
         features = Features.of(g, jnp.ones((50, 6)), 8, Axis())
         alone = [predicted(learned, features, 100.0) for learned in layers]
-        found = combined(together, layers, alone)
+        each = several(ways[0], layers[0], features, alone, None)
+        found = [combined(*own, each, jnp.zeros(())) for own in zip(ways, layers, strict=True)]
         truths = [g @ back for back in backs]
         noise = zip(truths, b, (0.1, 30, 0.1), strict=True)
         slopes = [truth + size * jax.random.normal(key, truth.shape) for truth, key, size in noise]
-        rows = zip(layers, found, slopes, strict=True)
-        layers = [updated(learned, features, prediction, own, 0.99, Axis()) for learned, prediction, own in rows]
-        return layers, updated_together(together, found, slopes, 0.99, Axis()), alone, found, truths
+        rows = zip(layers, alone, found, slopes, strict=True)
+        layers = [updated(learned, features, *own, 0.99, Axis()) for learned, *own in rows]
+        ways = [updated_ways(own, features, each, None, s, 0.99, Axis()) for own, s in zip(ways, slopes, strict=True)]
+        return layers, ways, alone, found, truths
 
     for key in k[2:]:
-        layers, together, alone, found, truths = step(key, layers, together)
-    near = [cosine(np.ravel(part.slopes), np.ravel(truth)) for part, truth in zip(found, truths, strict=True)]
+        layers, ways, alone, found, truths = step(key, layers, ways)
+    near = [cosine(np.ravel(part), np.ravel(truth)) for part, truth in zip(found, truths, strict=True)]
     assert min(near) > 0.98
     assert cosine(np.ravel(alone[1].slopes), np.ravel(truths[1])) < 0.9
-    np.testing.assert_allclose(jnp.linalg.norm(found[1].slopes), jnp.linalg.norm(truths[1]), rtol=0.25)
+    np.testing.assert_allclose(jnp.linalg.norm(found[1]), jnp.linalg.norm(truths[1]), rtol=0.25)
 
 
 def test_layers_that_predict_the_same() -> None:
     """Without noise their products are a singular matrix; their sum is right all the same."""
-    nothing = Learned.nothing(4, 6, 8)
+    nothing, features = Learned.nothing(4, 6, 8), Features(jnp.zeros((50, 4)), jnp.zeros((50, 6), int), (50, 6))
     whole = jax.random.normal(jax.random.key(0), (50, 6))
-    same = [predicted(nothing, Features(jnp.zeros((50, 4)), jnp.zeros((50, 6), int), (50, 6)), 1.0)] * 3
-    same = [part._replace(whole=whole) for part in same]
-    together = updated_together(Together.nothing(3), same, [whole] * 3, 0.99, Axis())
-    for part in combined(together, [nothing] * 3, same):
-        np.testing.assert_allclose(part.slopes, whole, rtol=1e-3)
+    same = [predicted(nothing, features, 1.0)._replace(whole=whole)] * 3
+    each = several(Ways.nothing(3, None), nothing, features, same, None)
+    ways = updated_ways(Ways.nothing(3, None), features, each, None, whole, 0.99, Axis())
+    np.testing.assert_allclose(combined(ways, nothing, each, jnp.zeros(())), whole, rtol=1e-3)
 
 
 def test_a_place_is_predicted_by_its_own_outputs() -> None:
@@ -200,11 +206,13 @@ def test_a_place_is_predicted_by_its_own_outputs() -> None:
     assert (pooled.g.shape, pooled.ranges.shape) == ((2, 4), (2, 15))
 
 
-def test_memory_is_the_same_on_devices() -> None:
+@pytest.mark.parametrize("answers", [False, True])
+def test_memory_is_the_same_on_devices(answers: bool) -> None:
     """Particles or samples over eight devices learn what one learns."""
-    wanted = trained(8, particles=8)
+    feedback = learned_feedback(X, answers=answers)
+    wanted = trained(8, particles=8, feedback=feedback)
     for name, split in (("axis_name", False), ("batch_axis_name", True)):
-        method = solver(particles=8, **{name: "devices"})
+        method = solver(particles=8, feedback=feedback, **{name: "devices"})
         data = jax.tree.map(lambda leaf: leaf.reshape(8, -1, *leaf.shape[1:]), BATCH) if split else BATCH
         state = method.init(PARAMS, jax.random.key(3))
         step = jax.jit(jax.vmap(method.step, (0, 0 if split else None), axis_name="devices", axis_size=8))

@@ -203,7 +203,7 @@ def _natural(network: Network, task: Task, sigma: float) -> Learner:
 def _per_sample(network: Network, task: Task, rate: float) -> Learner:
     """Noise of a sample's own at every place of a sequence, what is learned of the way back in time, and Adam."""
     example = jax.eval_shape(lambda key: task.draw(key, 1)[0], jax.random.key(0))
-    deviations = natural.per_sample(feedback=natural.learned_feedback(example))
+    deviations = natural.per_sample(feedback=natural.learned_feedback(example, answers=False))
     solver = natural.natural_gradient(
         network.forward, task.loss, NOISY, 0.05, deviations=deviations, optimizer=_clipped(optax.adam(rate))
     )

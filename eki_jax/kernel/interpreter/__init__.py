@@ -12,6 +12,7 @@ from eki_jax.kernel.interpreter.calls import on_devices as on_devices
 from eki_jax.kernel.interpreter.disturbing import Disturber as Disturber
 from eki_jax.kernel.interpreter.disturbing import Mixing as Mixing
 from eki_jax.kernel.interpreter.disturbing import Point as Point
+from eki_jax.kernel.interpreter.disturbing import Read as Read
 from eki_jax.kernel.interpreter.narrowing import narrowed as narrowed
 from eki_jax.kernel.interpreter.numbering import Numbering as Numbering
 from eki_jax.kernel.interpreter.products import Roles as Roles

@@ -20,12 +20,27 @@ from eki_jax.kernel.interpreter.watching import Loop, Watcher
 # Equations that are linear in a parameter: layers.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
+# Layers that are linear in what they read, too.
+_PRODUCTS = {"dot_general", "conv_general_dilated", "mul"}
 # Equations that take parts of a leaf.
 _CUTS = {"slice", "split"}
 # Equations that are linear in one operand, or in either: what carries a layer's outputs on as they are, but for a map.
 _LINEAR = {"dot_general", "mul", "div", "neg"}
 #: A leaf's name, and the function that makes its gradient of the leaf and of that at a point.
 Pull = tuple[str, Callable[[Array, Array], Array]]
+
+
+class Read(NamedTuple):
+    """What a layer reads, other than its leaf, and is linear in.
+
+    Attributes:
+        value: array that is read.
+        back: function ``back(leaves, gradient)`` that makes its gradient of the leaves by name and of the gradient at
+            the layer's point.
+    """
+
+    value: Array
+    back: Callable[[dict[str, Array], Array], Array]
 
 
 class Point(NamedTuple):
@@ -38,6 +53,9 @@ class Point(NamedTuple):
         size: root mean square of its numbers.
         value: output of the layer, with what is added to it, such as a bias.
         pulls: leaves of the layer, each with the function that makes its gradient.
+        reads: arrays that its products and convolutions read; of no loop.
+        arranged: function that gives the point's shape to what the layer's equation returns, or the product that the
+            point lies behind; and the function that undoes that.
     """
 
     shape: tuple[int, ...]
@@ -46,6 +64,8 @@ class Point(NamedTuple):
     size: Array
     value: Array
     pulls: list[Pull]
+    reads: list[Read]
+    arranged: tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
     @property
     def of_one(self) -> tuple[int, ...]:
@@ -85,11 +105,23 @@ class _Behind:
         eqn: equation.
         place: place of the layer's outputs among its operands.
         known: other operands.
+        value: the layer's outputs; None where nothing asks for them.
     """
 
     eqn: Any
     place: int
     known: list[Any]
+    value: Any = None
+
+    def other(self, arranged: _Arranged) -> Read:
+        """What a product of two operands reads beside the layer's outputs."""
+        (other,) = self.known
+
+        def product(other: Array) -> Array:
+            operands = (other, self.value) if self.place else (self.value, other)
+            return arranged.apply(bound(self.eqn, *operands))
+
+        return Read(other, lambda leaves, gradient: jax.vjp(product, other)[1](gradient)[0])
 
     def apply(self, value: Array) -> Array:
         """What becomes of the outputs."""
@@ -205,12 +237,26 @@ class _Layer:
         own = varying_over(parameter, varying([gradient]))
         return jax.vjp(self._outputs, own)[1](gradient)[0]
 
+    def reads(self) -> list[Read]:
+        """What it reads, if it is linear in that too; of no loop."""
+        if not _is_product(self.eqn, self.known) or self.turns is not None:
+            return []
+
+        def back(leaves: dict[str, Array], gradient: Array) -> Array:
+            gradient = self.sign * gradient.reshape(self.shape).astype(self.dtype)
+            return jax.vjp(lambda read: self._once([read], leaves[self.leaf]), self.known[0])[1](gradient)[0]
+
+        return [Read(self.known[0], back)]
+
+    def _once(self, known: list[Any], parameter: Array) -> Array:
+        value = self._at(None, known, parameter)
+        for link in self.after:
+            value = link.apply(value)
+        return value
+
     def _outputs(self, parameter: Array) -> Array:
         if self.turns is None:
-            value = self._at(None, self.known, parameter)
-            for link in self.after:
-                value = link.apply(value)
-            return value
+            return self._once(self.known, parameter)
         turns = jnp.arange(self.turns)
         return jax.vmap(self._at, in_axes=(0, 0, None))(turns, self.known, parameter)
 
@@ -229,18 +275,29 @@ class _Found:
         value: output of the layers together.
         mean_square: mean square of its numbers before biases are added.
         layers: layers whose sum it is.
+        product: product that it lies behind, as a link of what the layer returned, and how its result is arranged.
     """
 
     axis: int
     value: Array
     mean_square: Array
     layers: list[_Layer]
+    product: tuple[_Behind, _Arranged] | None = None
 
     def point(self) -> Point:
         """The point as others know it."""
         first = self.layers[0]
         pulls: list[Pull] = [(layer.leaf, layer.pulled) for layer in self.layers]
-        return Point(first.shape, self.axis, first.dtype, jnp.sqrt(self.mean_square), self.value, pulls)
+        reads = [read for layer in self.layers for read in layer.reads()]
+        returned = first.eqn.outvars[0].aval.shape
+        arranged: Any = (lambda value: value.reshape(first.shape), lambda value: value.reshape(returned))
+        if self.product is not None:
+            link, arrangement = self.product
+            reads.append(link.other(arrangement))
+            arranged = (arrangement.apply, arrangement.undone)
+        return Point(
+            first.shape, self.axis, first.dtype, jnp.sqrt(self.mean_square), self.value, pulls, reads, arranged
+        )
 
 
 class _Loop(Loop):
@@ -308,7 +365,11 @@ class Disturber(Watcher):
         samples: number of samples, where points are moved behind products that mix places; None where not.
         asked: outputs of layers by their numbers, with what is added to them; of loops those of one turn.
         mixing: products that mix places, by the numbers of the points behind them.
-        moves: numbers of products before the one that a point moves behind, by the points' numbers; with noise.
+        moves: numbers of products before the one that a point moves behind, by the points' numbers; with noise, or
+            with what is held.
+        held: arrays in the place of what layers return, by number; of those that moved, of what the product returns.
+        returned: outputs that they return themselves, by number; of no loop.
+        passing: numbers of those that what they read passes through, as a bias.
         met: shapes of what the layers return, in the order of the trace.
         found: points while the trace is evaluated, those in a loop once it is over.
         loop_entered: loop that is being evaluated, or None.
@@ -326,12 +387,14 @@ class Disturber(Watcher):
         *,
         samples: int | None = None,
         moves: dict[int, int] | None = None,
+        held: dict[int, Array] | None = None,
     ) -> None:
         super().__init__()
         self.axis_of = axis_of
         self.noise = noise
         self.samples = samples
         self.moves: dict[int, int] = {} if moves is None else moves
+        self.held: dict[int, Array] = {} if held is None else held
         self.met: list[tuple[int, ...]] = []
         self.found: dict[int, _Found] = {}
         self.loop_entered: _Loop | None = None
@@ -340,6 +403,8 @@ class Disturber(Watcher):
         self.formed: set[str] = set()
         self.scaled: set[str] = set()
         self.asked: dict[int, Array] = {}
+        self.returned: dict[int, Array] = {}
+        self.passing: set[int] = set()
         self.mixing: dict[int, Mixing] = {}
         self._axes: dict[int, Axes] = {}
         self._carried: list[_Carried] = []
@@ -426,6 +491,12 @@ class Disturber(Watcher):
         if axis is None:
             self.computed(operands[place])
             return results
+        if self.loop_entered is None:
+            self.returned[number] = result
+            if number not in self.moves:
+                result = self.held.get(number, result)
+            if kind != "gather" and not _is_product(eqn, layers[0].known):
+                self.passing.add(number)
         found[number] = _Found(axis, result, jnp.mean(jnp.square(result)), layers)
         if self.noise is not None and number not in self.moves:
             noise = self.noise(number, shape, result.dtype)
@@ -450,7 +521,7 @@ class Disturber(Watcher):
         """The result of an equation that is linear in what a layer returned, whose point may move behind it."""
         (result,), known = results, [plain(value) for value in operands]
         at = {place: v.carried for place, v in enumerate(operands) if isinstance(v, Tagged) and v.carried is not None}
-        links = {place: _Behind(eqn, place, known[:place] + known[place + 1 :]) for place in at}
+        links = {place: _Behind(eqn, place, known[:place] + known[place + 1 :], known[place]) for place in at}
         for place, note in at.items() if eqn.primitive.name == "dot_general" else ():
             if self._moves(eqn, place, self._carried[note]):
                 return [self._moved(self._carried[note], links[place], result)]
@@ -472,11 +543,13 @@ class Disturber(Watcher):
     def _moved(self, carried: _Carried, link: _Behind, result: Array) -> Tagged:
         """What lies behind the product that a point moves to."""
         number, arranged = carried.number, _Arranged(self._axes[id(link.eqn)])
+        self.returned[number] = result
+        result = self.held.get(number, result)
         value = arranged.apply(result)
         after: tuple[_Behind | _Shaped | _Arranged, ...] = (_Shaped(carried.shape), *carried.links, link, arranged)
         self.mixing[number] = Mixing(self.asked[number], after, carried.products)
         layers = [replace(layer, after=after, shape=value.shape) for layer in self.found[number].layers]
-        self.found[number] = _Found(0, value, jnp.mean(jnp.square(value)), layers)
+        self.found[number] = _Found(0, value, jnp.mean(jnp.square(value)), layers, (link, arranged))
         if self.noise is None:
             return Tagged(result)
         return Tagged(result + arranged.undone(self.noise(number, value.shape, value.dtype)))
@@ -494,6 +567,13 @@ class Disturber(Watcher):
 def _behind(value: Tagged, link: _Link) -> tuple[tuple[str, tuple[_Link, ...]], ...]:
     """The same behind one more equation."""
     return tuple((name, (*links, link)) for name, links in value.parts)
+
+
+def _is_product(eqn: Any, known: list[Any]) -> bool:
+    """Whether a layer is linear in what it reads beside its leaf, the numbers of samples one by one."""
+    if eqn.primitive.name == "mul":  # not the scale of a normalisation, by which one number of a sample is multiplied
+        return bool(known[0].size == eqn.outvars[0].aval.size)
+    return eqn.primitive.name in _PRODUCTS
 
 
 def _is_parameter(value: Tagged) -> bool:

@@ -67,24 +67,6 @@ def _back(jaxpr: Jaxpr, ends: Sequence[Axes | None], found: dict[int, Axes]) -> 
     return [known.get(atom) for atom in jaxpr.invars]
 
 
-def inputs_needed(trace: ClosedJaxpr) -> list[list[bool]]:
-    """By the results of a trace, flags of its inputs, True for those that a result depends on.
-
-    >>> import jax
-    >>> inputs_needed(jax.make_jaxpr(lambda x, y: (2 * x, x + y))(1.0, 2.0))
-    [[True, False], [True, True]]
-    """
-
-    def flags(result: Any) -> list[bool]:
-        needed = {result}
-        for eqn in reversed(trace.jaxpr.eqns):
-            if needed.intersection(eqn.outvars):
-                needed.update(atom for atom in eqn.invars if not isinstance(atom, Constant))
-        return [variable in needed for variable in trace.jaxpr.invars]
-
-    return [flags(atom) for atom in trace.jaxpr.outvars]
-
-
 def source(eqn: Any, operand: int, axis: int | None) -> int | None:
     """The axis of an operand that becomes an axis of the equation's result; None for none."""
     old, new = eqn.invars[operand].aval.shape, eqn.outvars[0].aval.shape

@@ -32,6 +32,7 @@ class Feedback(NamedTuple):
     bins: int = 8
     unbiased: bool = False
     averaged: Any = 1.0
+    answers: bool = True
 
 
 class PerSample(NamedTuple):
@@ -135,7 +136,13 @@ def per_sample(
 
 
 def learned_feedback(
-    example: Any, decay: Any = 0.99, *, bins: int = 8, unbiased: bool = False, averaged: Any = 1.0
+    example: Any,
+    decay: Any = 0.99,
+    *,
+    bins: int = 8,
+    unbiased: bool = False,
+    averaged: Any = 1.0,
+    answers: bool = True,
 ) -> Feedback:
     r"""A prediction of each layer's slopes that is learned from the slopes that the noise finds.
 
@@ -162,6 +169,11 @@ def learned_feedback(
             particles, N numbers a sample and n for this one, the share ``n k / (n k + N)`` of what the noise finds is
             added. 1 has the smallest error sample by sample, and leaves layers alone of which nothing is predicted;
             large ones come near ``unbiased=True``.
+        answers: flag; True predicts slopes from those of the layers behind too, through their matrices and through what
+            lies between, which is asked: the model is evaluated with what a layer returns moved along the gradient,
+            both ways, and all other layers' outputs held. Right where a change of number k does to i what a change of i
+            does to k, as of activations, softmax and normalisation; how right, the noise says. Not with layers in
+            loops, nor between layers of other shapes, as where images are pooled.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``
@@ -176,6 +188,7 @@ def learned_feedback(
     real("decay", decay, SHARE)
     whole("bins", bins)
     flag("unbiased", unbiased)
+    flag("answers", answers)
     real("averaged", averaged, AT_LEAST_ONE)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), example)
-    return Feedback(shapes, decay, bins, unbiased, averaged)
+    return Feedback(shapes, decay, bins, unbiased, averaged, answers)

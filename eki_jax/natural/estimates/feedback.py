@@ -22,10 +22,13 @@ from jax import lax
 from eki_jax._types import Array
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter.binding import varying, varying_over
+from eki_jax.natural.estimates.answers import Answer
 
 # Features of a prediction: a square matrix of them is solved for each layer.
 LARGEST = 4096
 _RIDGE = 1e-3  # of the features' mean square, whatever the noise
+# Variances, from layer to layer, of the weights of three predictions: by the outputs, the answer, and that by range.
+_SPREADS = (0.03, 0.1, 0.03)
 _ROUNDING = 1e-5  # of predictions' products, which may be of layers that predict the same
 _TINY = 1e-30
 
@@ -66,21 +69,26 @@ class Learned(NamedTuple):
         return cls(zero, outer, cross, by_range, by_range, zero, zero, zero, zero)
 
 
-class Together(NamedTuple):
-    """How the predictions of layers of one size predict each other's slopes: sums over samples, which forget.
+class Ways(NamedTuple):
+    """How right each of several predictions of one layer's slopes was: sums over samples, which forget.
 
     Attributes:
-        gram: products of the predictions with each other, shape (G, G), of G layers.
-        cross: products of the slopes (rows) with the predictions (columns), shape (G, G).
+        gram: products of the C predictions with each other, shape (C, C).
+        cross: products of the slopes with them, shape (C,).
+        by_range: products of the slopes with the gradient in what the layers behind read, and squares of this, for each
+            range of what the unit returned, shapes (n, bins); None where nothing answers.
     """
 
     gram: Array
     cross: Array
+    by_range: tuple[Array, Array] | None = None
 
     @classmethod
-    def nothing(cls, layers: int) -> Together:
-        """Before the first step."""
-        return cls(jnp.zeros((layers, layers)), jnp.zeros((layers, layers)))
+    def nothing(cls, alike: int, answering: tuple[int, int] | None) -> Ways:
+        """Before the first step, by so many layers' predictions, and answers to a layer of (units, bins)."""
+        by_range = None if answering is None else (jnp.zeros(answering), jnp.zeros(answering))
+        number = alike if answering is None else alike + 2
+        return cls(jnp.zeros((number, number)), jnp.zeros(number), by_range)
 
 
 class Memory(NamedTuple):
@@ -88,11 +96,11 @@ class Memory(NamedTuple):
 
     Attributes:
         layers: sums of each layer's slopes, by its number.
-        together: sums of the predictions of layers that return equal shapes, by names for these.
+        ways: sums of the predictions of each layer's slopes of which there are several, by its number.
     """
 
     layers: dict[str, Learned]
-    together: dict[str, Together]
+    ways: dict[str, Ways]
 
 
 class Features(NamedTuple):
@@ -182,46 +190,97 @@ def predicted(learned: Learned, features: Features, unknowns: float) -> Predicti
     # By the inverse: a processor solves for many right sides far more slowly than it multiplies.
     one = jnp.eye(len(learned.outer))
     back = jax.scipy.linalg.solve(learned.outer + penalty * one, one, assume_a="pos") @ learned.cross
-    units = learned.along.shape[0]
-    penalty = noise / units + _TINY  # of a factor, whose prior is 1; of a unit's, whose prior is its layer's
-    shared = (jnp.sum(learned.along, axis=0) + penalty) / (jnp.sum(learned.squares, axis=0) + penalty)
-    own = (learned.along + penalty * shared[None]) / (learned.squares + penalty)
     linear = features.g @ back
-    factors = jnp.take_along_axis(own.T, features.ranges, axis=0)
+    factors = _factors(learned.along, learned.squares, _noise(learned), features.ranges)
     # How right it has been, of slopes that it had not seen.
     trust = jnp.clip(learned.aligned / (learned.predicted + _TINY), 0, 1)
     whole = factors * linear
     return Prediction(trust * whole, linear, factors, whole)
 
 
-def combined(together: Together, layers: list[Learned], predictions: list[Prediction]) -> list[Prediction]:
-    """The predictions of layers of one size, each the sum of all that predicts its slopes best.
+def _factors(along: Array, squares: Array, penalty: Array, ranges: Array) -> Array:
+    """The values (B, n) of c: of a layer's the prior is 1, of a unit's it is its layer's."""
+    penalty = penalty + _TINY
+    shared = (jnp.sum(along, axis=0) + penalty) / (jnp.sum(squares, axis=0) + penalty)
+    own = (along + penalty * shared[None]) / (squares + penalty)
+    return jnp.take_along_axis(own.T, ranges, axis=0)
 
-    Layers that are added to one stream, as the blocks of a residual network, have nearly the same slopes, and one of
-    them may have learned its way back with less noise.
+
+def several(ways: Ways, learned: Learned, features: Features, alike: list[Prediction], answer: Answer | None) -> Array:
+    """All that predicts the slopes of one layer, shape (C, B, n).
+
+    Args:
+        ways: sums of the steps before.
+        learned: sums of the layer.
+        features: numbers from which the slopes are predicted.
+        alike: predictions by the outputs, of this layer and all that return equal shapes. Layers that are added to one
+            stream, as the blocks of a residual network, have nearly the same slopes, and one of them may have learned
+            its way back with less noise.
+        answer: answer of what lies behind, shapes (B, n); or None.
     """
-    each = jnp.stack([prediction.whole for prediction in predictions])
-    rounding = _ROUNDING * jnp.trace(together.gram) / len(together.gram) + _TINY
-    found = []
-    for own, learned, prediction in zip(together.cross, layers, predictions, strict=True):
-        noise = learned.missed / jnp.maximum(learned.samples, 1) / each.shape[-1] + rounding
-        matrix = together.gram + noise * jnp.eye(len(own))
-        factors = jax.scipy.linalg.solve(matrix, own, assume_a="pos")
-        found.append(prediction._replace(slopes=jnp.tensordot(factors, each, axes=1)))
-    return found
+    found = [prediction.whole for prediction in alike]
+    if answer is not None:
+        assert ways.by_range is not None
+        found += [answer.slopes, _factors(*ways.by_range, _noise(learned), features.ranges) * answer.asked]
+    return jnp.stack(found)
 
 
-def updated_together(
-    together: Together, predictions: list[Prediction], slopes: list[Array], decay: Any, batch: Axis
-) -> Together:
-    """The sums with one step's slopes, shapes (B, n), which have noise and no bias."""
-    each, rows = jnp.stack([prediction.whole for prediction in predictions]), jnp.stack(slopes)
-    new = Together(jnp.einsum("gbn,hbn->gh", each, each), jnp.einsum("gbn,hbn->gh", rows, each))
-    return jax.tree.map(lambda old, new: decay * old + new, together, batch.sum(new))
+def combined(ways: Ways, learned: Learned, each: Array, right: Array) -> Array:
+    """The sum of several predictions that is right for one layer's slopes, by those of the steps before.
+
+    Args:
+        ways: sums of the steps before.
+        learned: sums of the layer.
+        each: predictions, shape (C, B, n).
+        right: factor of the answers that is right for all layers, :func:`rightness`.
+    """
+    noise = _noise(learned) + _ROUNDING * jnp.trace(ways.gram) / len(ways.gram) + _TINY
+    # What a layer's own sums cannot tell: other predictions add nothing, and answers are as right as everywhere.
+    expected, spread = jnp.zeros(len(each)), jnp.ones(len(each))
+    if ways.by_range is not None:
+        expected, spread = jnp.array([0, right, 0]), jnp.array(_SPREADS)
+    matrix = ways.gram + jnp.diag(noise / spread)
+    factors = expected + jax.scipy.linalg.solve(matrix, ways.cross - ways.gram @ expected, assume_a="pos")
+    if ways.by_range is not None:  # else errors would grow from layer to layer, the first ones' most
+        factors = factors.at[1].set(jnp.clip(factors[1], 0, 1))
+    return jnp.tensordot(factors, each, axes=1)
+
+
+def rightness(ways: list[Ways], layers: list[Learned]) -> Array:
+    """How right answers are, in [0, 1], by those to all layers: what they are to be multiplied by."""
+    along, squares = jnp.zeros(()), jnp.ones(())  # before anything is known, zero
+    for own, learned in zip(ways, layers, strict=True):
+        noise = _noise(learned)
+        known = jnp.where(noise > 0, 1 / jnp.where(noise > 0, noise, 1), 0)
+        along, squares = along + known * own.cross[1], squares + known * own.gram[1, 1]
+    return jnp.clip(along / squares, 0, 1)
+
+
+def _noise(learned: Learned) -> Array:
+    """What predictions leave of the slopes of one sample, a unit."""
+    return learned.missed / jnp.maximum(learned.samples, 1) / learned.cross.shape[1]
+
+
+def updated_ways(
+    ways: Ways, features: Features, each: Array, answer: Answer | None, slopes: Array, decay: Any, batch: Axis
+) -> Ways:
+    """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
+    new = Ways(jnp.einsum("gbn,hbn->gh", each, each), jnp.einsum("gbn,bn->g", each, slopes))
+    if answer is not None:
+        assert ways.by_range is not None
+        values, bins = (slopes * answer.asked, jnp.square(answer.asked)), ways.by_range[0].shape[1]
+        new = new._replace(by_range=_summed_by_range(features.ranges, values, bins))
+    return jax.tree.map(lambda old, new: decay * old + new, ways, batch.sum(new))
 
 
 def updated(
-    learned: Learned, features: Features, prediction: Prediction, slopes: Array, decay: Any, batch: Axis
+    learned: Learned,
+    features: Features,
+    prediction: Prediction,
+    expected: Array,
+    slopes: Array,
+    decay: Any,
+    batch: Axis,
 ) -> Learned:
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
     root = jnp.sqrt(batch.mean(jnp.mean(jnp.square(prediction.factors), axis=0, keepdims=True)))
@@ -237,13 +296,13 @@ def updated(
         aligned=jnp.vdot(slopes, prediction.whole),
         predicted=jnp.vdot(prediction.whole, prediction.whole),
         found=jnp.vdot(slopes, slopes),
-        missed=jnp.sum(jnp.square(slopes - prediction.slopes)),
+        missed=jnp.sum(jnp.square(slopes - expected)),
     )
     return jax.tree.map(lambda old, new: decay * old + new, learned, batch.sum(new))
 
 
-def _summed_by_range(ranges: Array, values: tuple[Array, ...], bins: int) -> tuple[Array, ...]:
-    """The sums over the rows of several values (B, n), for each range (B, n) apart: shapes (n, bins)."""
+def _summed_by_range(ranges: Array, values: tuple[Array, Array], bins: int) -> tuple[Array, Array]:
+    """The sums over the rows of two values (B, n), for each range (B, n) apart: shapes (n, bins)."""
 
     def at_once(ranges: Array, *values: Array) -> tuple[Array, ...]:
         at = ranges[..., None] == jnp.arange(bins)

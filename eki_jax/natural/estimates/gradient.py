@@ -19,20 +19,23 @@ from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
 from eki_jax.kernel.interpreter import Disturber, Mixing, Point, Tagged, interpreted, leaf_name
 from eki_jax.kernel.interpreter.binding import varying, varying_over
-from eki_jax.kernel.interpreter.places import inputs_needed
+from eki_jax.kernel.interpreter.parts import inputs_needed
 from eki_jax.kernel.precision import Precision, is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
+from eki_jax.natural.estimates.answers import Answer, Between
 from eki_jax.natural.estimates.feedback import (
     Features,
     Learned,
     Memory,
     Prediction,
-    Together,
+    Ways,
     combined,
     predicted,
+    rightness,
+    several,
     updated,
-    updated_together,
+    updated_ways,
 )
 from eki_jax.natural.estimates.feedback import sizes as feedback_sizes
 from eki_jax.natural.estimates.span import share_of_loss
@@ -47,10 +50,10 @@ _WHOLE = 2**31 - 1
 class Gradient(NamedTuple):
     """See :func:`gradient`."""
 
-    @property
-    def extra_passes(self) -> int:
-        """One: the mean particle's, which is watched."""
-        return 1
+    def extra_passes(self, setup: Setup) -> int:
+        """One: the mean particle's, which is watched; and one for slopes through the matrices of the layers behind."""
+        feedback = _per_sample(setup).feedback
+        return 2 if feedback is not None and feedback.answers else 1
 
     @property
     def needs_model(self) -> bool:
@@ -79,20 +82,25 @@ class Gradient(NamedTuple):
         feedback = _per_sample(setup).feedback
         if feedback is None:
             return None
-        found: list[tuple[dict[str, tuple[int, int]], dict[str, list[int]]]] = []
+        found: list[tuple[dict[int, tuple[int, int]], dict[int, int], set[int]]] = []
 
         def traced(mean: Params, x: Any) -> None:
             seen = Undisturbed.of(forward, mean, x, _per_sample(setup))
             outputs = [leaf.shape for leaf in jax.tree.leaves(seen.outputs)]
-            sizes = {str(u): feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy}
-            found.append((sizes, seen.alike()))
+            sizes = {u: feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy}
+            alike = {u: len(seen.alike(u)) for u in seen.noisy}
+            found.append((sizes, alike, seen.answering() if feedback.answers else set()))
 
         jax.eval_shape(traced, mean, feedback.example)
-        sizes, alike = found[-1]
-        return Memory(
-            {number: Learned.nothing(*size, feedback.bins) for number, size in sizes.items()},
-            {name: Together.nothing(len(layers)) for name, layers in alike.items()},
-        )
+        sizes, alike, answering = found[-1]
+        layers, ways = dict[str, Learned](), dict[str, Ways]()
+        for u, (features, units) in sizes.items():
+            layers[str(u)] = Learned.nothing(features, units, feedback.bins)
+            if u in answering:
+                ways[str(u)] = Ways.nothing(1, (units, feedback.bins))
+            elif alike[u] > 1:
+                ways[str(u)] = Ways.nothing(alike[u], None)
+        return Memory(layers, ways)
 
     def direction(
         self,
@@ -120,7 +128,7 @@ class Gradient(NamedTuple):
         value, in_outputs = jax.value_and_grad(lambda z: jnp.asarray(setup.loss(z, targets)))(seen.outputs)
         in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
         keys = axes.particles.gathered(drawn[0])
-        known = seen.predicted(setup, in_outputs, memory)
+        known = seen.predicted(setup, in_outputs, memory, sigma)
         slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma, known)
         if memory is not None:
             memory = seen.learned(setup, memory, known, slopes)
@@ -147,8 +155,8 @@ class Gradient(NamedTuple):
 def gradient() -> Gradient:
     """The estimate of :func:`eki_jax.natural.per_sample` deviations: the loss's gradient, for any optimizer.
 
-    >>> gradient().extra_passes
-    1
+    >>> gradient().needs_model
+    True
     """
     return Gradient()
 
@@ -168,6 +176,9 @@ class Undisturbed(NamedTuple):
         formed: names of leaves that go through a function of their own, number by number.
         scaled: names of those of which such a function computes a scale, which counts as a constant.
         moves: points behind products that mix places, by number, each with the number of products before that.
+        mixes: number of samples, where such products are looked for; None where not.
+        returned: outputs of the layers' equations, by number; of no loop.
+        passing: numbers of the layers that what they read passes through, as a bias.
     """
 
     forward: ForwardFn
@@ -181,6 +192,9 @@ class Undisturbed(NamedTuple):
     formed: frozenset[str]
     scaled: frozenset[str]
     moves: dict[int, int]
+    mixes: int | None
+    returned: dict[int, Array]
+    passing: set[int]
 
     @classmethod
     def of(cls, forward: ForwardFn, mean: Params, x: Any, deviations: PerSample) -> Undisturbed:
@@ -196,7 +210,8 @@ class Undisturbed(NamedTuple):
         jax.eval_shape(lambda x: interpreted(forward, mean, _tagged(leaves), (_batch_of_one(x),), alone), _first(x))
         of_one = lambda number: alone.met[number] if number < len(alone.met) else ()  # which is an error, below
         axis_of = lambda number, shape: _axis_of_samples(shape, of_one(number), samples)
-        disturber = Disturber(axis_of, samples=samples if deviations.causal and deviations.mixing else None)
+        mixes = samples if deviations.causal and deviations.mixing else None
+        disturber = Disturber(axis_of, samples=mixes)
         outputs = interpreted(forward, mean, _tagged(leaves), (x,), disturber)
         if len(alone.met) != len(disturber.met):
             raise ValueError(
@@ -212,62 +227,101 @@ class Undisturbed(NamedTuple):
         whole, formed, scaled = map(frozenset, (disturber.others, disturber.formed, disturber.scaled))
         moves = {number: product.earlier for number, product in disturber.mixing.items()}
         points, exact = disturber.points, disturber.exact
-        return cls(forward, mean, x, outputs, points, exact, leaves, whole, formed, scaled, moves)
+        returned, passing = disturber.returned, disturber.passing
+        return cls(
+            forward, mean, x, outputs, points, exact, leaves, whole, formed, scaled, moves, mixes, returned, passing
+        )
 
     @property
     def noisy(self) -> list[int]:
         """The numbers of the points where noise is added."""
         return [number for number in self.points if number not in self.exact]
 
-    def alike(self) -> dict[str, list[int]]:
-        """The numbers of the points that return equal shapes, by names for these, where there is more than one."""
-        found: dict[str, list[int]] = {}
-        for u in self.noisy:
-            found.setdefault(f"shape {_samples_first(self.points[u])[1:]}", []).append(u)
-        return {name: layers for name, layers in found.items() if len(layers) > 1}
+    def alike(self, number: int) -> list[int]:
+        """The numbers of the points that return equal shapes, the point's own too."""
+        shape = _samples_first(self.points[number])[1:]
+        return [u for u in self.noisy if _samples_first(self.points[u])[1:] == shape]
 
-    def predicted(self, setup: Setup, in_outputs: Any, memory: Memory | None) -> dict[int, Known]:
+    def between(self) -> Between | None:
+        """What lies between the layers; None with layers in loops, which are not held at every turn."""
+        if not {*self.points} <= {*self.returned}:
+            return None
+
+        def reads(held: dict[int, Array]) -> list[Array]:
+            disturber = Disturber(self._axis_of, samples=self.mixes, moves=self.moves, held=held)
+            interpreted(self.forward, self.mean, _tagged(self.leaves), (self.x,), disturber)
+            return [read.value for point in disturber.points.values() for read in point.reads]
+
+        return Between(self.points, self.leaves, self.returned, self.passing, reads)
+
+    def answering(self) -> set[int]:
+        """The numbers of the points to which what lies behind answers."""
+        between = self.between()
+        return set() if between is None else {u for u in self.noisy if between.behind(u).places}
+
+    def predicted(self, setup: Setup, in_outputs: Any, memory: Memory | None, sigma: Array) -> dict[int, Known]:
         """The slopes that were learned, at the points of which something was; none without memory."""
         if memory is None:
             return {}
         deviations, batch = _per_sample(setup), setup.axes.batch
         assert deviations.feedback is not None
-        alike = self.alike()
-        if (set(memory.layers), set(memory.together)) != ({*map(str, self.noisy)}, set(alike)):
-            learned, met = ([*memory.layers, *memory.together], [*map(str, self.noisy), *alike])
+        if {*memory.layers} != {*map(str, self.noisy)}:
             raise ValueError(
-                f"feedback: learned of layers {', '.join(learned)} and the batch meets {', '.join(met)}; "
-                "wanted an example with the batch's shapes, but for the number of samples"
+                f"feedback: learned of layers {', '.join(memory.layers)} and the batch meets "
+                f"{', '.join(map(str, self.noisy))}; wanted an example with the batch's shapes, but for the number of "
+                "samples"
             )
         unknowns = sum(math.prod(self.points[u].of_one) for u in self.noisy) / setup.cloud.particles
         if deviations.causal:
             unknowns /= jax.tree.leaves(in_outputs)[0].shape[1]
-        known: dict[int, Known] = {}
+        features, alone = dict[int, Features](), dict[int, Prediction]()
         for u in self.noisy:
             returned = jnp.moveaxis(self.points[u].value, self.points[u].axis, 0)
-            features = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
-            known[u] = Known(features, predicted(memory.layers[str(u)], features, unknowns))
-        for name, layers in alike.items():
-            own = [memory.layers[str(u)] for u in layers]
-            better = combined(memory.together[name], own, [known[u].prediction for u in layers])
-            known |= {u: known[u]._replace(prediction=part) for u, part in zip(layers, better, strict=True)}
+            features[u] = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
+            alone[u] = predicted(memory.layers[str(u)], features[u], unknowns)
+        outputs = jax.tree.leaves(in_outputs)
+        slopes = {u: outputs[place].reshape(self.points[u].shape) for u, place in self.exact.items()}
+        sizes, between = self.sizes(setup, sigma), self.between()
+        answering = [number for number, ways in memory.ways.items() if ways.by_range is not None]
+        right = rightness([memory.ways[u] for u in answering], [memory.layers[u] for u in answering])
+        known: dict[int, Known] = {}
+        for u in reversed(self.noisy):  # what lies behind first
+            point, own, ways = self.points[u], memory.layers[str(u)], memory.ways.get(str(u))
+            known[u] = Known(features[u], alone[u], alone[u].slopes)
+            if ways is not None:
+                answer, by_outputs = None, [alone[other] for other in self.alike(u)]
+                if ways.by_range is not None:
+                    by_outputs = [alone[u]]  # those of other layers say nothing more: few weights have little noise
+                    assert between is not None
+                    said = between.answer(u, slopes, sizes[u], batch)
+                    rows = (jnp.moveaxis(part, point.axis, 0).reshape(alone[u].whole.shape) for part in said)
+                    answer = Answer(*(part.astype(jnp.float32) for part in rows))
+                each = several(ways, own, features[u], by_outputs, answer)
+                known[u] = Known(features[u], alone[u], combined(ways, own, each, right), each, answer)
+            slopes[u] = jnp.moveaxis(known[u].slopes.reshape(features[u].shape), 0, point.axis).astype(point.dtype)
         return known
 
     def learned(self, setup: Setup, memory: Memory, known: dict[int, Known], slopes: dict[int, Slope]) -> Memory:
         """The memory with a step's slopes."""
         feedback, batch = _per_sample(setup).feedback, setup.axes.batch
         assert feedback is not None
-        layers: dict[str, Learned] = {}
-        rows: dict[int, Array] = {}
-        for u, (features, prediction) in known.items():
-            own = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(features.ranges.shape)
-            rows[u] = own.astype(jnp.float32)
-            layers[str(u)] = updated(memory.layers[str(u)], features, prediction, rows[u], feedback.decay, batch)
-        together: dict[str, Together] = {}
-        for name, alike in self.alike().items():
-            parts, own_rows = [known[u].prediction for u in alike], [rows[u] for u in alike]
-            together[name] = updated_together(memory.together[name], parts, own_rows, feedback.decay, batch)
-        return Memory(layers, together)
+        layers, ways = dict[str, Learned](), dict[str, Ways]()
+        for u, part in known.items():
+            found = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(part.slopes.shape)
+            found = found.astype(jnp.float32)
+            own, number = memory.layers[str(u)], str(u)
+            layers[number] = updated(own, part.features, part.alone, part.slopes, found, feedback.decay, batch)
+            if part.each is not None:
+                several = part.features, part.each, part.answer
+                ways[number] = updated_ways(memory.ways[number], *several, found, feedback.decay, batch)
+        return Memory(layers, ways)
+
+    def sizes(self, setup: Setup, sigma: Array) -> dict[int, Array]:
+        """The size of the noise at every point."""
+        if not _per_sample(setup).relative:
+            return dict.fromkeys(self.points, sigma)
+        found = {number: jnp.sqrt(setup.axes.batch.mean(point.size**2)) for number, point in self.points.items()}
+        return {number: sigma * jnp.where(size > 0, size, 1) for number, size in found.items()}
 
     def slopes(
         self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array, known: dict[int, Known]
@@ -285,12 +339,10 @@ class Undisturbed(NamedTuple):
         deviations, axes = _per_sample(setup), setup.axes
         samples = jax.tree.leaves(self.outputs)[0].shape[0]
         indices = axes.batch.own_indices(samples)
-        sizes = {number: jnp.sqrt(axes.batch.mean(point.size**2)) for number, point in self.points.items()}
-        relative = lambda size: jnp.where(size > 0, size, 1) if deviations.relative else 1
-        sizes = {number: sigma * relative(size) for number, size in sizes.items()}
+        sizes = self.sizes(setup, sigma)
         scales = dict(zip(self.leaves, jax.tree.leaves(xavier(self.mean).factor), strict=True))
         noisy = self.noisy
-        expected = {u: part.prediction.slopes.reshape(part.features.shape) for u, part in known.items()}
+        expected = {u: part.slopes.reshape(part.features.shape) for u, part in known.items()}
 
         def weights(data: Array) -> dict[str, Array]:
             key = jax.random.fold_in(_key(data), _WHOLE)
@@ -391,7 +443,7 @@ class Undisturbed(NamedTuple):
         if known is None:
             return Slope(arranged(found), arranged(found))
         assert deviations.feedback is not None
-        prediction = known.prediction.slopes.reshape(known.features.shape).astype(found.dtype)
+        prediction = known.slopes.reshape(known.features.shape).astype(found.dtype)
         share = share if deviations.causal else share[:, 0]
         used = _followed(found, share, deviations)
         return Slope(arranged(prediction + found), arranged(prediction + used))
@@ -470,10 +522,21 @@ class Slope(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of a point's slopes before there is noise."""
+    """What is known of a point's slopes before there is noise.
+
+    Attributes:
+        features: numbers from which they are predicted.
+        alone: prediction by the outputs.
+        slopes: slopes that are expected, shape (B, n).
+        each: several predictions of which they are a sum, shape (C, B, n); None where there is one.
+        answer: answer of what lies behind, shapes (B, n); None for none.
+    """
 
     features: Features
-    prediction: Prediction
+    alone: Prediction
+    slopes: Array
+    each: Array | None = None
+    answer: Answer | None = None
 
 
 class _Cuts(NamedTuple):

@@ -307,9 +307,9 @@ class Localized(NamedTuple):
 
     iterations: int = 10
 
-    @property
-    def extra_passes(self) -> int:
+    def extra_passes(self, setup: Setup) -> int:
         """One: the mean particle's, which is watched."""
+        del setup
         return 1
 
     @property

@@ -216,9 +216,9 @@ class Span(NamedTuple):
 
     space: Space | None = None
 
-    @property
-    def extra_passes(self) -> int:
+    def extra_passes(self, setup: Setup) -> int:
         """None."""
+        del setup
         return 0
 
     @property

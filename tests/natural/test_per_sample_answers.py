@@ -1,0 +1,194 @@
+"""Slopes from those of the layers behind: what lies between is asked, and noise says how right it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from eki_jax import natural
+from eki_jax.flax import linen_forward
+from eki_jax.kernel.axes import Axis
+from eki_jax.kernel.interpreter import Disturber, Tagged, interpreted
+from eki_jax.natural import learned_feedback, per_sample
+from eki_jax.natural.estimates.gradient import Undisturbed
+
+SAMPLES, PLACES, WIDTH = 24, 5, 8
+SQUARES = natural.mean_over_samples(lambda z, y: 0.5 * jnp.sum((z - y) ** 2))
+
+
+class Block(nn.Module):
+    """Attention and layers of its own to each place, added to a stream."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        kind = x.dtype
+        y = nn.LayerNorm(param_dtype=kind)(nn.Dense(WIDTH, param_dtype=kind)(x))
+        x = x + nn.MultiHeadDotProductAttention(2, param_dtype=kind)(y, mask=nn.make_causal_mask(x[..., 0]))
+        x = x + nn.Dense(WIDTH, param_dtype=kind)(nn.gelu(nn.Dense(3 * WIDTH, param_dtype=kind)(x)))
+        return nn.Dense(3, param_dtype=kind)(nn.LayerNorm(param_dtype=kind)(x))
+
+
+class Images(nn.Module):
+    """Convolutions, and a dense layer that reads them in one row."""
+
+    pool: Any = lambda x: x
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        x = self.pool(nn.relu(nn.Conv(4, (3, 3), param_dtype=x.dtype)(x)))
+        x = nn.swish(self.pool(nn.Conv(3, (3, 3), strides=(1, 2), padding="VALID", param_dtype=x.dtype)(x)))
+        return nn.Dense(3, param_dtype=x.dtype)(x.reshape(len(x), -1))
+
+
+def dense(p: Any, x: Any) -> Any:
+    """Two branches that are added, a scale, and a softmax between matrices."""
+    y = jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"] + jnp.sin(x @ p["c"])
+    return jax.nn.softmax(p["scale"] * y) @ p["d"]
+
+
+def turned(p: Any, x: Any) -> Any:
+    """Units in another order behind the activation: a change of the first acts on the last."""
+    return jnp.tanh(x @ p["a"])[:, ::-1] @ p["d"]
+
+
+def recurrent(p: Any, x: Any) -> Any:
+    body = lambda h, row: (jnp.tanh(h @ p["b"] + row @ p["a"]), None)
+    return jax.lax.scan(body, jnp.zeros((len(x), WIDTH), x.dtype), jnp.moveaxis(x, 1, 0))[0] @ p["d"]
+
+
+def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
+    k = jax.random.split(jax.random.key(0), 4)
+    pools = {
+        "images": lambda x: x,
+        "pooled": lambda x: nn.max_pool(x, (2, 2), (2, 2)),
+        "overlapping": lambda x: nn.max_pool(x, (3, 2), (2, 1), padding="SAME"),
+        "averaged": lambda x: nn.avg_pool(x, (2, 1), (1, 2)),
+        "normalised": lambda x: nn.max_pool(x / jnp.sum(x, axis=(1, 2), keepdims=True), (2, 2), (2, 2)),
+    }
+    modules = {"attention": Block()} | {name: Images(pool) for name, pool in pools.items()}
+    rows = (PLACES, WIDTH) if name in ("attention", "recurrent") else (12, 12, 2) if name in pools else (WIDTH,)
+    x = jax.random.normal(k[0], (SAMPLES, *rows), kind)
+    if name in modules:
+        forward, params = linen_forward(modules[name], x)
+    else:
+        forward = {"dense": dense, "turned": turned, "recurrent": recurrent}[name]
+        params = {n: jnp.zeros((WIDTH, 3 if n == "d" else WIDTH), kind) for n in "abcd"}
+        params |= {"bias": jnp.zeros(WIDTH, kind), "scale": jnp.zeros(WIDTH, kind)}
+        params = {n: params[n] for n in {"dense": params, "turned": "ad", "recurrent": "abd"}[name]}
+    leaves, structure = jax.tree.flatten(params)
+    drawn = [0.6 * jax.random.normal(jax.random.fold_in(k[1], i), m.shape, m.dtype) for i, m in enumerate(leaves)]
+    params = structure.unflatten(drawn)
+    for norm in [params[n] for n in params if n.startswith("LayerNorm")]:
+        norm["scale"] = jnp.ones_like(norm["scale"])
+    return forward, params, (x, jax.random.normal(k[2], forward(params, x).shape, kind))
+
+
+def seen(name: str) -> tuple[Undisturbed, dict[int, Any]]:
+    """What lies at the points, and the exact slopes there: the gradient in noise that is added."""
+    forward, params, batch = case(name)
+    deviations = per_sample(causal=name == "attention", feedback=learned_feedback(batch[0]))
+    found = Undisturbed.of(forward, params, batch[0], deviations)
+
+    def loss(added: dict[int, Any]) -> Any:
+        noise = lambda number, shape, dtype: added.get(number, 0)
+        disturber = Disturber(found._axis_of, noise, samples=found.mixes, moves=found.moves)
+        leaves = [Tagged(value, leaf=leaf) for leaf, value in found.leaves.items()]
+        return SQUARES(interpreted(forward, params, leaves, (batch[0],), disturber), batch[1])
+
+    return found, jax.grad(loss)({u: jnp.zeros(point.shape) for u, point in found.points.items()})
+
+
+def answers(name: str) -> dict[int, tuple[Any, Any]]:
+    """By layers that something answers to, the answer to the exact slopes of those behind, and the exact slopes."""
+    found, exact = seen(name)
+    between = found.between()
+    assert between is not None
+    size = jnp.asarray(1e-6)  # smaller than what lies between two pixels of a window
+    return {u: (between.answer(u, exact, size, Axis()).slopes, exact[u]) for u in found.answering()}
+
+
+@pytest.mark.parametrize("name", ["dense", "images", "attention", "pooled", "overlapping", "averaged"])
+def test_answers_are_the_slopes(name: str, x64: None) -> None:
+    """At every layer: of activations, a softmax, a normalisation, windows, and between layers of all kinds."""
+    found = answers(name)
+    assert {*found} == {*seen(name)[0].noisy}
+    for answer, exact in found.values():
+        assert float(jnp.linalg.norm(exact)) > 1e-4
+        np.testing.assert_allclose(answer, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_what_turns_units_answers_elsewhere(x64: None) -> None:
+    """The answer is what a change would do, which is not what changes do here."""
+    ((answer, exact),) = answers("turned").values()
+    assert not np.allclose(answer, exact, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["normalised", "recurrent"])
+def test_what_nothing_answers_to(name: str, x64: None) -> None:
+    """Between a convolution and what reads its images normalised and pooled, and between the turns of a loop."""
+    found, _ = seen(name)
+    first = min(found.noisy)
+    assert first not in found.answering()
+
+
+def trained(name: str, steps: int, **options: Any) -> tuple[Any, Any, np.ndarray]:
+    """The solver's state after some steps, its next estimates of the gradient, and the gradient."""
+    forward, params, batch = case(name, "float32")
+    feedback = learned_feedback(batch[0], 0.99, **options)
+    settings: Any = {"deviations": per_sample(feedback=feedback, causal=name == "attention")}
+    solver = natural.natural_gradient(forward, SQUARES, 4, 0.01, optimizer=optax.sgd(1e-4), **settings)
+    state, step = solver.init(params, jax.random.key(3)), jax.jit(solver.step)
+    for _ in range(steps):
+        state, info = step(state, batch)
+        assert bool(info.moved)
+    moved = [step(state._replace(key=jax.random.key_data(jax.random.key(i))), batch)[0].position for i in range(16)]
+    found = [flat(jax.tree.map(lambda a, b: (a - b) / 1e-4, state.position, position)) for position in moved]
+    return state, np.stack(found), flat(jax.grad(lambda p: SQUARES(forward(p, batch[0]), batch[1]))(state.position))
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return found @ wanted / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("name", ["dense", "pooled", "attention"])
+def test_few_particles_find_the_gradient(name: str) -> None:
+    """Four particles for up to hundreds of numbers, by what few steps learned."""
+    _, found, wanted = trained(name, 60)
+    near, far = cosines(found, wanted), cosines(trained(name, 60, answers=False)[1], wanted)
+    assert near.min() > 0.95
+    assert near.mean() > far.mean() + 0.01
+
+
+def test_wrong_answers_do_no_harm() -> None:
+    """Noise says that they are wrong: estimates are as near as without, and without bias where that is asked for."""
+    state, found, wanted = trained("turned", 100, unbiased=True)
+    _, without, own = trained("turned", 100, unbiased=True, answers=False)
+    assert cosines(found, wanted).mean() > cosines(without, own).mean() - 0.05
+    error = np.linalg.norm(found.mean(0) - wanted)
+    assert error < 2 * np.sqrt(found.var(0).sum() / len(found))
+    (ways,) = state.memory.ways.values()
+    assert ways.cross.shape == (3,)
+
+
+def test_models_that_do_not_answer_work_as_before() -> None:
+    """Where nothing answers to any layer, not a number is another."""
+    np.testing.assert_array_equal(trained("recurrent", 5)[1], trained("recurrent", 5, answers=False)[1])
+
+
+def test_passes_that_answers_take_are_counted() -> None:
+    """One more than without: slopes go through all matrices behind."""
+    forward, _, batch = case("dense", "float32")
+    count = lambda answers: natural.natural_gradient(
+        forward, SQUARES, 4, 0.01, deviations=per_sample(feedback=learned_feedback(batch[0], answers=answers))
+    ).passes(4)
+    assert count(True) == count(False) + 1
