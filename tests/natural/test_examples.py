@@ -138,7 +138,7 @@ def test_the_cosines_are_those_of_the_page(capsys: pytest.CaptureFixture[str], m
     importlib.import_module("per_sample_cosines").main(["12"])
     page = list(map(_numbers_and_name, (ROOT / "docs" / "per_sample.md").read_text().splitlines()))
     lines = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
-    assert len(lines) == 7
+    assert len(lines) == 9
     for line in lines:
         numbers, name = _numbers_and_name(line)
         (printed,) = [of for of, row in page if of and row == name]
