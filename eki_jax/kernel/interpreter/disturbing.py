@@ -21,7 +21,7 @@ from eki_jax.kernel.interpreter.watching import Loop, Watcher
 _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
 # Layers that are linear in what they read, too.
-_PRODUCTS = {"dot_general", "conv_general_dilated", "mul"}
+_PRODUCTS = {"dot_general", "conv_general_dilated"}
 # Equations that take parts of a leaf.
 _CUTS = {"slice", "split"}
 # Equations that are linear in one operand, or in either: what carries a layer's outputs on as they are, but for a map.
@@ -570,10 +570,12 @@ def _behind(value: Tagged, link: _Link) -> tuple[tuple[str, tuple[_Link, ...]], 
 
 
 def _is_product(eqn: Any, known: list[Any]) -> bool:
-    """Whether a layer is linear in what it reads beside its leaf, the numbers of samples one by one."""
-    if eqn.primitive.name == "mul":  # not the scale of a normalisation, by which one number of a sample is multiplied
-        return bool(known[0].size == eqn.outvars[0].aval.size)
-    return eqn.primitive.name in _PRODUCTS
+    """Whether a layer is linear in what it reads beside its leaf, and no normalisation's scale.
+
+    Such a scale is multiplied by one number of a sample, which says nothing of the numbers that are normalised.
+    """
+    scales = eqn.primitive.name == "mul" and known[0].size == eqn.outvars[0].aval.size
+    return scales or eqn.primitive.name in _PRODUCTS
 
 
 def _is_parameter(value: Tagged) -> bool:

@@ -149,12 +149,12 @@ def learned_feedback(
     .. math:: \delta_k \approx c_k(y_k) \sum_m g_m A_{mk}
 
     with g the loss's gradient in the sample's outputs (those at the same place, where layer and outputs have the same
-    places), y what the layer returned, A a matrix for each layer, and c constant over a few ranges of y. Layers that
-    return equal shapes share what they learned, as the blocks of a residual network need: each takes the sum of their
-    predictions that is right for its slopes. The noise then explains what the prediction leaves, a control variate; and
-    what few particles cannot tell of that stays with the prediction. How much of a prediction is used goes by how right
-    it has been with slopes that it had not seen. A step needs far fewer particles so: see ``docs/per_sample.md`` for
-    the numbers.
+    places), y what the layer returned, A a matrix for each layer, and c constant over a few ranges of y. Slopes of the
+    layers behind predict more, by ``answers``. Where nothing answers, layers that return equal shapes share what they
+    learned: each takes the sum of their predictions that is right for its slopes. The noise then explains what the
+    prediction leaves, a control variate; and what few particles cannot tell of that stays with the prediction. How much
+    of a prediction is used goes by how right it has been with slopes that it had not seen. A step needs far fewer
+    particles so: see ``docs/per_sample.md`` for the numbers.
 
     To learn a map back from node perturbation is the idea of Lansdell, Prakash and Kording (2020, arXiv:1906.00889); of
     theirs the map is the gradient, here it is what noise corrects.
@@ -172,8 +172,9 @@ def learned_feedback(
         answers: flag; True predicts slopes from those of the layers behind too, through their matrices and through what
             lies between, which is asked: the model is evaluated with what a layer returns moved along the gradient,
             both ways, and all other layers' outputs held. Right where a change of number k does to i what a change of i
-            does to k, as of activations, softmax and normalisation; how right, the noise says. Not with layers in
-            loops, nor between layers of other shapes, as where images are pooled.
+            does to k, as of activations, softmax and normalisation, and of windows that pool, which are asked one
+            number of each at a time; how right, the noise says. Not in models with layers in loops, nor where a layer
+            returns fewer or more numbers than are read, otherwise than by windows.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``

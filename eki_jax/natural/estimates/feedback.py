@@ -8,6 +8,9 @@ from what the layer returned, y:
 A is a linear map back from the outputs, one for each layer, and c a factor for each unit, constant over each of a few
 ranges of y: an estimate of a slope of the activation. Both are regressions on the slopes that earlier steps found, with
 sums that forget. Nothing of the model is differentiated; what is learned is what backpropagation would multiply by.
+
+Other predictions join it, each as far as the noise found it right: those of layers that return equal shapes, or what
+lies behind a layer, see :mod:`eki_jax.natural.estimates.answers`.
 """
 
 from __future__ import annotations

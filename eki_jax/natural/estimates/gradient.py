@@ -289,14 +289,14 @@ class Undisturbed(NamedTuple):
             point, own, ways = self.points[u], memory.layers[str(u)], memory.ways.get(str(u))
             known[u] = Known(features[u], alone[u], alone[u].slopes)
             if ways is not None:
-                answer, by_outputs = None, [alone[other] for other in self.alike(u)]
+                answer, like = None, self.alike(u)
                 if ways.by_range is not None:
-                    by_outputs = [alone[u]]  # those of other layers say nothing more: few weights have little noise
+                    like = [u]  # the others say nothing more: few weights have little noise
                     assert between is not None
                     said = between.answer(u, slopes, sizes[u], batch)
                     rows = (jnp.moveaxis(part, point.axis, 0).reshape(alone[u].whole.shape) for part in said)
                     answer = Answer(*(part.astype(jnp.float32) for part in rows))
-                each = several(ways, own, features[u], by_outputs, answer)
+                each = several(ways, own, features[u], [alone[other] for other in like], answer)
                 known[u] = Known(features[u], alone[u], combined(ways, own, each, right), each, answer)
             slopes[u] = jnp.moveaxis(known[u].slopes.reshape(features[u].shape), 0, point.axis).astype(point.dtype)
         return known
