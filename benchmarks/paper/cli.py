@@ -11,7 +11,7 @@ from benchmarks import precision
 from benchmarks.harness import experiment, store
 from benchmarks.harness.command import Parser, Refused, command, folder
 from benchmarks.harness.experiment import Experiment, Made, Result
-from benchmarks.paper import classification
+from benchmarks.paper import classification, epochs
 from benchmarks.paper.common import finish, measured
 from benchmarks.paper.experiments import EXPERIMENTS, module, title
 from benchmarks.paper.table import results, section, write_table
@@ -67,12 +67,14 @@ def _measure(of: Any, name: str, arguments: argparse.Namespace, path: Path) -> N
     """Run an experiment, and write its file."""
     preset, out, only = arguments.preset, path.parent, arguments.only or ""
     results(out, but=name)
-    merges = hasattr(of, "cells") and preset != "smoke"  # cell by cell
+    merges = (hasattr(of, "cells") or hasattr(of, "FIGURE")) and preset != "smoke"  # run by run
     store.earlier(path, None if merges else preset, experiment=name)
     if hasattr(of, "measure"):
         finish(name, preset, arguments.seed, out, of.measure(preset, arguments.data, arguments.seed))
     elif hasattr(of, "run"):
         of.run(preset, out, arguments.data, arguments.seed, only)
+    elif hasattr(of, "FIGURE"):
+        epochs.run(name, of.FIGURE, preset, out, arguments.data, arguments.seed, arguments.precision or "auto")
     else:
         more = only, arguments.precision or "auto"
         classification.run_table(name, of.cells, preset, out, arguments.data, arguments.seed, *more)
@@ -120,7 +122,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--precision",
         choices=precision.CHOICES,
-        help="for tables of networks: of an ensemble's products in training, float32, bf16 or auto, the one that this "
-        "machine is faster in for runs on all images (default: auto)",
+        help="for tables and figures of networks: of an ensemble's products in training, float32, bf16 or auto, the "
+        "one that this machine is faster in for runs on all images (default: auto)",
     )
     return parser

@@ -6,7 +6,8 @@ import importlib
 from typing import Any
 
 # name -> module with TITLE, measure(preset, data, seed) and draw(result, path). A table of networks has cells(preset)
-# alone; where cells are of another kind, there is a run(preset, out, data, seed, only) that keeps them.
+# alone, a figure of what their ensembles do from epoch to epoch a FIGURE; where cells are of another kind, there is a
+# run(preset, out, data, seed, only) that keeps them.
 EXPERIMENTS = {
     "dense": "benchmarks.paper.dense",
     "particles": "benchmarks.paper.particles",

@@ -6,7 +6,6 @@ The bounds are ``|mean u| / max_j |eta_j|`` and ``|mean u| / min_j |eta_j|``.
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,13 @@ import numpy as np
 
 import eki_jax
 from benchmarks.harness.figures import band, legend, panels, save, whole_numbers
-from benchmarks.paper.common import Found, row
-from benchmarks.paper.epochs import observed, sizes, with_presets
+from benchmarks.paper.classification import shown_runs
+from benchmarks.paper.common import row
+from benchmarks.paper.epochs import Figure, Look, Seen, shown_seen, sizes
+from benchmarks.problems.registry import Problem
+from eki_jax.training import Method
 
 TITLE = "EKI(R) on DNN 1 and 2: the parameters' norm against the noise's (Figure 8)"
-SIZES = sizes(epochs=5)
-
-
-def measure(preset: str, data: Path | None, seed: int) -> Found:
-    """The bounds after every epoch."""
-    started = time.perf_counter()
-    look = lambda method, problem, size: (
-        lambda state, key: noise_bounds(state.position, problem.prior, key, size.particles)
-    )
-    seen, rows = observed("eki-r", SIZES[preset], look, data, seed)
-    bounds = {label: np.array(epochs) for label, epochs in seen.items()}
-    for label, found in bounds.items():
-        for moment, index in (("first", 0), ("last", -1)):
-            for bound, value in zip(("lower", "upper"), found[index], strict=True):
-                quantity = f"noise ratio, {moment} epoch, {bound} bound over particles"
-                rows.append(row(label, quantity, None, value, SIZES[preset][label].note))
-    last = {label: {"lower": b[-1, 0], "upper": b[-1, 1], "first_lower": b[0, 0]} for label, b in bounds.items()}
-    return Found(
-        {"noise_ratio": last, "rows": with_presets(rows, SIZES, preset), "seconds": time.perf_counter() - started},
-        {"curves": bounds},
-    )
 
 
 def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Array:
@@ -51,13 +32,42 @@ def noise_bounds(ensemble: Any, prior: Any, key: jax.Array, size: int) -> jax.Ar
     return norm(eki_jax.mean_particle(ensemble)) / jnp.stack([noise.max(), noise.min()])
 
 
+def _look(method: Method, problem: Problem) -> Look:
+    """The bounds, from as many draws as there are particles."""
+
+    def look(state: Any, key: jax.Array) -> dict[str, jax.Array]:
+        size = len(jax.tree.leaves(state.position)[0])
+        return dict(zip(("lower", "upper"), noise_bounds(state.position, problem.prior, key, size), strict=True))
+
+    return look
+
+
+def _rows(label: str, seen: Seen, note: str) -> list[dict[str, Any]]:
+    name = "noise ratio, {} epoch, {} bound over particles"
+    moments = (("first", 0), ("last", -1))
+    return [
+        row(label, name.format(moment, bound), None, values[index], note)
+        for moment, index in moments
+        for bound, values in seen.items()
+    ]
+
+
+def _says(seen: Seen) -> dict[str, float]:
+    ends = {bound: float(values[-1]) for bound, values in seen.items()}
+    return {**ends, "first_lower": float(seen["lower"][0])}
+
+
+FIGURE = Figure("eki-r", sizes(epochs=5), _look, _rows, "noise_ratio", _says)
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """A band a network, between the largest and the smallest noise of a particle."""
     figure, ((axis,),) = panels(1, 1, (5.6, 4))
-    for (label, found), style in zip(result["curves"].items(), itertools.cycle(("-", "--", ":", "-.")), strict=False):
-        values = np.array(found)
-        epochs = np.arange(1, len(values) + 1)
-        band(axis, epochs, values[:, 0], values.mean(1), values[:, 1], alpha=0.35, marks=style, label=label)
+    styles = itertools.cycle(("-", "--", ":", "-."))
+    for (label, (record,)), style in zip(shown_runs(result).items(), styles, strict=False):
+        lower, upper = (shown_seen(record)[bound] for bound in ("lower", "upper"))
+        epochs = np.arange(1, len(lower) + 1)
+        band(axis, epochs, lower, (lower + upper) / 2, upper, alpha=0.35, marks=style, label=label)
     axis.set(xlabel="epoch", ylabel="norm of the mean / norm of the noise")
     whole_numbers(axis)
     title = "band: the particle with the largest noise\nto the one with the smallest; line: their middle"

@@ -2,69 +2,68 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness.figures import legend, panels, save
-from benchmarks.paper.common import Found, row
-from benchmarks.paper.epochs import Look, Size, observed, sizes, with_presets
+from benchmarks.paper.classification import shown_runs
+from benchmarks.paper.common import row
+from benchmarks.paper.epochs import Figure, Look, Seen, shown_seen, sizes
 from benchmarks.problems.registry import Problem
 from eki_jax.training import Method
 
 TITLE = "EKI on DNN 1 and 2: every particle's accuracy against the mean's (Figure 7)"
-SIZES = sizes(epochs=4)
 
 
-def measure(preset: str, data: Path | None, seed: int) -> Found:
-    """The accuracies after every epoch."""
-    started = time.perf_counter()
+def _look(method: Method, problem: Problem) -> Look:
+    """The accuracies on the test images."""
 
-    def look(method: Method, problem: Problem, size: Size) -> Look:
-        test = problem.test if preset != "smoke" else tuple(array[:100] for array in problem.test)
-        return lambda state, key: method.accuracy(state, *test)
+    def look(state: Any, key: jax.Array) -> dict[str, jax.Array]:
+        found = method.accuracy(state, *problem.test)
+        return {"mean": found.mean, "particles": jnp.sort(found.particles), "ensemble": found.ensemble}
 
-    seen, rows = observed("eki", SIZES[preset], look, data, seed)
-    results = {}
-    for label, epochs in seen.items():
-        last = epochs[-1]
-        results[label] = {
-            "mean": float(last.mean),
-            "best": float(last.particles.max()),
-            "worst": float(last.particles.min()),
-            "deviation": float(last.particles.std()),
-            "share_below_the_mean_particle": float(np.mean(last.particles < last.mean)),
-            "whole_ensemble": float(last.ensemble),
-        }
-        rows.append(row(label, "accuracy of the mean particle", None, last.mean, SIZES[preset][label].note))
-        rows.append(row(label, "accuracy of the particles", None, last.particles, of="particles"))
-    curves = {
-        label: {"mean": [a.mean for a in epochs], "particles": [np.sort(a.particles) for a in epochs]}
-        for label, epochs in seen.items()
+    return look
+
+
+def _rows(label: str, seen: Seen, note: str) -> list[dict[str, Any]]:
+    return [
+        row(label, "accuracy of the mean particle", None, seen["mean"][-1], note),
+        row(label, "accuracy of the particles", None, seen["particles"][-1], of="particles"),
+    ]
+
+
+def _says(seen: Seen) -> dict[str, float]:
+    mean, particles = seen["mean"][-1], seen["particles"][-1]
+    return {
+        "mean": float(mean),
+        "best": float(particles.max()),
+        "worst": float(particles.min()),
+        "deviation": float(particles.std()),
+        "share_below_the_mean_particle": float(np.mean(particles < mean)),
+        "whole_ensemble": float(seen["ensemble"][-1]),
     }
-    numbers = {
-        "accuracies": results,
-        "rows": with_presets(rows, SIZES, preset),
-        "seconds": time.perf_counter() - started,
-    }
-    return Found(numbers, {"curves": curves})
+
+
+FIGURE = Figure("eki", sizes(epochs=4), _look, _rows, "accuracies", _says)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """All particles as bands of shares of them, and the mean particle."""
-    curves = result["curves"]
+    shown = {label: shown_seen(record) for label, (record,) in shown_runs(result).items()}
     bands = {"all particles": (0, 100, 0.2), "all but the extreme twentieths": (5, 95, 0.3), "half": (25, 75, 0.5)}
-    figure, axes = panels(1, len(curves), (5.2 * len(curves), 3.8))
-    for axis, (label, curve) in zip(axes[0], curves.items(), strict=True):
-        particles = np.array(curve["particles"])
+    figure, axes = panels(1, len(shown), (5.2 * len(shown), 3.8))
+    for axis, (label, seen) in zip(axes[0], shown.items(), strict=True):
+        particles = seen["particles"]
         epochs = np.arange(1, len(particles) + 1)
         for name, (low, high, alpha) in bands.items():
             least, most = np.percentile(particles, [low, high], axis=1)
             axis.fill_between(epochs, least, most, color="tab:blue", alpha=alpha, linewidth=0, label=name)
         axis.plot(epochs, np.median(particles, axis=1), ".-", color="tab:blue", linewidth=1, label="median particle")
-        axis.plot(epochs, curve["mean"], ".-", color="k", label="mean particle")
+        axis.plot(epochs, seen["mean"], ".-", color="k", label="mean particle")
         axis.set(title=f"{label}, J = {particles.shape[1]}", xlabel="epoch", ylabel="test accuracy", xticks=epochs)
     legend(axes[0, 0], loc="lower right")
     save(figure, path)

@@ -50,8 +50,10 @@ def _differences(result: dict[str, Any]) -> dict[str, str]:
     """By cell of a table of networks, what its runs have other than the paper's."""
     if store.RUNS not in result or result["experiment"] not in EXPERIMENTS:
         return {}
-    found = {}
-    full = {cell.name: cell for cell in module(result["experiment"]).cells("full")}
+    of, found = module(result["experiment"]), {}
+    if not hasattr(of, "cells"):
+        return {}
+    full = {cell.name: cell for cell in of.cells("full")}
     for name, records in shown_runs(result).items():
         if name in full and full[name].kind == "per_sample":
             found[name] = "–"  # the paper has no such method
