@@ -20,7 +20,10 @@ from eki_jax.training import Result, check_labels, fit
 # Particles, samples a step, epochs: enough for the digits in a minute; the paper's J and batch for its networks.
 _DIGITS = (1000, 100, 25)
 _PAPER = (2000, 600, 20)
-_KINDS = {"natural": (1000, 1000), "per_sample": (16, 100)}  # particles and batch
+_KINDS: dict[str, dict[str, Any]] = {
+    "natural": {"particles": 1000, "batch": 1000},
+    "per_sample": {"particles": 3, "batch": 100, "learning_rate": 0.03, "sigma": 0.05},
+}
 # Flags of the natural-gradient methods, named only where given.
 _OWN = ("sigma", "damping", "rank", "rate", "norm_constraint")
 _DAMPINGS = "1e-5 where dense layers are localized, else 1e-3"
@@ -38,16 +41,33 @@ def parser() -> Parser:
     add = parser.add_argument
     add("--problem", metavar="P", help=f"one of {known} (default: digits-dnn, no download)")
     add("--method", metavar="M", help=f"one of {', '.join(methods.METHODS)} (default: eki-r)")
-    words = "ensemble size (default: 1000, or 2000 for eki, meki, eki-r and meki-r on other data than digits)"
+    words = (
+        "ensemble size (default: 1000, 2000 for eki, meki, eki-r and meki-r on other data than digits, or 3 per sample)"
+    )
     add("--particles", metavar="J", type=whole(), help=words)
-    words = "samples a step (default: 1000 for natural-eki*; else 100 for digits, or 600)"
+    words = "samples a step (default: 1000 for natural-eki*, 100 per sample; else 100 for digits, or 600)"
     add("--batch", metavar="B", type=whole(), help=words)
     add("--epochs", metavar="N", type=whole(), help="passes over the data (default: 25 for digits, else 20)")
     parser.add_seed()
-    add("--learning-rate", metavar="R", type=number(), help="of sgd, msgd and ste (default: 0.1)")
+    add(
+        "--learning-rate",
+        metavar="R",
+        type=number(),
+        help="of sgd, msgd and ste, and per sample (default: 0.1, or 0.03)",
+    )
     factor = number("a number in [0, 1)", lambda value: 0 <= value < 1)
-    add("--momentum", metavar="F", type=factor, help="of meki, meki-r, heavy-ball, msgd and ste (default: 0.9)")
-    add("--sigma", metavar="S", type=float, help="of natural-eki*: scale of the deviations (default: 0.1)")
+    add(
+        "--momentum",
+        metavar="F",
+        type=factor,
+        help="of meki, meki-r, heavy-ball, msgd, ste, and per sample (default: 0.9)",
+    )
+    add(
+        "--sigma",
+        metavar="S",
+        type=float,
+        help="of natural-eki*: scale of the deviations (default: 0.1, or 0.05 per sample)",
+    )
     add("--damping", metavar="L", type=float, help=f"of natural-eki*: lambda (default: {_DAMPINGS})")
     add("--rank", metavar="R", type=int, help="of natural-eki-lowrank (default: 1)")
     words = "of natural-eki*: share of a step that is taken (default: 1, or 0.5 if localized)"
@@ -143,14 +163,13 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     chosen = arguments.method or before.get("method", "eki-r")
     particles, batch, epochs = _DIGITS if problem.startswith("digits") else _PAPER
     kind = methods.METHODS[chosen].kind if chosen in methods.METHODS else "ensemble"
-    if kind in _KINDS:
-        particles, batch = _KINDS[kind]
+    of_kind = _KINDS.get(kind, {})
     defaults = {
         "method": "eki-r",
-        "particles": particles,
-        "batch": batch,
+        "particles": of_kind.get("particles", particles),
+        "batch": of_kind.get("batch", batch),
         "seed": 0,
-        "learning_rate": 0.1,
+        "learning_rate": of_kind.get("learning_rate", 0.1),
         "momentum": 0.9,
     }
     _check_flags(arguments, chosen, defaults)
@@ -161,7 +180,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if kind in _KINDS:
         for name in _OWN if kind == "natural" else ("sigma",):
             given = getattr(arguments, name)
-            value = before.get(name) if given is None else given
+            value = (before or of_kind).get(name) if given is None else given
             settings.update({} if value is None else {name: value})
     if kind == "gradient":
         settings["particles"] = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.paper.classification import Cell, natural_cell, smoke
-from benchmarks.paper.dense import DEEP
 
 TITLE = "MNIST by rows with a two-layer recurrent network: SGD, EKI(R), natural EKI (Figure 12)"
 
@@ -25,7 +24,7 @@ def cells(preset: str) -> list[Cell]:
         table.append(Cell(problem, "eki-r", label, epochs=30, **sizes, **number))
         if "stacked" in label:  # momentum SGD, which the paper does not have, is for the natural gradient
             table.append(Cell(problem, "msgd", label, epochs=30, rate=0.01, seeds=3))
-            table.append(natural_cell(problem, label, 30, 0.01, **DEEP))
+            table.append(natural_cell(problem, label, 30, 0.01))
     if preset == "smoke":
         small = {"epochs": 2, "batch": 50, "images": 100}
         runs = lambda cell: "stacked" in cell.label and cell.method in ("sgd", "eki-r")

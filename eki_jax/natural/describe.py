@@ -13,6 +13,7 @@ from eki_jax.natural.deviations import Deviations, LowRankDeviations, PerSample,
 from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
 from eki_jax.natural.draws import Cloud
 from eki_jax.natural.estimates.gradient import Undisturbed
+from eki_jax.natural.estimates.predicting import what_answers
 
 # What to do about leaves for which nothing in the model is in the way.
 _MORE = "a plain estimate wants more particles than a local one; per_sample() has one for each sample of most leaves"
@@ -78,9 +79,16 @@ def describe(
     traceable("x", x)
     offers("deviations", deviations, ("draw", "particle", "dense", "combine"), "deviations, such as low_rank(1)")
     if isinstance(deviations, PerSample):
-        seen: list[Undisturbed] = []
-        jax.eval_shape(lambda params, x: seen.append(Undisturbed.of(forward, params, x, deviations)), params, x)
-        return Description(tuple(_by_noise(seen[-1], name, m.shape) for name, m in seen[-1].leaves.items()))
+        noise = deviations
+        by_noise: list[tuple[LeafTreatment, ...]] = []
+
+        def seen_through(params: Params, x: Any) -> None:
+            seen = Undisturbed.of(forward, params, x, noise)
+            answered = what_answers(seen) if noise.feedback is not None and noise.feedback.answers else None
+            by_noise.append(tuple(_by_noise(seen, name, m.shape, answered) for name, m in seen.leaves.items()))
+
+        jax.eval_shape(seen_through, params, x)
+        return Description(by_noise[-1])
     if not isinstance(deviations, LowRankDeviations):
         reason = "is disturbed in all its entries; localized steps want deviations of low rank"
         named = jax.tree_util.tree_leaves_with_path(params)
@@ -96,7 +104,8 @@ def describe(
     return Description(found[-1])
 
 
-def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreatment:
+def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...], answered: set[int] | None) -> LeafTreatment:
+    """The treatment of a leaf; ``answered`` has the points to which something answers, where that is asked."""
     if name in seen.whole:
         reason = "is used in a loop or a branch within a loop, or computed with: is disturbed as a whole"
         return LeafTreatment(name, shape, "plain", "-", None, reason)
@@ -111,6 +120,11 @@ def _by_noise(seen: Undisturbed, name: str, shape: tuple[int, ...]) -> LeafTreat
         reason += ", behind a function of its own, whose slopes are found by differences"
     if name in seen.scaled:
         reason += ", with its scale for a constant"
+    if answered is not None and not is_exact:
+        what = (
+            "what lies behind" if answered.issuperset(u for u in numbers if u not in seen.exact) else "nothing behind"
+        )
+        reason += f"; {what} answers to it"
     return LeafTreatment(name, shape, "per sample", "-", None, reason)
 
 

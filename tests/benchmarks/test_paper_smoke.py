@@ -110,7 +110,7 @@ def test_full_presets_have_the_paper_s_settings():
     )
     assert (len(ours), len(papers)) == (4, 24)
     assert all((cell.particles, cell.batch) == (2000, 600) and not cell.reason for cell in papers)
-    assert all((cell.forward_passes, cell.final) == (30 * 10 * 60_000, None) for cell in ours)
+    assert all((cell.forward_passes, cell.final) == (30 * 5 * 60_000, None) for cell in ours)
     assert {cell.particles for cell in large_ensemble.cells("full") if cell.is_ensemble} == {6000}
     assert [cell.rate for cell in cnn_mnist.cells("full")][:2] == [0.05, 0.01]
     svhn = next(cell for cell in cnn_svhn.cells("full") if cell.is_ensemble)

@@ -19,11 +19,12 @@ from eki_jax.natural.estimates.feedback import (
     Features,
     Learned,
     Ways,
-    combined,
     predicted,
     several,
     updated,
     updated_ways,
+    weighted,
+    weights,
 )
 
 LOSS = natural.softmax_cross_entropy()
@@ -169,7 +170,7 @@ def test_layers_share_what_they_learned() -> None:
         features = Features.of(g, jnp.ones((50, 6)), 8, Axis())
         alone = [predicted(learned, features, 100.0) for learned in layers]
         each = several(ways[0], layers[0], features, alone, None)
-        found = [combined(*own, each, jnp.zeros(())) for own in zip(ways, layers, strict=True)]
+        found = [weighted(weights(*own, jnp.zeros(())), each) for own in zip(ways, layers, strict=True)]
         truths = [g @ back for back in backs]
         noise = zip(truths, b, (0.1, 30, 0.1), strict=True)
         slopes = [truth + size * jax.random.normal(key, truth.shape) for truth, key, size in noise]
@@ -193,7 +194,7 @@ def test_layers_that_predict_the_same() -> None:
     same = [predicted(nothing, features, 1.0)._replace(whole=whole)] * 3
     each = several(Ways.nothing(3, None), nothing, features, same, None)
     ways = updated_ways(Ways.nothing(3, None), features, each, None, whole, 0.99, Axis())
-    np.testing.assert_allclose(combined(ways, nothing, each, jnp.zeros(())), whole, rtol=1e-3)
+    np.testing.assert_allclose(weighted(weights(ways, nothing, jnp.zeros(())), each), whole, rtol=1e-3)
 
 
 def test_a_place_is_predicted_by_its_own_outputs() -> None:

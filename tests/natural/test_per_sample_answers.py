@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,15 +11,18 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
-from eki_jax import natural
-from eki_jax.flax import linen_forward
+from eki_jax import natural, sharding
+from eki_jax.flax import TanhRNN, linen_forward
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import Disturber, Tagged, interpreted
 from eki_jax.natural import learned_feedback, per_sample
 from eki_jax.natural.estimates.gradient import Undisturbed
+from eki_jax.natural.estimates.predicting import Asking, Rule, what_answers
 
 SAMPLES, PLACES, WIDTH = 24, 5, 8
+NEXT = np.roll(np.eye(WIDTH), 1, axis=1)
 SQUARES = natural.mean_over_samples(lambda z, y: 0.5 * jnp.sum((z - y) ** 2))
 
 
@@ -53,13 +57,71 @@ def dense(p: Any, x: Any) -> Any:
 
 
 def turned(p: Any, x: Any) -> Any:
-    """Units in another order behind the activation: a change of the first acts on the last."""
-    return jnp.tanh(x @ p["a"])[:, ::-1] @ p["d"]
+    """A fixed matrix behind the activation: a change of a unit acts on the next."""
+    return jnp.tanh(x @ p["a"]) @ NEXT @ p["d"]
+
+
+def arranged(p: Any, x: Any) -> Any:
+    """Units in another order behind the activation, and samples last."""
+    return (p["d"].T @ jnp.tanh(x @ p["a"])[:, ::-1].T).T
 
 
 def recurrent(p: Any, x: Any) -> Any:
-    body = lambda h, row: (jnp.tanh(h @ p["b"] + row @ p["a"]), None)
+    """The state passes through what hands it on to other units."""
+    body = lambda h, row: (jnp.tanh(h @ p["b"] + row @ p["a"]) @ NEXT, None)
     return jax.lax.scan(body, jnp.zeros((len(x), WIDTH), x.dtype), jnp.moveaxis(x, 1, 0))[0] @ p["d"]
+
+
+def scanned(p: Any, x: Any) -> Any:
+    """Layers of one leaf, which lie one behind the other."""
+    layer = lambda h, own: (h + jnp.tanh(h @ own[0].T + own[1]), None)
+    return jax.lax.scan(layer, x @ p["a"], (p["layers"], p["biases"]))[0] @ p["d"]
+
+
+def nested(p: Any, x: Any) -> Any:
+    """A loop in a loop."""
+
+    def body(h: Any, row: Any) -> Any:
+        again = lambda h, _: (jnp.tanh(h @ p["b"] + row @ p["a"]), None)
+        return jax.lax.scan(again, h, None, length=2)[0], None
+
+    return jax.lax.scan(body, jnp.zeros((len(x), WIDTH), x.dtype), jnp.moveaxis(x, 1, 0))[0] @ p["d"]
+
+
+def summed(p: Any, x: Any) -> Any:
+    """Products that are added, each of what another layer returned."""
+    h, k = jnp.tanh(x @ p["a"]), jnp.sin(x @ p["c"])
+    return (jnp.tanh(h @ p["b"] + k @ p["e"]) + h) @ p["d"] / 2
+
+
+class Sequence(nn.Module):
+    """Recurrent layers between an embedding of the inputs and the outputs."""
+
+    cell: Any
+    layers: int = 1
+    end: Any = "last"
+    reverse: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        kinds = {"dtype": x.dtype, "param_dtype": x.dtype}
+        x = jnp.sin(nn.Dense(WIDTH, **kinds)(x))
+        zeros = lambda key, shape, kind: jnp.zeros(shape, x.dtype)
+        for _ in range(self.layers):
+            x = nn.RNN(self.cell(WIDTH, carry_init=zeros, **kinds), reverse=self.reverse, keep_order=True)(x)
+        return nn.Dense(3, **kinds)({"last": x[:, -1], "mean": x.mean(axis=1), "all": x}[self.end])
+
+
+RECURRENT = {
+    "tanh": Sequence(nn.SimpleCell),
+    "LSTM": Sequence(nn.LSTMCell),
+    "LSTM of one product": Sequence(nn.OptimizedLSTMCell),
+    "GRU, two layers": Sequence(nn.GRUCell, 2, "mean"),
+    "outputs at every turn": Sequence(nn.MGUCell, 1, "all"),
+    "backwards": Sequence(nn.SimpleCell, 2, "mean", reverse=True),
+    "stacked": TanhRNN(WIDTH, 2, 3, stacked=True),
+    "composed": TanhRNN(WIDTH, 2, 3),
+}
 
 
 def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
@@ -72,15 +134,27 @@ def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
         "normalised": lambda x: nn.max_pool(x / jnp.sum(x, axis=(1, 2), keepdims=True), (2, 2), (2, 2)),
     }
     modules = {"attention": Block()} | {name: Images(pool) for name, pool in pools.items()}
-    rows = (PLACES, WIDTH) if name in ("attention", "recurrent") else (12, 12, 2) if name in pools else (WIDTH,)
+    modules.update(RECURRENT)
+    sequences = ("attention", "recurrent", "nested", *RECURRENT)
+    rows = (PLACES, WIDTH) if name in sequences else (12, 12, 2) if name in pools else (WIDTH,)
     x = jax.random.normal(k[0], (SAMPLES, *rows), kind)
     if name in modules:
-        forward, params = linen_forward(modules[name], x)
+        options = {"method": "logits"} if isinstance(modules[name], TanhRNN) else {}
+        forward, params = linen_forward(modules[name], x, **options)
     else:
-        forward = {"dense": dense, "turned": turned, "recurrent": recurrent}[name]
-        params = {n: jnp.zeros((WIDTH, 3 if n == "d" else WIDTH), kind) for n in "abcd"}
+        own = {
+            "turned": (turned, "ad"),
+            "arranged": (arranged, "ad"),
+            "recurrent": (recurrent, "abd"),
+            "nested": (nested, "abd"),
+        }
+        own |= {"dense": (dense, ("a", "b", "c", "d", "bias", "scale")), "summed": (summed, "abcde")}
+        own |= {"scanned": (scanned, ("a", "d", "layers", "biases"))}
+        forward, names = own[name]
+        params = {n: jnp.zeros((WIDTH, 3 if n == "d" else WIDTH), kind) for n in "abcde"}
         params |= {"bias": jnp.zeros(WIDTH, kind), "scale": jnp.zeros(WIDTH, kind)}
-        params = {n: params[n] for n in {"dense": params, "turned": "ad", "recurrent": "abd"}[name]}
+        params |= {"layers": jnp.zeros((4, WIDTH, WIDTH), kind), "biases": jnp.zeros((4, WIDTH), kind)}
+        params = {n: params[n] for n in names}
     leaves, structure = jax.tree.flatten(params)
     drawn = [0.6 * jax.random.normal(jax.random.fold_in(k[1], i), m.shape, m.dtype) for i, m in enumerate(leaves)]
     params = structure.unflatten(drawn)
@@ -105,17 +179,35 @@ def seen(name: str) -> tuple[Undisturbed, dict[int, Any]]:
 
 
 def answers(name: str) -> dict[int, tuple[Any, Any]]:
-    """By layers that something answers to, the answer to the exact slopes of those behind, and the exact slopes."""
+    """By layers that something answers to, the answer to the exact slopes of those behind, and the exact slopes.
+
+    Of a loop's turns, each to the answers to those behind it.
+    """
     found, exact = seen(name)
-    between = found.between()
-    assert between is not None
+    batch = case(name)[2]
+    deviations = per_sample(relative=False, feedback=learned_feedback(batch[0]))
+    setup: Any = SimpleNamespace(cloud=SimpleNamespace(deviations=deviations), axes=SimpleNamespace(batch=Axis()))
     size = jnp.asarray(1e-6)  # smaller than what lies between two pixels of a window
-    return {u: (between.answer(u, exact, size, Axis()).slopes, exact[u]) for u in found.answering()}
+    outputs = [jax.grad(SQUARES)(found.outputs, batch[1])]
+    answered = what_answers(found)
+    asking = Asking(found, setup, size, dict(exact), outputs, answered)
+
+    def rule(u: int) -> Rule:
+        turns = len(exact[u])
+        own = jnp.zeros_like(exact[u]) if u in answered else exact[u]
+        return Rule(own, jnp.ones(turns), jnp.zeros_like(exact[u]))
+
+    every = {u: asking.answer(u, rule) for u in reversed(found.noisy)}
+    assert {u for u, answer in every.items() if answer is not None} == answered
+    return {u: (every[u].slopes, exact[u]) for u in sorted(answered)}
 
 
-@pytest.mark.parametrize("name", ["dense", "images", "attention", "pooled", "overlapping", "averaged"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "summed", "scanned", "arranged", "images", "attention", "pooled", "overlapping", "averaged", *RECURRENT],
+)
 def test_answers_are_the_slopes(name: str, x64: None) -> None:
-    """At every layer: of activations, a softmax, a normalisation, windows, and between layers of all kinds."""
+    """At every layer: of activations, a softmax, a normalisation, windows, turns, and between layers of all kinds."""
     found = answers(name)
     assert {*found} == {*seen(name)[0].noisy}
     for answer, exact in found.values():
@@ -123,18 +215,18 @@ def test_answers_are_the_slopes(name: str, x64: None) -> None:
         np.testing.assert_allclose(answer, exact, rtol=1e-4, atol=1e-6)
 
 
-def test_what_turns_units_answers_elsewhere(x64: None) -> None:
+@pytest.mark.parametrize("name", ["turned", "recurrent"])
+def test_what_turns_units_answers_elsewhere(name: str, x64: None) -> None:
     """The answer is what a change would do, which is not what changes do here."""
-    ((answer, exact),) = answers("turned").values()
+    ((answer, exact),) = answers(name).values()
     assert not np.allclose(answer, exact, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", ["normalised", "recurrent"])
+@pytest.mark.parametrize("name", ["normalised", "nested"])
 def test_what_nothing_answers_to(name: str, x64: None) -> None:
-    """Between a convolution and what reads its images normalised and pooled, and between the turns of a loop."""
+    """Between a convolution and what reads its images normalised and pooled, and between loops in loops."""
     found, _ = seen(name)
-    first = min(found.noisy)
-    assert first not in found.answering()
+    assert not found.noisy or min(found.noisy) not in what_answers(found)
 
 
 def trained(
@@ -163,7 +255,7 @@ def cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return found @ wanted / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("name", ["dense", "pooled", "attention"])
+@pytest.mark.parametrize("name", ["dense", "pooled", "attention", "LSTM", "stacked"])
 def test_few_particles_find_the_gradient(name: str) -> None:
     """Four particles for up to hundreds of numbers, by what few steps learned."""
     _, found, wanted = trained(name, 60)
@@ -192,7 +284,7 @@ def test_wrong_answers_do_no_harm() -> None:
 
 def test_models_that_do_not_answer_work_as_before() -> None:
     """Where nothing answers to any layer, not a number is another."""
-    np.testing.assert_array_equal(trained("recurrent", 5)[1], trained("recurrent", 5, answers=False)[1])
+    np.testing.assert_array_equal(trained("nested", 5)[1], trained("nested", 5, answers=False)[1])
 
 
 def test_passes_that_answers_take_are_counted() -> None:
@@ -202,3 +294,38 @@ def test_passes_that_answers_take_are_counted() -> None:
         forward, SQUARES, 4, 0.01, deviations=per_sample(feedback=learned_feedback(batch[0], answers=answers))
     ).passes(4)
     assert count(True) == count(False) + 1
+
+
+@pytest.mark.parametrize("name", ["summed", pytest.param("LSTM", marks=pytest.mark.slow), "stacked"])
+def test_answers_are_the_same_on_devices(name: str) -> None:
+    """In ``jax.shard_map``, turns of loops too: where steps lead and what is learned are those of one device."""
+    forward, params, batch = case(name, "float32")
+    deviations = per_sample(feedback=learned_feedback(batch[0]))
+    make = lambda **axes: natural.natural_gradient(
+        forward, SQUARES, 8, 0.01, deviations=deviations, optimizer=optax.sgd(0.05), **axes
+    )
+    alone, over = make(), make(axis_name="particles", batch_axis_name="batch")
+    same, samples = PartitionSpec(), PartitionSpec("batch")
+    spread = sharding.over_devices(over.step, sharding.make_mesh(2, 4), (same, (samples, samples)))
+    one = many = alone.init(params, jax.random.key(0))
+    for _ in range(3):
+        one, many = jax.jit(alone.step)(one, batch)[0], jax.jit(spread)(many, batch)[0]
+    assert {ways.cross.shape for ways in one.memory.ways.values()} == {(3,)}
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-5)
+    jax.tree.map(close, many.position, one.position)
+
+
+def test_describe_says_what_answers() -> None:
+    """By leaves, of layers in loops too; and nothing of it where answers are not asked for."""
+    said = lambda name, **options: {
+        leaf.name: leaf.reason
+        for forward, params, (x, _) in [case(name, "float32")]
+        for leaf in natural.describe(forward, params, x, per_sample(feedback=learned_feedback(x, **options))).leaves
+    }
+    found = said("LSTM")
+    inner = [reason for name, reason in found.items() if "LSTMCell" in name]
+    assert len(inner) == 12
+    assert all(reason.endswith("; what lies behind answers to it") for reason in inner)
+    assert not any("answers" in reason for reason in said("LSTM", answers=False).values())
+    assert said("images")["['Conv_0']['kernel']"].endswith("; what lies behind answers to it")
+    assert said("normalised")["['Conv_0']['kernel']"].endswith("; nothing behind answers to it")

@@ -10,7 +10,9 @@ from __future__ import annotations
 from eki_jax.kernel.interpreter.calls import interpreted as interpreted
 from eki_jax.kernel.interpreter.calls import on_devices as on_devices
 from eki_jax.kernel.interpreter.disturbing import Disturber as Disturber
+from eki_jax.kernel.interpreter.disturbing import Held as Held
 from eki_jax.kernel.interpreter.disturbing import Mixing as Mixing
+from eki_jax.kernel.interpreter.disturbing import Passed as Passed
 from eki_jax.kernel.interpreter.disturbing import Point as Point
 from eki_jax.kernel.interpreter.disturbing import Read as Read
 from eki_jax.kernel.interpreter.narrowing import narrowed as narrowed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +180,8 @@ class Interpreter:
     def start(self, values: Sequence[Any], operands: Sequence[Any], inside: tuple[str, ...]) -> list[Any]:
         """What a loop begins with: spread over the devices over which it will be."""
         axes = varying(jax.tree.leaves(list(operands)))
+        if self.watcher is not None:
+            axes |= self.watcher.spread
         return [varying_over(value, axes) for value in self.added_up(values, inside)]
 
     @staticmethod
@@ -215,13 +217,76 @@ def _scan(self: Interpreter, eqn: Any, operands: list[Any], inside: tuple[str, .
         results = self.closed(body, [*shared[:fixed], *all_carried, *parts], inside)
         after = [value for value, is_same in zip(results, same, strict=False) if not is_same]
         after, rest = self.added_up(after, inside), self.added_up(results[len(own) :], inside)
-        return after, (rest, None if loop is None else loop.end())
+        return after, (rest, None if loop is None else loop.end(carry))
 
     numbers = None if loop is None else jnp.arange(options["length"])
     end, (stacked, handed_on) = lax.scan(turn, start, (numbers, [piece.rows for piece in slices]), **options)
-    if loop is not None:
-        loop.over(handed_on)
-    return _carried(own, same, end) + list(stacked)
+    results = _carried(own, same, end) + list(stacked)
+    if loop is None:
+        return results
+    rows = [piece.rows for piece in slices]
+    leaves = [value if isinstance(value, Tagged) and value.leaf else None for value in operands[carried:]]
+    return loop.over(handed_on, TimeLoop(body, shared, same, start, rows, leaves, results, options["reverse"]))
+
+
+class TimeLoop(NamedTuple):
+    """A loop over time, whose turns can be evaluated again, one by one.
+
+    Attributes:
+        body: trace of a turn.
+        shared: values that are the same at every turn, and in their places what the loop begins with of the others.
+        same: flags of what is carried on, True for what no turn changes.
+        start: what the loop begins with, of what turns change.
+        rows: arrays of which a turn has a slice along the first axis.
+        leaves: leaves that they are; None for others.
+        results: results of the loop: what it ends with, and what every turn handed out.
+        reverse: flag, True where the last slice comes first.
+    """
+
+    body: Any
+    shared: list[Any]
+    same: list[bool]
+    start: list[Any]
+    rows: list[Any]
+    leaves: list[Tagged | None]
+    results: list[Any]
+    reverse: bool
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no loop or branch is in it."""
+        return not _has_loops(self.body)
+
+    @property
+    def given(self) -> list[Any]:
+        """What it begins with, and what turns have slices of."""
+        return [*self.start, *self.rows]
+
+    @property
+    def moving(self) -> list[int]:
+        """The places, among the results, of what turns change or hand out."""
+        return [place for place in range(len(self.results)) if not (place < len(self.same) and self.same[place])]
+
+    def at(self, turn: Any, begun: Sequence[Any], row: Sequence[Any], watcher: Watcher) -> list[Any]:
+        """What one turn changes and hands out.
+
+        Args:
+            turn: its number.
+            begun: what it begins with, like ``start``.
+            row: its slices.
+            watcher: listener.
+        """
+        pairs = zip(self.leaves, row, strict=True)
+        row = [value if leaf is None else watcher.sliced(leaf, value, turn) for leaf, value in pairs]
+        fixed = len(self.shared) - len(self.same)
+        carried = _carried(self.shared[fixed:], self.same, begun)
+        results = Interpreter(watcher).closed(self.body, [*self.shared[:fixed], *carried, *row], ())
+        watcher.finished(results)
+        return [plain(results[place]) for place in self.moving]
+
+
+def _has_loops(body: Any) -> bool:
+    return any(eqn.primitive.name in LOOPS or any(map(_has_loops, bodies_of(eqn))) for eqn in body.eqns)
 
 
 class _Slices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter import forming
 from eki_jax.kernel.interpreter.binding import bound, varying, varying_over
+from eki_jax.kernel.interpreter.calls import TimeLoop
 from eki_jax.kernel.interpreter.places import Axes, followed_back, source
 from eki_jax.kernel.interpreter.shapes import ARRANGED
 from eki_jax.kernel.interpreter.values import Tagged, plain
@@ -26,6 +27,8 @@ _PRODUCTS = {"dot_general", "conv_general_dilated"}
 _CUTS = {"slice", "split"}
 # Equations that are linear in one operand, or in either: what carries a layer's outputs on as they are, but for a map.
 _LINEAR = {"dot_general", "mul", "div", "neg"}
+#: A layer's number, or what else is held and its number.
+Held = int | tuple[str, int]
 #: A leaf's name, and the function that makes its gradient of the leaf and of that at a point.
 Pull = tuple[str, Callable[[Array, Array], Array]]
 
@@ -55,7 +58,7 @@ class Point(NamedTuple):
         pulls: leaves of the layer, each with the function that makes its gradient.
         reads: arrays that its products and convolutions read; of no loop.
         arranged: function that gives the point's shape to what the layer's equation returns, or the product that the
-            point lies behind; and the function that undoes that.
+            point lies behind.
     """
 
     shape: tuple[int, ...]
@@ -65,7 +68,7 @@ class Point(NamedTuple):
     value: Array
     pulls: list[Pull]
     reads: list[Read]
-    arranged: tuple[Callable[[Array], Array], Callable[[Array], Array]]
+    arranged: Callable[[Array], Array]
 
     @property
     def of_one(self) -> tuple[int, ...]:
@@ -81,16 +84,18 @@ class _Link:
         eqn: equation; None for the slice that a loop takes at every turn.
         place: place of the leaf among the equation's operands, of which the others are zero here.
         result: place among its results.
+        turn: number of the turn of which it is the slice; None for the one that is asked for.
     """
 
     eqn: Any
     place: int = 0
     result: int = 0
+    turn: Any = None
 
     def apply(self, value: Array, turn: Any) -> Array:
         """What becomes of the leaf."""
         if self.eqn is None:
-            return value[turn]
+            return value[turn if self.turn is None else self.turn]
         operands = [jnp.zeros(atom.aval.shape, atom.aval.dtype) for atom in self.eqn.invars]
         operands[self.place] = value
         found = bound(self.eqn, *operands)
@@ -289,12 +294,11 @@ class _Found:
         first = self.layers[0]
         pulls: list[Pull] = [(layer.leaf, layer.pulled) for layer in self.layers]
         reads = [read for layer in self.layers for read in layer.reads()]
-        returned = first.eqn.outvars[0].aval.shape
-        arranged: Any = (lambda value: value.reshape(first.shape), lambda value: value.reshape(returned))
+        arranged = lambda value: value.reshape(first.shape)
         if self.product is not None:
             link, arrangement = self.product
             reads.append(link.other(arrangement))
-            arranged = (arrangement.apply, arrangement.undone)
+            arranged = arrangement.apply
         return Point(
             first.shape, self.axis, first.dtype, jnp.sqrt(self.mean_square), self.value, pulls, reads, arranged
         )
@@ -307,42 +311,71 @@ class _Loop(Loop):
         turns: number of them.
         turn: number of the one that is evaluated.
         found: points that were met in it.
+        returned: outputs that its layers return themselves, by number.
     """
 
     def __init__(self, disturber: Disturber, turns: int) -> None:
         self.turns, self._disturber, self._before = turns, disturber, len(disturber.met)
         self.turn: Any = None
         self.found: dict[int, _Found] = {}
+        self.returned: dict[int, Array] = {}
 
     def begin(self, turn: Any) -> None:
         """Forget an earlier evaluation: JAX may trace a loop's body more than once."""
-        self.turn, self.found = turn, {}
+        self.turn, self.found, self.returned = turn, {}, {}
         del self._disturber.met[self._before :]
         self._disturber.loop_entered = self
 
-    def end(self) -> Any:
+    def end(self, begun: list[Any]) -> Any:
         """What has to be known of a turn once the loop is over, arrays."""
         self._disturber.loop_entered = None
         if self._disturber.noise is not None:
             self.found = {}
-        return {
+        if not self.found:
+            return {}, [], {}
+        found = {
             number: (found.value, found.mean_square, [list(map(jnp.asarray, layer.known)) for layer in found.layers])
             for number, found in self.found.items()
         }
+        return found, begun, self.returned
 
-    def over(self, stacked: Any) -> None:
+    def over(self, stacked: Any, turns: TimeLoop) -> list[Any]:
         """Make points of what all turns left, with a first axis of the turns."""
-        for number, (value, squares, known) in stacked.items():
+        disturber, (found, begun, returned) = self._disturber, stacked
+        for number, (value, squares, known) in found.items():
             layers = [
                 replace(layer, known=operands) for layer, operands in zip(self.found[number].layers, known, strict=True)
             ]
             axis = self.found[number].axis
-            self._disturber.found[number] = _Found(axis, value, jnp.mean(squares), layers)
+            disturber.found[number] = _Found(axis, value, jnp.mean(squares), layers)
         self.found = {}
+        if not found:
+            return turns.results
+        before = sum(len(loop.turns.results) for loop in disturber.loops)
+        disturber.loops.append(Passed(turns, begun, returned, range(self._before, len(disturber.met)), before))
+        return [disturber.held.get(("result", before + place), result) for place, result in enumerate(turns.results)]
 
     def sliced(self, leaf: Tagged, row: Array) -> Tagged:
         """A turn's own slice of a leaf."""
-        return replace(leaf, value=row, product="", chain=_behind(leaf, _Link(None)))
+        return self._disturber.sliced(leaf, row, None)
+
+
+class Passed(NamedTuple):
+    """A loop that is over and has layers in it.
+
+    Attributes:
+        turns: its turns.
+        begun: what each began with, along a first axis.
+        returned: outputs that layers returned themselves, by number, with a first axis of the turns.
+        numbers: numbers of its layers.
+        before: number of results of the loops before it.
+    """
+
+    turns: TimeLoop
+    begun: list[Array]
+    returned: dict[int, Array]
+    numbers: range
+    before: int
 
 
 class Disturber(Watcher):
@@ -368,11 +401,14 @@ class Disturber(Watcher):
         moves: numbers of products before the one that a point moves behind, by the points' numbers; with noise, or
             with what is held.
         held: arrays in the place of what layers return, by number; of those that moved, of what the product returns.
+            In the place of what loops return, by "result" and its number among those of all loops with points.
         returned: outputs that they return themselves, by number; of no loop.
         passing: numbers of those that what they read passes through, as a bias.
         met: shapes of what the layers return, in the order of the trace.
         found: points while the trace is evaluated, those in a loop once it is over.
         loop_entered: loop that is being evaluated, or None.
+        loops: loops with points, once they are over; none where there is noise.
+        axes: axis of the samples in what each layer returns, by number; None where there is none.
         points: points that were met, by their numbers, once all is evaluated; none where there is noise.
         exact: place among the outputs of each point that is one of them, by the point's number.
         others: names of leaves that were used otherwise too, or in loops in loops.
@@ -387,17 +423,19 @@ class Disturber(Watcher):
         *,
         samples: int | None = None,
         moves: dict[int, int] | None = None,
-        held: dict[int, Array] | None = None,
+        held: Mapping[Held, Array] | None = None,
     ) -> None:
         super().__init__()
         self.axis_of = axis_of
         self.noise = noise
         self.samples = samples
         self.moves: dict[int, int] = {} if moves is None else moves
-        self.held: dict[int, Array] = {} if held is None else held
+        self.held: Mapping[Held, Array] = {} if held is None else held
         self.met: list[tuple[int, ...]] = []
         self.found: dict[int, _Found] = {}
         self.loop_entered: _Loop | None = None
+        self.loops: list[Passed] = []
+        self.axes: dict[int, int | None] = {}
         self.points: dict[int, Point] = {}
         self.exact: dict[int, int] = {}
         self.formed: set[str] = set()
@@ -417,6 +455,10 @@ class Disturber(Watcher):
     def loop(self, turns: int, inside: tuple[str, ...]) -> Loop | None:
         """A loop over time, unless it is itself in another, or in a branch."""
         return _Loop(self, turns) if inside == ("scan",) else None
+
+    def sliced(self, leaf: Tagged, row: Array, turn: Any) -> Tagged:
+        """A turn's own slice of a leaf."""
+        return replace(leaf, value=row, product="", chain=_behind(leaf, _Link(None, turn=turn)))
 
     def finished(self, results: Sequence[Any]) -> None:
         """Note the points, and those that are outputs, whose gradient is known."""
@@ -487,11 +529,13 @@ class Disturber(Watcher):
             value = result.reshape(point.value.shape)
             found[at[0]] = replace(point, value=value, layers=[*point.layers, *layers])
             return [self._layer(result, at[0])]
-        axis = self.axis_of(number, shape)
+        self.axes[number] = axis = self.axis_of(number, shape)
         if axis is None:
             self.computed(operands[place])
             return results
-        if self.loop_entered is None:
+        if self.loop_entered is not None:
+            self.loop_entered.returned[number] = result
+        else:
             self.returned[number] = result
             if number not in self.moves:
                 result = self.held.get(number, result)
@@ -500,7 +544,8 @@ class Disturber(Watcher):
         found[number] = _Found(axis, result, jnp.mean(jnp.square(result)), layers)
         if self.noise is not None and number not in self.moves:
             noise = self.noise(number, shape, result.dtype)
-            result = result + (noise if self.loop_entered is None else noise[self.loop_entered.turn])
+            each = noise if self.loop_entered is None or not jnp.ndim(noise) else noise[self.loop_entered.turn]
+            result = result + each
         return [self._layer(result, number)]
 
     def _layer(self, result: Array, number: int) -> Tagged:

@@ -84,11 +84,21 @@ class Loop:
     def begin(self, turn: Any) -> None:
         """The turn of this number begins."""
 
-    def end(self) -> Any:
-        """A turn is over; returns a pytree of arrays of it that the loop hands on to :meth:`over`."""
+    def end(self, begun: list[Any]) -> Any:
+        """A turn is over; returns a pytree of arrays of it that the loop hands on to :meth:`over`.
 
-    def over(self, stacked: Any) -> None:
-        """The loop is over, and this is what all turns handed on, along a first axis."""
+        Args:
+            begun: what the turn began with, of what changes from turn to turn.
+        """
+
+    def over(self, stacked: Any, turns: Any) -> list[Any]:
+        """The loop is over; returns its results.
+
+        Args:
+            stacked: what all turns handed on, along a first axis.
+            turns: turns, as they can be evaluated again.
+        """
+        return list(turns.results)
 
     def sliced(self, leaf: Tagged, row: Array) -> Any:
         """A turn's slice of a leaf, an array that may be tagged."""
@@ -103,6 +113,7 @@ class Watcher:
         additions: additions of biases.
         others: names of vectors that were used for something else than to be added to a product.
         turns: turns of the scans that are being traced, the innermost last.
+        spread: mapped axes over which what it adds to values varies.
     """
 
     def __init__(self) -> None:
@@ -111,6 +122,7 @@ class Watcher:
         self.others: set[str] = set()
         self._in_loops: dict[Any, int] = {}
         self.turns: list[Turn] = []
+        self.spread: frozenset[str] = frozenset()
 
     def seen(self, operands: list[Any], alone: Sequence[bool]) -> list[Any]:
         """The operands of an equation; a product that others have too is no longer one that a bias alone is added to.
@@ -140,6 +152,10 @@ class Watcher:
             inside: loops and branches around its body, itself the last.
         """
         return Looped(self, inside[:-1])
+
+    def sliced(self, leaf: Tagged, row: Array, turn: Any) -> Any:
+        """The slice of a leaf that a loop takes at a turn, where a turn is evaluated by itself."""
+        return row
 
     def used(self, w: Perturbed, how: How, inside: tuple[str, ...], eqn: Any) -> None:
         """Note a use that is no product."""
@@ -232,13 +248,13 @@ class Looped(Loop):
         """Watch a turn, which JAX may trace more than once."""
         self.watcher.turns.append(Turn(Counter(), {}))
 
-    def end(self) -> dict[int, Array]:
+    def end(self, begun: list[Any]) -> dict[int, Array]:
         """The rows of the products in the turn, by their uses' places."""
         return self.watcher.turns.pop().rows
 
-    def over(self, stacked: dict[int, Array]) -> None:
+    def over(self, stacked: dict[int, Array], turns: Any) -> list[Any]:
         """Note the rows of all turns, each place's with an axis of them first."""
-        uses, turns = self.watcher.uses, self.watcher.turns
+        uses, around = self.watcher.uses, self.watcher.turns
         for place, rows in stacked.items():
             of_loops = uses[place].turns | {len(rows)}
             if len(self.around) in uses[place].sliced:  # rows of several matrices, which lie side by side
@@ -248,8 +264,9 @@ class Looped(Loop):
                 rows = jnp.moveaxis(rows, 0, 1)
             known = None if self.around else (lambda rows=rows: rows)
             uses[place] = uses[place]._replace(shape=rows.shape, rows=known, turns=of_loops)
-            if len(turns) == len(self.around) > 0:
-                turns[-1].rows[place] = rows
+            if len(around) == len(self.around) > 0:
+                around[-1].rows[place] = rows
+        return list(turns.results)
 
     def sliced(self, leaf: Tagged, row: Array) -> Tagged:
         """A turn's own slice of a vector."""

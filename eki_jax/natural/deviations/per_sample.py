@@ -171,10 +171,12 @@ def learned_feedback(
             large ones come near ``unbiased=True``.
         answers: flag; True predicts slopes from those of the layers behind too, through their matrices and through what
             lies between, which is asked: the model is evaluated with what a layer returns moved along the gradient,
-            both ways, and all other layers' outputs held. Right where a change of number k does to i what a change of i
-            does to k, as of activations, softmax and normalisation, and of windows that pool, which are asked one
-            number of each at a time; how right, the noise says. Not in models with layers in loops, nor where a layer
-            returns fewer or more numbers than are read, otherwise than by windows.
+            both ways, and all other layers' outputs held; a loop over time turn by turn, the last one first. Right
+            where a change of number k does to i what a change of i does to k, as of activations, gates, softmax and
+            normalisation, and of windows that pool, which are asked one number of each at a time; how right, the noise
+            says. Not in models whose loops have loops or branches in them, nor where a layer returns more numbers than
+            are read, otherwise than by windows, by parts that are cut out, or by sums. :func:`describe` says which
+            layers have answers.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``

@@ -9,12 +9,17 @@ with J its matrix of derivatives, which nobody forms. The slopes are ``J' t``: t
 to number i what a change of i does to k, as in all that is done number by number, a softmax and a normalisation.
 
 What pools, the largest or the sum of windows, reads more numbers than it returns. There those that share no window are
-moved together, and how a window's result changes is the derivative in the one that moved in it.
+moved together, and how a window's result changes is the derivative in the one that moved in it. What is cut into parts
+of as many numbers as are read, as the gates of a recurrent cell are, is moved one part at a time. What only moves
+numbers or adds them, such as the last of many places or their mean, need not be asked.
+
+In a loop over time the last turn comes first: what a turn carries on and hands out is asked as what is read is, and the
+gradient in what it began with is that in what the turn before carries on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from itertools import product
 from operator import add, mul
@@ -27,13 +32,28 @@ from jax import lax
 
 from eki_jax._types import Array
 from eki_jax.kernel.axes import Axis
-from eki_jax.kernel.interpreter import Point, Read
-from eki_jax.kernel.interpreter.parts import equations_between, inputs_needed, one_result
+from eki_jax.kernel.interpreter import Held, Point, Read
+from eki_jax.kernel.interpreter.binding import bound
+from eki_jax.kernel.interpreter.parts import (
+    depending_operands,
+    equations_between,
+    inlined,
+    inputs_needed,
+    one_result,
+    value_of,
+)
 
 # Equations that make one number of every window.
 _WINDOWS = {"reduce_window_max", "reduce_window_sum"}
-#: Function of what is held of what layers return, by their numbers, that gives what all layers read.
-Reads = Callable[[dict[int, Array]], list[Array]]
+# Equations that move numbers, add or scale them: linear in what depends on what is asked, which for some has to be one
+# operand, in a place or in any.
+_MOVES = {"broadcast_in_dim", "concatenate", "copy", "expand_dims", "neg", "reduce_sum", "reshape", "rev", "slice"}
+_MOVES |= {"squeeze", "transpose", "add", "sub"}
+_ARRANGES = {"broadcast_in_dim", "expand_dims", "reshape", "rev", "squeeze", "transpose"}
+_CUTS = {"slice", "split"}
+_ONE = {"mul": (0, 1), "div": (0,), "dynamic_slice": (0,), "gather": (0,)}
+#: Function of what is held, by its key, that gives what all layers read, and what else has a gradient.
+Reads = Callable[[Mapping[Held, Array]], list[Array]]
 
 
 class Answer(NamedTuple):
@@ -48,12 +68,36 @@ class Answer(NamedTuple):
     asked: Array
 
 
-class Behind(NamedTuple):
-    """What lies right behind one layer.
+class Source(NamedTuple):
+    """What can be held, and moved while all else is held: what a layer returns, or a loop, or what a turn begins with.
 
     Attributes:
-        trace: trace of what all layers read, of what this one returns.
-        places: numbers of what is read that answers, those of one array together.
+        value: array.
+        arranged: function that gives the slopes' shape to an array like ``value``.
+        passes: flag, True where it lies between others, as a bias does.
+    """
+
+    value: Array
+    arranged: Callable[[Array], Array]
+    passes: bool = False
+
+    @classmethod
+    def of(cls, value: Array) -> Source:
+        """An array whose slopes are like it."""
+        return cls(value, lambda value: value)
+
+    @classmethod
+    def layer(cls, point: Point, returned: Array) -> Source:
+        """What a layer returned."""
+        return cls(returned, point.arranged)
+
+
+class Behind(NamedTuple):
+    """What lies right behind one source.
+
+    Attributes:
+        trace: trace of all that has a gradient, of what the source is.
+        places: numbers of what answers, those of one array together.
     """
 
     trace: Any
@@ -61,75 +105,161 @@ class Behind(NamedTuple):
 
 
 class Between(NamedTuple):
-    """What lies between the layers of a model.
+    """What lies between the layers of a model, or of one turn of a loop in it.
 
     Attributes:
         points: points of the layers, by their numbers.
         leaves: leaves of the parameters by name.
-        returned: outputs of every layer's equation, by number.
-        passing: numbers of the layers that lie between others, as biases do.
-        reads: function that evaluates the model with what layers return held.
+        sources: what can be held, by its key; of layers their number.
+        reads: function that evaluates the model with some of that held.
     """
 
     points: dict[int, Point]
     leaves: dict[str, Array]
-    returned: dict[int, Array]
-    passing: set[int]
+    sources: dict[Held, Source]
     reads: Reads
 
-    def behind(self, number: int) -> Behind:
-        """What lies right behind a layer."""
-        returned = self.returned[number]
-        held = {u: value for u, value in self.returned.items() if u not in self.passing}
-        trace = jax.make_jaxpr(lambda moved: self.reads(held | {number: moved}))(returned)
+    def behind(self, key: Held) -> Behind:
+        """What lies right behind a source."""
+        value = self.sources[key].value
+        held = {other: source.value for other, source in self.sources.items() if not source.passes}
+        trace = inlined(jax.make_jaxpr(lambda moved: self.reads(held | {key: moved}))(value))
         together: dict[int, list[int]] = {}
-        for place, ((depends,), (_, read)) in enumerate(zip(inputs_needed(trace), self._every, strict=True)):
-            if depends and (read.value.size == returned.size or _window(trace, place, returned) is not None):
-                together.setdefault(id(read.value), []).append(place)
+        every = self._every
+        for place, (depends,) in enumerate(inputs_needed(trace)):
+            if depends and _answers(trace, place, value):
+                same = id(every[place][1].value) if place < len(every) else -place
+                together.setdefault(same, []).append(place)
         return Behind(trace, list(together.values()))
 
-    def answer(self, number: int, slopes: dict[int, Array], size: Array, batch: Axis) -> Answer:
-        """The answer at one layer that has something behind it.
+    def answer(
+        self, key: Held, slopes: Mapping[int, Array], ends: Sequence[Array | None], size: Array, batch: Axis
+    ) -> Answer:
+        """The answer at a source that has something behind it.
 
         Args:
-            number: number of the layer's point.
+            key: key of the source.
             slopes: slopes at later points.
-            size: size of a change of what the layer returns.
+            ends: gradients in what ``reads`` gives beyond what layers read; None where there is none yet, which is of
+                what does not depend on the source.
+            size: size of a change of it.
             batch: devices over which samples are spread.
         """
-        trace, places = self.behind(number)
-        point, returned = self.points[number], self.returned[number]
+        trace, places = self.behind(key)
+        source = self.sources[key]
         answers = []
         for place, *others in places:
-            asked = self._gradient([place, *others], slopes)
-            if asked.size == returned.size:
-                answers.append(_along(point, trace, place, returned, asked, size, batch))
+            asked = self._gradient([place, *others], slopes, ends)
+            if _is_linear(trace, place):
+                (found,) = jax.vjp(lambda moved, at=place: one_result(trace, at, moved), source.value)[1](asked)
+                found = source.arranged(found)
+                answers.append(Answer(found, found))
+            elif asked.size == source.value.size:
+                answers.append(_along(source, trace, place, asked, size, batch))
+            elif parts := _parts(trace, place):
+                answers.append(_by_part(source, trace, place, parts, asked, size, batch))
             else:
-                answers.append(_by_window(point, trace, place, returned, asked, size))
+                answers.append(_by_window(source, trace, place, asked, size))
         return Answer(*(reduce(add, parts) for parts in zip(*answers, strict=True)))
 
     @property
     def _every(self) -> list[tuple[int, Read]]:
-        """All that is read, in the order in which ``reads`` gives it, each with its point's number."""
+        """All that layers read, in the order in which ``reads`` gives it, each with its point's number."""
         return [(number, read) for number, point in self.points.items() for read in point.reads]
 
-    def _gradient(self, places: list[int], slopes: dict[int, Array]) -> Array:
-        """The gradient in one array that several layers read."""
+    def _gradient(self, places: list[int], slopes: Mapping[int, Array], ends: Sequence[Array | None]) -> Array:
+        """The gradient in one array that several layers read, or that is an end."""
         every = self._every
+        if places[0] >= len(every):
+            found = ends[places[0] - len(every)]
+            assert found is not None, "what comes later has its gradient first"
+            return found
         return reduce(add, (every[place][1].back(self.leaves, slopes[every[place][0]]) for place in places))
 
 
-def _along(point: Point, trace: Any, place: int, returned: Array, asked: Array, size: Array, batch: Axis) -> Answer:
+def _answers(trace: Any, place: int, value: Array) -> bool:
+    """Whether a result of a trace, of what was moved, can be asked."""
+    read = trace.out_avals[place]
+    if not jnp.issubdtype(read.dtype, jnp.floating):
+        return False
+    if read.size == value.size or _is_linear(trace, place):
+        return True
+    return bool(_parts(trace, place)) or _window(trace, place, value) is not None
+
+
+def _is_linear(trace: Any, place: int) -> bool:
+    """Whether what lies before a result of a trace moves numbers or adds them, and does no more than scale them."""
+    return all(_keeps(eqn, places) for eqn, places in depending_operands(trace, place))
+
+
+def _keeps(eqn: Any, depending: list[int]) -> bool:
+    """Whether an equation moves, adds or scales what depends on what is asked."""
+    kind = eqn.primitive.name
+    return kind in _MOVES or (len(depending) == 1 and depending[0] in _ONE.get(kind, ()))
+
+
+def _parts(trace: Any, place: int) -> list[Any]:
+    """The parts into which what is moved is cut before anything else is done to it, each of the result's size.
+
+    There are none where something depends on it otherwise.
+    """
+    size = trace.out_avals[place].size
+    whole, parts = {*trace.jaxpr.invars}, list[Any]()
+    for eqn, places in depending_operands(trace, place):
+        if whole.isdisjoint(atom for at, atom in enumerate(eqn.invars) if at in places):
+            continue
+        if all(out.aval.size == size for out in eqn.outvars) and eqn.primitive.name in _CUTS:
+            parts += eqn.outvars
+        elif _keeps(eqn, places) and eqn.outvars[0].aval.size == eqn.invars[places[0]].aval.size:
+            whole |= {*eqn.outvars}
+        else:
+            return []
+    return parts
+
+
+def _along(source: Source, trace: Any, place: int, asked: Array, size: Array, batch: Axis) -> Answer:
     """The answer of what lies before one array that is read, of as many numbers: moved along the gradient."""
-    arranged, undone = point.arranged
-    if returned.shape != asked.shape == point.shape:  # with samples and places first, as at the point
-        into, out = undone, lambda value: value
-    else:
-        into, out = (lambda value: value.reshape(returned.shape)), (lambda value: arranged(into(value)))
+    moves = _moves(trace, place)
+    arranged = lambda value: reduce(lambda rows, eqn: bound(eqn, rows), moves, value)
+    read, back = jax.vjp(arranged, source.value)
+    own = lambda rows: back(rows.reshape(read.shape).astype(read.dtype))[0]  # as they lie in the source
+    scale = _scale(asked, size, batch)
+    up, down = (one_result(trace, place, source.value + own(step * asked)) for step in (scale, -scale))
+    return Answer(*(source.arranged(own(rows)) for rows in ((up - down) / (2 * scale), asked)))
+
+
+def _moves(trace: Any, place: int) -> list[Any]:
+    """The equations that arrange numbers anew between what is moved and a result of as many, one after the other."""
+    (moved,) = trace.jaxpr.invars
+    behind = {moved: list[Any]()}
+    for eqn, places in depending_operands(trace, place):
+        same = [atom for at, atom in enumerate(eqn.invars) if at in places and atom in behind]
+        if same:
+            own = [eqn] if eqn.primitive.name in _ARRANGES else []
+            sized = [out for out in eqn.outvars if out.aval.size == moved.aval.size]
+            behind |= dict.fromkeys(sized, behind[same[0]] + own)
+    return behind.get(trace.jaxpr.outvars[place], [])
+
+
+def _scale(asked: Array, size: Array, batch: Axis) -> Array:
+    """The factor that makes a step of a size of a gradient."""
     mean_square = batch.mean(jnp.mean(jnp.square(asked)))
-    scale = size / jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1)).astype(asked.dtype)
-    up, down = (one_result(trace, place, returned + into(step * asked)) for step in (scale, -scale))
-    return Answer(out((up - down) / (2 * scale)), out(asked))
+    return size / jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1)).astype(asked.dtype)
+
+
+def _by_part(
+    source: Source, trace: Any, place: int, parts: list[Any], asked: Array, size: Array, batch: Axis
+) -> Answer:
+    """The answer of what is cut into parts, moved along the gradient one by one."""
+
+    def answer(part: Any) -> Answer:
+        cut, back = jax.vjp(lambda moved: value_of(trace, part, moved), source.value)
+        whole = lambda rows: back(rows.reshape(cut.shape).astype(cut.dtype))[0]
+        up, down = (one_result(trace, place, source.value + whole(step * asked)) for step in (scale, -scale))
+        return Answer(*(source.arranged(whole(rows)) for rows in ((up - down) / (2 * scale), asked)))
+
+    scale = _scale(asked, size, batch)
+    return Answer(*(reduce(add, rows) for rows in zip(*map(answer, parts), strict=True)))
 
 
 def _window(trace: Any, place: int, returned: Array) -> Any:
@@ -142,8 +272,9 @@ def _window(trace: Any, place: int, returned: Array) -> Any:
     return found[0] if all(eqn.outvars[0].aval.size in sizes for eqn in between) else None
 
 
-def _by_window(point: Point, trace: Any, place: int, returned: Array, asked: Array, size: Array) -> Answer:
+def _by_window(source: Source, trace: Any, place: int, asked: Array, size: Array) -> Answer:
     """The answer of what pools, by moving one number of every window at a time."""
+    returned = source.value
     eqn = _window(trace, place, returned)
     shape, window, strides = eqn.invars[0].aval.shape, eqn.params["window_dimensions"], eqn.params["window_strides"]
     every = tuple(map(max, window, strides))  # so far apart are two numbers that share no window
@@ -165,5 +296,5 @@ def _by_window(point: Point, trace: Any, place: int, returned: Array, asked: Arr
 
     firsts = jnp.array(list(product(*map(range, every))))
     slopes = lax.scan(lambda total, first: (total + moved(first), None), 0 * returned.reshape(shape), firsts)[0]
-    arranged = lambda value: point.arranged[0](value.reshape(returned.shape))
+    arranged = lambda value: source.arranged(value.reshape(returned.shape))
     return Answer(arranged(slopes), arranged(spread(asked)[0]))

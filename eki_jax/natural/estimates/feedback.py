@@ -16,6 +16,8 @@ lies behind a layer, see :mod:`eki_jax.natural.estimates.answers`.
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -206,11 +208,14 @@ def _factors(along: Array, squares: Array, penalty: Array, ranges: Array) -> Arr
     penalty = penalty + _TINY
     shared = (jnp.sum(along, axis=0) + penalty) / (jnp.sum(squares, axis=0) + penalty)
     own = (along + penalty * shared[None]) / (squares + penalty)
-    return jnp.take_along_axis(own.T, ranges, axis=0)
+    # Chosen of all: a processor gathers number by number.
+    return reduce(add, (jnp.where(ranges == at, values, 0) for at, values in enumerate(own.T)))
 
 
-def several(ways: Ways, learned: Learned, features: Features, alike: list[Prediction], answer: Answer | None) -> Array:
-    """All that predicts the slopes of one layer, shape (C, B, n).
+def several(
+    ways: Ways, learned: Learned, features: Features, alike: list[Prediction], answer: Answer | None
+) -> list[Array]:
+    """All C that predicts the slopes of one layer, each of shape (B, n).
 
     Args:
         ways: sums of the steps before.
@@ -223,30 +228,39 @@ def several(ways: Ways, learned: Learned, features: Features, alike: list[Predic
     """
     found = [prediction.whole for prediction in alike]
     if answer is not None:
-        assert ways.by_range is not None
-        found += [answer.slopes, _factors(*ways.by_range, _noise(learned), features.ranges) * answer.asked]
-    return jnp.stack(found)
+        found += [answer.slopes, asked_by_range(ways, learned, features) * answer.asked]
+    return found
 
 
-def combined(ways: Ways, learned: Learned, each: Array, right: Array) -> Array:
-    """The sum of several predictions that is right for one layer's slopes, by those of the steps before.
+def weighted(factors: Array, each: list[Array]) -> Array:
+    """The sum of arrays with these factors."""
+    return reduce(add, (factor * one for factor, one in zip(factors, each, strict=True)))
+
+
+def asked_by_range(ways: Ways, learned: Learned, features: Features) -> Array:
+    """Factors (B, n) of the gradient in what the layers behind read, by which it predicts the slopes."""
+    assert ways.by_range is not None
+    return _factors(*ways.by_range, _noise(learned), features.ranges)
+
+
+def weights(ways: Ways, learned: Learned, right: Array) -> Array:
+    """The factors (C,) of several predictions whose sum is right for one layer's slopes, by those of the steps before.
 
     Args:
         ways: sums of the steps before.
         learned: sums of the layer.
-        each: predictions, shape (C, B, n).
         right: factor of the answers that is right for all layers, :func:`rightness`.
     """
     noise = _noise(learned) + _ROUNDING * jnp.trace(ways.gram) / len(ways.gram) + _TINY
     # What a layer's own sums cannot tell: other predictions add nothing, and answers are as right as everywhere.
-    expected, spread = jnp.zeros(len(each)), jnp.ones(len(each))
+    expected, spread = jnp.zeros(len(ways.gram)), jnp.ones(len(ways.gram))
     if ways.by_range is not None:
         expected, spread = jnp.array([0, right, 0]), jnp.array(_SPREADS)
     matrix = ways.gram + jnp.diag(noise / spread)
     factors = expected + jax.scipy.linalg.solve(matrix, ways.cross - ways.gram @ expected, assume_a="pos")
     if ways.by_range is not None:  # else errors would grow from layer to layer, the first ones' most
         factors = factors.at[1].set(jnp.clip(factors[1], 0, 1))
-    return jnp.tensordot(factors, each, axes=1)
+    return factors
 
 
 def rightness(ways: list[Ways], layers: list[Learned]) -> Array:
@@ -265,10 +279,11 @@ def _noise(learned: Learned) -> Array:
 
 
 def updated_ways(
-    ways: Ways, features: Features, each: Array, answer: Answer | None, slopes: Array, decay: Any, batch: Axis
+    ways: Ways, features: Features, each: list[Array], answer: Answer | None, slopes: Array, decay: Any, batch: Axis
 ) -> Ways:
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
-    new = Ways(jnp.einsum("gbn,hbn->gh", each, each), jnp.einsum("gbn,bn->g", each, slopes))
+    gram = [[jnp.vdot(one, other) for other in each] for one in each]
+    new = Ways(jnp.array(gram), jnp.array([jnp.vdot(one, slopes) for one in each]))
     if answer is not None:
         assert ways.by_range is not None
         values, bins = (slopes * answer.asked, jnp.square(answer.asked)), ways.by_range[0].shape[1]

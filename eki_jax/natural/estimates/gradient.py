@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -17,27 +17,15 @@ from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.ensembles.priors import xavier
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
-from eki_jax.kernel.interpreter import Disturber, Mixing, Point, Tagged, interpreted, leaf_name
+from eki_jax.kernel.interpreter import Disturber, Held, Mixing, Passed, Point, Tagged, interpreted, leaf_name
 from eki_jax.kernel.interpreter.binding import varying, varying_over
 from eki_jax.kernel.interpreter.parts import inputs_needed
 from eki_jax.kernel.precision import Precision, is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
-from eki_jax.natural.estimates.answers import Answer, Between
-from eki_jax.natural.estimates.feedback import (
-    Features,
-    Learned,
-    Memory,
-    Prediction,
-    Ways,
-    combined,
-    predicted,
-    rightness,
-    several,
-    updated,
-    updated_ways,
-)
+from eki_jax.natural.estimates.feedback import Learned, Memory, Ways
 from eki_jax.natural.estimates.feedback import sizes as feedback_sizes
+from eki_jax.natural.estimates.predicting import Known, expected, learned, what_answers
 from eki_jax.natural.estimates.span import share_of_loss
 from eki_jax.solvers.reasons import Reason, first_reason
 
@@ -89,7 +77,7 @@ class Gradient(NamedTuple):
             outputs = [leaf.shape for leaf in jax.tree.leaves(seen.outputs)]
             sizes = {u: feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy}
             alike = {u: len(seen.alike(u)) for u in seen.noisy}
-            found.append((sizes, alike, seen.answering() if feedback.answers else set()))
+            found.append((sizes, alike, what_answers(seen) if feedback.answers else set()))
 
         jax.eval_shape(traced, mean, feedback.example)
         sizes, alike, answering = found[-1]
@@ -128,10 +116,10 @@ class Gradient(NamedTuple):
         value, in_outputs = jax.value_and_grad(lambda z: jnp.asarray(setup.loss(z, targets)))(seen.outputs)
         in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
         keys = axes.particles.gathered(drawn[0])
-        known = seen.predicted(setup, in_outputs, memory, sigma)
+        known = {} if memory is None else expected(seen, setup, in_outputs, memory, sigma)
         slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma, known)
         if memory is not None:
-            memory = seen.learned(setup, memory, known, slopes)
+            memory = learned(seen, setup, memory, known, slopes)
         found = seen.pulled({u: slope.used for u, slope in slopes.items()}, in_outputs)
         unused = {name: jnp.zeros_like(m) for name, m in seen.leaves.items()}
         found = axes.batch.sum(unused | found | whole)
@@ -179,6 +167,8 @@ class Undisturbed(NamedTuple):
         mixes: number of samples, where such products are looked for; None where not.
         returned: outputs of the layers' equations, by number; of no loop.
         passing: numbers of the layers that what they read passes through, as a bias.
+        axes: axis of the samples in what each layer returns, by number; None where there is none.
+        loops: loops that have layers in them.
     """
 
     forward: ForwardFn
@@ -195,6 +185,8 @@ class Undisturbed(NamedTuple):
     mixes: int | None
     returned: dict[int, Array]
     passing: set[int]
+    axes: dict[int, int | None]
+    loops: list[Passed]
 
     @classmethod
     def of(cls, forward: ForwardFn, mean: Params, x: Any, deviations: PerSample) -> Undisturbed:
@@ -224,12 +216,23 @@ class Undisturbed(NamedTuple):
                     f"forward: outputs of shape {jnp.shape(leaf)} for {samples} samples, with per_sample(...); wanted "
                     "the samples as their first axis"
                 )
-        whole, formed, scaled = map(frozenset, (disturber.others, disturber.formed, disturber.scaled))
-        moves = {number: product.earlier for number, product in disturber.mixing.items()}
-        points, exact = disturber.points, disturber.exact
-        returned, passing = disturber.returned, disturber.passing
         return cls(
-            forward, mean, x, outputs, points, exact, leaves, whole, formed, scaled, moves, mixes, returned, passing
+            forward=forward,
+            mean=mean,
+            x=x,
+            outputs=outputs,
+            points=disturber.points,
+            exact=disturber.exact,
+            leaves=leaves,
+            whole=frozenset(disturber.others),
+            formed=frozenset(disturber.formed),
+            scaled=frozenset(disturber.scaled),
+            moves={number: product.earlier for number, product in disturber.mixing.items()},
+            mixes=mixes,
+            returned=disturber.returned,
+            passing=disturber.passing,
+            axes=disturber.axes,
+            loops=disturber.loops,
         )
 
     @property
@@ -242,86 +245,26 @@ class Undisturbed(NamedTuple):
         shape = _samples_first(self.points[number])[1:]
         return [u for u in self.noisy if _samples_first(self.points[u])[1:] == shape]
 
-    def between(self) -> Between | None:
-        """What lies between the layers; None with layers in loops, which are not held at every turn."""
-        if not {*self.points} <= {*self.returned}:
-            return None
+    def loop_of(self, number: int) -> Passed | None:
+        """The loop that a point is in."""
+        return next((loop for loop in self.loops if number in loop.numbers), None)
 
-        def reads(held: dict[int, Array]) -> list[Array]:
-            disturber = Disturber(self._axis_of, samples=self.mixes, moves=self.moves, held=held)
-            interpreted(self.forward, self.mean, _tagged(self.leaves), (self.x,), disturber)
-            return [read.value for point in disturber.points.values() for read in point.reads]
+    def disturber(self, noise: Any = None, *, held: Mapping[Held, Array] | None = None) -> Disturber:
+        """One for the batch that finds the same points."""
+        return Disturber(self._axis_of, noise, samples=self.mixes, moves=self.moves, held=held)
 
-        return Between(self.points, self.leaves, self.returned, self.passing, reads)
-
-    def answering(self) -> set[int]:
-        """The numbers of the points to which what lies behind answers."""
-        between = self.between()
-        return set() if between is None else {u for u in self.noisy if between.behind(u).places}
-
-    def predicted(self, setup: Setup, in_outputs: Any, memory: Memory | None, sigma: Array) -> dict[int, Known]:
-        """The slopes that were learned, at the points of which something was; none without memory."""
-        if memory is None:
-            return {}
-        deviations, batch = _per_sample(setup), setup.axes.batch
-        assert deviations.feedback is not None
-        if {*memory.layers} != {*map(str, self.noisy)}:
-            raise ValueError(
-                f"feedback: learned of layers {', '.join(memory.layers)} and the batch meets "
-                f"{', '.join(map(str, self.noisy))}; wanted an example with the batch's shapes, but for the number of "
-                "samples"
-            )
-        unknowns = sum(math.prod(self.points[u].of_one) for u in self.noisy) / setup.cloud.particles
-        if deviations.causal:
-            unknowns /= jax.tree.leaves(in_outputs)[0].shape[1]
-        features, alone = dict[int, Features](), dict[int, Prediction]()
-        for u in self.noisy:
-            returned = jnp.moveaxis(self.points[u].value, self.points[u].axis, 0)
-            features[u] = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
-            alone[u] = predicted(memory.layers[str(u)], features[u], unknowns)
-        outputs = jax.tree.leaves(in_outputs)
-        slopes = {u: outputs[place].reshape(self.points[u].shape) for u, place in self.exact.items()}
-        sizes, between = self.sizes(setup, sigma), self.between()
-        answering = [number for number, ways in memory.ways.items() if ways.by_range is not None]
-        right = rightness([memory.ways[u] for u in answering], [memory.layers[u] for u in answering])
-        known: dict[int, Known] = {}
-        for u in reversed(self.noisy):  # what lies behind first
-            point, own, ways = self.points[u], memory.layers[str(u)], memory.ways.get(str(u))
-            known[u] = Known(features[u], alone[u], alone[u].slopes)
-            if ways is not None:
-                answer, like = None, self.alike(u)
-                if ways.by_range is not None:
-                    like = [u]  # the others say nothing more: few weights have little noise
-                    assert between is not None
-                    said = between.answer(u, slopes, sizes[u], batch)
-                    rows = (jnp.moveaxis(part, point.axis, 0).reshape(alone[u].whole.shape) for part in said)
-                    answer = Answer(*(part.astype(jnp.float32) for part in rows))
-                each = several(ways, own, features[u], [alone[other] for other in like], answer)
-                known[u] = Known(features[u], alone[u], combined(ways, own, each, right), each, answer)
-            slopes[u] = jnp.moveaxis(known[u].slopes.reshape(features[u].shape), 0, point.axis).astype(point.dtype)
-        return known
-
-    def learned(self, setup: Setup, memory: Memory, known: dict[int, Known], slopes: dict[int, Slope]) -> Memory:
-        """The memory with a step's slopes."""
-        feedback, batch = _per_sample(setup).feedback, setup.axes.batch
-        assert feedback is not None
-        layers, ways = dict[str, Learned](), dict[str, Ways]()
-        for u, part in known.items():
-            found = jnp.moveaxis(slopes[u].unbiased, self.points[u].axis, 0).reshape(part.slopes.shape)
-            found = found.astype(jnp.float32)
-            own, number = memory.layers[str(u)], str(u)
-            layers[number] = updated(own, part.features, part.alone, part.slopes, found, feedback.decay, batch)
-            if part.each is not None:
-                several = part.features, part.each, part.answer
-                ways[number] = updated_ways(memory.ways[number], *several, found, feedback.decay, batch)
-        return Memory(layers, ways)
+    def evaluated(self, disturber: Disturber) -> Any:
+        """The outputs, disturbed."""
+        return interpreted(self.forward, self.mean, _tagged(self.leaves), (self.x,), disturber)
 
     def sizes(self, setup: Setup, sigma: Array) -> dict[int, Array]:
         """The size of the noise at every point."""
-        if not _per_sample(setup).relative:
-            return dict.fromkeys(self.points, sigma)
-        found = {number: jnp.sqrt(setup.axes.batch.mean(point.size**2)) for number, point in self.points.items()}
-        return {number: sigma * jnp.where(size > 0, size, 1) for number, size in found.items()}
+        return {number: _sized(setup, sigma, point.size) for number, point in self.points.items()}
+
+    @staticmethod
+    def size(setup: Setup, sigma: Array, value: Array) -> Array:
+        """The size of a change of an array, as of noise at a point that it would lie at."""
+        return _sized(setup, sigma, jnp.sqrt(jnp.mean(jnp.square(value))))
 
     def slopes(
         self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array, known: dict[int, Known]
@@ -367,6 +310,7 @@ class Undisturbed(NamedTuple):
                 samples=one_sample,
                 moves=self.moves,
             )
+            disturber.spread = varying(list(added.values()))
             found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
             if set(disturber.mixing) != set(self.moves):  # noise of these layers would be nowhere
                 lost = [name for u in set(self.moves) - set(disturber.mixing) for name, _ in self.points[u].pulls]
@@ -483,7 +427,7 @@ class Undisturbed(NamedTuple):
 
     def _axis_of(self, number: int, shape: tuple[int, ...]) -> int | None:
         """The axis of samples of what a layer returns."""
-        return self.points[number].axis if number in self.points else None
+        return self.axes.get(number)
 
     def _places(self) -> int:
         """The number of places; raises ValueError for layers that do not return something at every one."""
@@ -519,24 +463,6 @@ class Slope(NamedTuple):
 
     unbiased: Array
     used: Array
-
-
-class Known(NamedTuple):
-    """What is known of a point's slopes before there is noise.
-
-    Attributes:
-        features: numbers from which they are predicted.
-        alone: prediction by the outputs.
-        slopes: slopes that are expected, shape (B, n).
-        each: several predictions of which they are a sum, shape (C, B, n); None where there is one.
-        answer: answer of what lies behind, shapes (B, n); None for none.
-    """
-
-    features: Features
-    alone: Prediction
-    slopes: Array
-    each: Array | None = None
-    answer: Answer | None = None
 
 
 class _Cuts(NamedTuple):
@@ -655,6 +581,14 @@ def _trusted(credit: Array, given: Array, taken: Array) -> Array:
 def _per_sample(setup: Setup) -> PerSample:
     assert isinstance(setup.cloud.deviations, PerSample)
     return setup.cloud.deviations
+
+
+def _sized(setup: Setup, sigma: Array, size: Array) -> Array:
+    """The size of the noise where numbers have this root mean square."""
+    if not _per_sample(setup).relative:
+        return sigma
+    root = jnp.sqrt(setup.axes.batch.mean(size**2))
+    return sigma * jnp.where(root > 0, root, 1)
 
 
 def _samples_first(point: Point) -> tuple[int, ...]:
