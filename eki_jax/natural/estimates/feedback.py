@@ -133,9 +133,11 @@ class Features(NamedTuple):
         rows = returned.shape[0] * places
         g = jnp.concatenate([leaf.reshape(rows, -1) for leaf in outputs], axis=1).astype(jnp.float32)
         y = returned.reshape(rows, -1).astype(jnp.float32)
-        y = y / jnp.maximum(jnp.sqrt(batch.mean(jnp.mean(jnp.square(y)))), _TINY)
-        ranges = jnp.clip(bins * jax.scipy.stats.norm.cdf(y), 0, bins - 1).astype(jnp.int32)
-        return cls(g, ranges, returned.shape)
+        size = jnp.maximum(jnp.sqrt(batch.mean(jnp.mean(jnp.square(y)))), _TINY)
+        limits = size * jax.scipy.special.ndtri(jnp.arange(1, bins) / bins)
+        ranges = reduce(add, [(y >= limit).astype(jnp.int32) for limit in limits], jnp.zeros(y.shape, jnp.int32))
+        # Else they are made again wherever they are used.
+        return cls(g, lax.optimization_barrier(ranges), returned.shape)
 
 
 def sizes(returned: tuple[int, ...], outputs: list[tuple[int, ...]]) -> tuple[int, int]:
