@@ -92,9 +92,10 @@ def test_a_figure_goes_on_from_its_checkpoint(tmp_path, capsys, monkeypatch):
     """What was stopped after an epoch ends as what was not."""
     whole = run(noise_ratio, tmp_path, name="noise-ratio")
     (tmp_path / "noise-ratio.jsonl").unlink()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(epochs, "Checkpoints", Stopping)
-        run(noise_ratio, tmp_path, name="noise-ratio")
+        with pytest.raises(KeyboardInterrupt):
+            run(noise_ratio, tmp_path, name="noise-ratio")
     again = run(noise_ratio, tmp_path, name="noise-ratio")
     assert "DNN 1: going on after epoch 2" in capsys.readouterr().err
     assert again["rows"] == whole["rows"]

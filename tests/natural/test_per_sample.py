@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import check_both_axes
 from flax import linen as nn
 from jax import lax
-from jax.sharding import PartitionSpec
 
 import eki_jax
 from eki_jax import natural, sharding
@@ -385,12 +385,4 @@ def test_both_axes_of_devices(is_rounded: bool, learns: bool) -> None:
     forward = (lambda p, x: plain(jax.tree.map(lambda w: jnp.round(8 * w) / 8, p), x)) if is_rounded else plain
     deviations = per_sample(feedback=natural.learned_feedback(batch[0][:1]) if learns else None)
     make = lambda **axes: natural.natural_gradient(forward, LOSS, 8, 0.05, deviations=deviations, **axes)
-    alone, over = make(), make(axis_name="particles", batch_axis_name="batch")
-    same, samples = PartitionSpec(), PartitionSpec("batch")
-    spread = sharding.over_devices(over.step, sharding.make_mesh(2, 4), (same, (samples, samples)))
-    one = many = alone.init(params, jax.random.key(0))
-    for _ in range(2):
-        one, many = jax.jit(alone.step)(one, batch)[0], jax.jit(spread)(many, batch)[0]
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5)
-    jax.tree.map(close, many.position, one.position)
-    jax.tree.map(close, many.memory, one.memory)
+    check_both_axes(make, params, batch, 2, ("position", "memory"), 2e-3)

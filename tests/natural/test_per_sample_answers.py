@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from devices import check_both_axes
 from flax import linen as nn
-from jax.sharding import PartitionSpec
 
-from eki_jax import natural, sharding
+from eki_jax import natural
 from eki_jax.flax import TanhRNN, linen_forward
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import Disturber, Tagged, interpreted
@@ -304,15 +304,8 @@ def test_answers_are_the_same_on_devices(name: str) -> None:
     make = lambda **axes: natural.natural_gradient(
         forward, SQUARES, 8, 0.01, deviations=deviations, optimizer=optax.sgd(0.05), **axes
     )
-    alone, over = make(), make(axis_name="particles", batch_axis_name="batch")
-    same, samples = PartitionSpec(), PartitionSpec("batch")
-    spread = sharding.over_devices(over.step, sharding.make_mesh(2, 4), (same, (samples, samples)))
-    one = many = alone.init(params, jax.random.key(0))
-    for _ in range(3):
-        one, many = jax.jit(alone.step)(one, batch)[0], jax.jit(spread)(many, batch)[0]
+    one = check_both_axes(make, params, batch, 3, ("position",), 5e-3)
     assert {ways.cross.shape for ways in one.memory.ways.values()} == {(3,)}
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-5)
-    jax.tree.map(close, many.position, one.position)
 
 
 def test_describe_says_what_answers() -> None:

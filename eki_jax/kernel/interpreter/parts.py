@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,19 +24,15 @@ def inlined(trace: ClosedJaxpr) -> ClosedJaxpr:
     """
 
     def evaluated(trace: ClosedJaxpr, *inputs: Any) -> list[Any]:
-        known: dict[Any, Any] = dict(zip(trace.jaxpr.constvars, trace.consts, strict=True))
-        known |= dict(zip(trace.jaxpr.invars, inputs, strict=True))
-        value = lambda atom: atom.val if isinstance(atom, Constant) else known[atom]
+        values = _Values(trace, inputs)
         for eqn in trace.jaxpr.eqns:
-            operands, bodies = list(map(value, eqn.invars)), bodies_of(eqn)
+            bodies = bodies_of(eqn)
             if eqn.primitive.name in CALLS and bodies:
                 body = bodies[0] if isinstance(bodies[0], ClosedJaxpr) else ClosedJaxpr(bodies[0], ())
-                found = evaluated(body, *operands)
+                values.known |= dict(zip(eqn.outvars, evaluated(body, *map(values.of, eqn.invars)), strict=True))
             else:
-                found = bound(eqn, *operands)
-                found = found if eqn.primitive.multiple_results else [found]
-            known |= dict(zip(eqn.outvars, found, strict=True))
-        return list(map(value, trace.jaxpr.outvars))
+                values.find(eqn)
+        return list(map(values.of, trace.jaxpr.outvars))
 
     return jax.make_jaxpr(partial(evaluated, trace))(*trace.in_avals)
 
@@ -93,13 +90,27 @@ def one_result(trace: ClosedJaxpr, number: int, *inputs: Any) -> Any:
 
 def value_of(trace: ClosedJaxpr, wanted: Any, *inputs: Any) -> Any:
     """One value in a trace, a variable or a constant, from those of its equations that it depends on."""
-    known: dict[Any, Any] = dict(zip(trace.jaxpr.constvars, trace.consts, strict=True))
-    known |= dict(zip(trace.jaxpr.invars, inputs, strict=True))
-    value = lambda atom: atom.val if isinstance(atom, Constant) else known[atom]
+    values = _Values(trace, inputs)
     for eqn in _needed(trace, wanted):
-        found = bound(eqn, *map(value, eqn.invars))
-        known |= dict(zip(eqn.outvars, found if eqn.primitive.multiple_results else [found], strict=True))
-    return value(wanted)
+        values.find(eqn)
+    return values.of(wanted)
+
+
+class _Values:
+    """The values of a trace's variables, as far as they are known."""
+
+    def __init__(self, trace: ClosedJaxpr, inputs: Sequence[Any]) -> None:
+        self.known: dict[Any, Any] = dict(zip(trace.jaxpr.constvars, trace.consts, strict=True))
+        self.known |= dict(zip(trace.jaxpr.invars, inputs, strict=True))
+
+    def of(self, atom: Any) -> Any:
+        """The value of a variable or a constant."""
+        return atom.val if isinstance(atom, Constant) else self.known[atom]
+
+    def find(self, eqn: Any) -> None:
+        """Evaluate an equation."""
+        found = bound(eqn, *map(self.of, eqn.invars))
+        self.known |= dict(zip(eqn.outvars, found if eqn.primitive.multiple_results else [found], strict=True))
 
 
 def _needed(trace: ClosedJaxpr, result: Any) -> list[Any]:
