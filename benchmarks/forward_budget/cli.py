@@ -21,7 +21,7 @@ from benchmarks.forward_budget.settings import (
     methods_for,
     task,
 )
-from benchmarks.forward_budget.summary import best_rate, discrete_table, is_cut, summarized, table
+from benchmarks.forward_budget.summary import best_rate, derivatives_table, discrete_table, is_cut, summarized, table
 from benchmarks.harness import experiment, store
 from benchmarks.harness.command import Parser, Refused, command, folder
 from benchmarks.harness.experiment import Experiment
@@ -147,6 +147,9 @@ BUDGETS = Experiment(
     table,
     draw,
     _says,
-    sections={"forward_budget.md#discrete": with_origin(discrete_table)},
+    sections={
+        "forward_budget.md#discrete": with_origin(discrete_table),
+        "per_sample.md#budget": with_origin(derivatives_table),
+    },
     summarized=summarized,
 )

@@ -144,18 +144,37 @@ def table(result: dict[str, Any]) -> str:
         if not by_method:
             continue
         budgets = result["budgets"][problem]
-        header, rows = ["method", *(f"{budget / MILLION:g} M" for budget in budgets), "seconds"], []
-        for method, found in by_method.items():
-            row = [NAMES[method]]
-            for budget in budgets:
-                point = found.get(str(budget))
-                row.append("–" if point is None else f"{point['mean']:.4f} ± {point['spread']:.4f}")
-            last = [found[str(budget)] for budget in budgets if str(budget) in found]
-            row.append(f"{last[-1]['seconds']:.1f}" if last else "–")
-            rows.append(row)
+        header = ["method", *_millions(budgets), "seconds"]
+        rows = [[NAMES[method], *_cells(found, budgets)] for method, found in by_method.items()]
         title = f"### {TITLES[problem]} ({result['parameters'][problem]:,} parameters)"
         lines += [title, "", markdown(header, rows), ""]
     return "\n".join([*lines, _footer(result)])
+
+
+def derivatives_table(result: dict[str, Any]) -> str:
+    """The accuracies on networks with derivatives of noise per sample, and of gradients and others beside it."""
+    methods = ("natural-eki-per-sample", "msgd", "natural-eki-lowrank", "open-es")
+    shown = {name: found for name, found in result["results"].items() if name in TITLES and name not in DISCRETE}
+    rows = [
+        [TITLES[problem], NAMES[method], *_cells(found[method], result["budgets"][problem])]
+        for problem, found in shown.items()
+        for method in methods
+        if method in found
+    ]
+    header = ["network", "method", *_millions(max((result["budgets"][name] for name in shown), key=len, default=[]))]
+    return markdown([*header, "seconds"], rows)
+
+
+def _millions(budgets: Sequence[int]) -> list[str]:
+    return [f"{budget / MILLION:g} M" for budget in budgets]
+
+
+def _cells(found: dict[str, Any], budgets: Sequence[int]) -> list[str]:
+    """The accuracies of one method at the budgets, and its seconds to the last."""
+    points = [found.get(str(budget)) for budget in budgets]
+    shown = ["–" if point is None else f"{point['mean']:.4f} ± {point['spread']:.4f}" for point in points]
+    last = [point for point in points if point is not None]
+    return [*shown, f"{last[-1]['seconds']:.1f}" if last else "–"]
 
 
 def discrete_table(result: dict[str, Any]) -> str:

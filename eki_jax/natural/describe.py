@@ -12,8 +12,8 @@ from eki_jax.kernel.interpreter import leaf_name
 from eki_jax.natural.deviations import Deviations, LowRankDeviations, PerSample, low_rank
 from eki_jax.natural.deviations.treatment import LeafTreatment, treatments
 from eki_jax.natural.draws import Cloud
-from eki_jax.natural.estimates.gradient import Undisturbed
 from eki_jax.natural.estimates.predicting import what_answers
+from eki_jax.natural.estimates.undisturbed import Undisturbed
 
 # What to do about leaves for which nothing in the model is in the way.
 _MORE = "a plain estimate wants more particles than a local one; per_sample() has one for each sample of most leaves"

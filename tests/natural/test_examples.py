@@ -149,12 +149,3 @@ def _numbers_and_name(line: str) -> tuple[list[float], str]:
     """The decimal numbers of a line, and the rest of it."""
     number = re.compile(r"\d+\.\d+")
     return [float(word) for word in number.findall(line)], " ".join(number.sub("", line).split())
-
-
-def test_the_table_per_sample_is_that_of_the_runs() -> None:
-    """Rows of the page stand as they are in the comparison's table."""
-    page = (ROOT / "docs" / "per_sample.md").read_text().split("<!-- table")[0].splitlines()
-    table = (ROOT / "benchmarks" / "results" / "forward_budget_cpu.md").read_text().split("\n### ")[0].splitlines()
-    rows = [line for line in page if line.startswith("| ")]
-    assert len(rows) == 7
-    assert set(rows) <= set(table)

@@ -18,8 +18,8 @@ from eki_jax.flax import TanhRNN, linen_forward
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import Disturber, Tagged, interpreted
 from eki_jax.natural import learned_feedback, per_sample
-from eki_jax.natural.estimates.gradient import Undisturbed
 from eki_jax.natural.estimates.predicting import Asking, Rule, what_answers
+from eki_jax.natural.estimates.undisturbed import Undisturbed
 
 SAMPLES, PLACES, WIDTH = 24, 5, 8
 NEXT = np.roll(np.eye(WIDTH), 1, axis=1)
@@ -171,7 +171,7 @@ def seen(name: str) -> tuple[Undisturbed, dict[int, Any]]:
 
     def loss(added: dict[int, Any]) -> Any:
         noise = lambda number, shape, dtype: added.get(number, 0)
-        disturber = Disturber(found._axis_of, noise, samples=found.mixes, moves=found.moves)
+        disturber = Disturber(found.axis_of, noise, samples=found.mixes, moves=found.moves)
         leaves = [Tagged(value, leaf=leaf) for leaf, value in found.leaves.items()]
         return SQUARES(interpreted(forward, params, leaves, (batch[0],), disturber), batch[1])
 

@@ -15,7 +15,7 @@ from jax import lax
 from eki_jax import natural
 from eki_jax.flax import linen_forward
 from eki_jax.natural import learned_feedback, per_sample
-from eki_jax.natural.estimates.gradient import Undisturbed
+from eki_jax.natural.estimates.undisturbed import Undisturbed
 
 LOSS = natural.softmax_cross_entropy()
 SAMPLES, TURNS, UNITS, CLASSES = 6, 4, 3, 4

@@ -13,7 +13,7 @@ from flax import linen as nn
 from eki_jax import natural
 from eki_jax.flax import linen_forward
 from eki_jax.natural import per_sample
-from eki_jax.natural.estimates.gradient import Undisturbed
+from eki_jax.natural.estimates.undisturbed import Undisturbed
 
 SAMPLES, PLACES, WIDTH, HEADS = 3, 4, 6, 2
 SQUARES = natural.mean_over_samples(lambda z, y: 0.5 * jnp.sum((z - y) ** 2))

@@ -1,10 +1,11 @@
-"""Parts of a trace: what a result depends on, and that result alone."""
+"""Parts of a function's trace: what a result depends on, and that result alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr
@@ -14,114 +15,115 @@ from eki_jax.kernel.interpreter.binding import bound
 from eki_jax.kernel.interpreter.calls import CALLS, bodies_of
 
 
-def inlined(trace: ClosedJaxpr) -> ClosedJaxpr:
-    """The trace with the equations of the functions that it calls in the place of the calls.
+class Trace(NamedTuple):
+    """A trace of a function of arrays, without calls of other functions.
 
-    >>> import jax
-    >>> trace = inlined(jax.make_jaxpr(jax.jit(lambda x: 2 * x + 1))(1.0))
-    >>> [eqn.primitive.name for eqn in trace.eqns]
-    ['mul', 'add']
+    Attributes:
+        eqns: equations, in order.
+        inputs: variables that are the function's arguments.
+        results: variables, or constants, that are its results.
+        known: values of other variables.
     """
 
-    def evaluated(trace: ClosedJaxpr, *inputs: Any) -> list[Any]:
-        values = _Values(trace, inputs)
-        for eqn in trace.jaxpr.eqns:
-            bodies = bodies_of(eqn)
-            if eqn.primitive.name in CALLS and bodies:
-                body = bodies[0] if isinstance(bodies[0], ClosedJaxpr) else ClosedJaxpr(bodies[0], ())
-                values.known |= dict(zip(eqn.outvars, evaluated(body, *map(values.of, eqn.invars)), strict=True))
-            else:
-                values.find(eqn)
-        return list(map(values.of, trace.jaxpr.outvars))
+    eqns: Sequence[Any]
+    inputs: Sequence[Any]
+    results: Sequence[Any]
+    known: dict[Any, Any]
 
-    return jax.make_jaxpr(partial(evaluated, trace))(*trace.in_avals)
+    @classmethod
+    def of(cls, fn: Callable[..., Any], *arguments: Any) -> Trace:
+        """The trace of a function; only shapes and dtypes of the arguments matter.
 
+        >>> trace = Trace.of(jax.jit(lambda x: (2 * x, x + 1)), 1.0)
+        >>> [eqn.primitive.name for eqn in trace.eqns]
+        ['mul', 'add']
+        """
+        closed = jax.make_jaxpr(fn)(*arguments)
+        closed = jax.make_jaxpr(partial(_inlined, closed))(*closed.in_avals)
+        jaxpr = closed.jaxpr
+        return cls(jaxpr.eqns, jaxpr.invars, jaxpr.outvars, dict(zip(jaxpr.constvars, closed.consts, strict=True)))
 
-def inputs_needed(trace: ClosedJaxpr) -> list[list[bool]]:
-    """By the results of a trace, flags of its inputs, True for those that a result depends on.
+    def of_one(self, place: int, values: Sequence[Any]) -> Trace:
+        """The trace as one of one input alone, the others having these values.
 
-    >>> import jax
-    >>> inputs_needed(jax.make_jaxpr(lambda x, y: (2 * x, x + y))(1.0, 2.0))
-    [[True, False], [True, True]]
-    """
+        >>> trace = Trace.of(lambda x, y: x - y, 1.0, 2.0).of_one(1, [1.0, 2.0])
+        >>> float(trace.result(0, 5.0))
+        -4.0
+        """
+        others = dict(zip(self.inputs, values, strict=True))
+        return self._replace(inputs=[self.inputs[place]], known=self.known | others)
 
-    def flags(result: Any) -> list[bool]:
-        needed = {result}.union(*(_variables(eqn.invars) for eqn in _needed(trace, result)))
-        return [variable in needed for variable in trace.jaxpr.invars]
+    def needed(self) -> list[list[bool]]:
+        """By the results, flags of the inputs, True for those that a result depends on.
 
-    return [flags(atom) for atom in trace.jaxpr.outvars]
+        >>> Trace.of(lambda x, y: (2 * x, x + y), 1.0, 2.0).needed()
+        [[True, False], [True, True]]
+        """
+        # One pass, with a bit for each input.
+        needs = {variable: 1 << place for place, variable in enumerate(self.inputs)}
+        need = lambda atom: 0 if isinstance(atom, Constant) else needs.get(atom, 0)
+        for eqn in self.eqns:
+            needs |= dict.fromkeys(eqn.outvars, reduce(or_, map(need, eqn.invars), 0))
+        return [[bool(need(atom) >> place & 1) for place in range(len(self.inputs))] for atom in self.results]
 
+    def depending(self, number: int) -> list[tuple[Any, list[int]]]:
+        """The equations through which one result depends on the inputs, in order, and which operands of theirs do.
 
-def equations_between(trace: ClosedJaxpr, number: int) -> list[Any]:
-    """The equations through which one result of a trace depends on its inputs, in order.
+        >>> [(e.primitive.name, places) for e, places in Trace.of(lambda x: (x + 1, 2 / x + x), 1.0).depending(1)]
+        [('div', [1]), ('add', [0, 1])]
+        """
+        depending, found = {*self.inputs}, []
+        for eqn in self._before(self.results[number]):
+            places = [p for p, atom in enumerate(eqn.invars) if not isinstance(atom, Constant) and atom in depending]
+            if places:
+                depending.update(eqn.outvars)
+                found.append((eqn, places))
+        return found
 
-    >>> import jax
-    >>> [eqn.primitive.name for eqn in equations_between(jax.make_jaxpr(lambda x: (2 * x, x + 1))(1.0), 1)]
-    ['add']
-    """
-    return [eqn for eqn, _ in depending_operands(trace, number)]
+    def result(self, number: int, *inputs: Any) -> Any:
+        """One result, from those of the equations that it depends on.
 
+        >>> float(Trace.of(lambda x: (2 * x, x + 1), 1.0).result(1, 3.0))
+        4.0
+        """
+        return self.value(self.results[number], *inputs)
 
-def depending_operands(trace: ClosedJaxpr, number: int) -> list[tuple[Any, list[int]]]:
-    """The same equations, each with the places of the operands that depend on the inputs.
+    def value(self, wanted: Any, *inputs: Any) -> Any:
+        """The value of one variable or constant, from those of the equations that it depends on."""
+        known = self.known | dict(zip(self.inputs, inputs, strict=True))
+        for eqn in self._before(wanted):
+            _evaluate(eqn, known)
+        return _read(wanted, known)
 
-    >>> import jax
-    >>> [places for _, places in depending_operands(jax.make_jaxpr(lambda x: 2 / x + x)(1.0), 0)]
-    [[1], [0, 1]]
-    """
-    depending, found = set(trace.jaxpr.invars), []
-    for eqn in _needed(trace, trace.jaxpr.outvars[number]):
-        places = [p for p, atom in enumerate(eqn.invars) if not isinstance(atom, Constant) and atom in depending]
-        if places:
-            depending.update(eqn.outvars)
-            found.append((eqn, places))
-    return found
-
-
-def one_result(trace: ClosedJaxpr, number: int, *inputs: Any) -> Any:
-    """One result of a trace, from those of its equations that it depends on.
-
-    >>> import jax
-    >>> float(one_result(jax.make_jaxpr(lambda x: (2 * x, x + 1))(1.0), 1, 3.0))
-    4.0
-    """
-    return value_of(trace, trace.jaxpr.outvars[number], *inputs)
-
-
-def value_of(trace: ClosedJaxpr, wanted: Any, *inputs: Any) -> Any:
-    """One value in a trace, a variable or a constant, from those of its equations that it depends on."""
-    values = _Values(trace, inputs)
-    for eqn in _needed(trace, wanted):
-        values.find(eqn)
-    return values.of(wanted)
-
-
-class _Values:
-    """The values of a trace's variables, as far as they are known."""
-
-    def __init__(self, trace: ClosedJaxpr, inputs: Sequence[Any]) -> None:
-        self.known: dict[Any, Any] = dict(zip(trace.jaxpr.constvars, trace.consts, strict=True))
-        self.known |= dict(zip(trace.jaxpr.invars, inputs, strict=True))
-
-    def of(self, atom: Any) -> Any:
-        """The value of a variable or a constant."""
-        return atom.val if isinstance(atom, Constant) else self.known[atom]
-
-    def find(self, eqn: Any) -> None:
-        """Evaluate an equation."""
-        found = bound(eqn, *map(self.of, eqn.invars))
-        self.known |= dict(zip(eqn.outvars, found if eqn.primitive.multiple_results else [found], strict=True))
+    def _before(self, wanted: Any) -> list[Any]:
+        """The equations that a variable needs, in order."""
+        needed, found = {wanted}, []
+        for eqn in reversed(self.eqns):
+            if needed.intersection(eqn.outvars):
+                needed.update(atom for atom in eqn.invars if not isinstance(atom, Constant))
+                found.append(eqn)
+        return found[::-1]
 
 
-def _needed(trace: ClosedJaxpr, result: Any) -> list[Any]:
-    """The equations that a result needs, in order."""
-    needed, found = {result}, []
-    for eqn in reversed(trace.jaxpr.eqns):
-        if needed.intersection(eqn.outvars):
-            needed.update(_variables(eqn.invars))
-            found.append(eqn)
-    return found[::-1]
+def _inlined(trace: ClosedJaxpr, *inputs: Any) -> list[Any]:
+    """The results of a trace, with the equations of the functions that it calls in the place of the calls."""
+    known = dict(zip(trace.jaxpr.constvars, trace.consts, strict=True))
+    known |= dict(zip(trace.jaxpr.invars, inputs, strict=True))
+    for eqn in trace.jaxpr.eqns:
+        bodies = bodies_of(eqn)
+        if eqn.primitive.name in CALLS and bodies:
+            body = bodies[0] if isinstance(bodies[0], ClosedJaxpr) else ClosedJaxpr(bodies[0], ())
+            operands = (_read(atom, known) for atom in eqn.invars)
+            known |= dict(zip(eqn.outvars, _inlined(body, *operands), strict=True))
+        else:
+            _evaluate(eqn, known)
+    return [_read(atom, known) for atom in trace.jaxpr.outvars]
 
 
-def _variables(atoms: Any) -> set[Any]:
-    return {atom for atom in atoms if not isinstance(atom, Constant)}
+def _read(atom: Any, known: dict[Any, Any]) -> Any:
+    return atom.val if isinstance(atom, Constant) else known[atom]
+
+
+def _evaluate(eqn: Any, known: dict[Any, Any]) -> None:
+    found = bound(eqn, *(_read(atom, known) for atom in eqn.invars))
+    known.update(zip(eqn.outvars, found if eqn.primitive.multiple_results else [found], strict=True))

@@ -174,9 +174,9 @@ def learned_feedback(
             both ways, and all other layers' outputs held; a loop over time turn by turn, the last one first. Right
             where a change of number k does to i what a change of i does to k, as of activations, gates, softmax and
             normalisation, and of windows that pool, which are asked one number of each at a time; how right, the noise
-            says. Not in models whose loops have loops or branches in them, nor where a layer returns more numbers than
-            are read, otherwise than by windows, by parts that are cut out, or by sums. :func:`describe` says which
-            layers have answers.
+            says. Where the model fails at one of the sides, nothing is answered. Not in models whose loops have loops
+            or branches in them, nor where a layer returns more numbers than are read, otherwise than by windows, by
+            parts that are cut out, or by sums. :func:`describe` says which layers have answers.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``

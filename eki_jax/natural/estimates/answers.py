@@ -34,14 +34,7 @@ from eki_jax._types import Array
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import Held, Point, Read
 from eki_jax.kernel.interpreter.binding import bound
-from eki_jax.kernel.interpreter.parts import (
-    depending_operands,
-    equations_between,
-    inlined,
-    inputs_needed,
-    one_result,
-    value_of,
-)
+from eki_jax.kernel.interpreter.parts import Trace
 
 # Equations that make one number of every window.
 _WINDOWS = {"reduce_window_max", "reduce_window_sum"}
@@ -100,7 +93,7 @@ class Behind(NamedTuple):
         places: numbers of what answers, those of one array together.
     """
 
-    trace: Any
+    trace: Trace
     places: list[list[int]]
 
 
@@ -112,21 +105,36 @@ class Between(NamedTuple):
         leaves: leaves of the parameters by name.
         sources: what can be held, by its key; of layers their number.
         reads: function that evaluates the model with some of that held.
+        held: what is held where others are moved, by its key.
+        trace: trace of ``reads`` of that.
     """
 
     points: dict[int, Point]
     leaves: dict[str, Array]
     sources: dict[Held, Source]
     reads: Reads
+    held: dict[Held, Array]
+    trace: Trace
+
+    @classmethod
+    def of(
+        cls, points: dict[int, Point], leaves: dict[str, Array], sources: dict[Held, Source], reads: Reads
+    ) -> Between:
+        """The same, traced once for all that is held."""
+        held = {key: source.value for key, source in sources.items() if not source.passes}
+        trace = Trace.of(lambda *values: reads(dict(zip(held, values, strict=True))), *held.values())
+        return cls(points, leaves, sources, reads, held, trace)
 
     def behind(self, key: Held) -> Behind:
         """What lies right behind a source."""
         value = self.sources[key].value
-        held = {other: source.value for other, source in self.sources.items() if not source.passes}
-        trace = inlined(jax.make_jaxpr(lambda moved: self.reads(held | {key: moved}))(value))
+        if key in self.held:
+            trace = self.trace.of_one([*self.held].index(key), [*self.held.values()])
+        else:
+            trace = Trace.of(lambda moved: self.reads(self.held | {key: moved}), value)
         together: dict[int, list[int]] = {}
         every = self._every
-        for place, (depends,) in enumerate(inputs_needed(trace)):
+        for place, (depends,) in enumerate(trace.needed()):
             if depends and _answers(trace, place, value):
                 same = id(every[place][1].value) if place < len(every) else -place
                 together.setdefault(same, []).append(place)
@@ -151,7 +159,7 @@ class Between(NamedTuple):
         for place, *others in places:
             asked = self._gradient([place, *others], slopes, ends)
             if _is_linear(trace, place):
-                (found,) = jax.vjp(lambda moved, at=place: one_result(trace, at, moved), source.value)[1](asked)
+                (found,) = jax.vjp(lambda moved, at=place: trace.result(at, moved), source.value)[1](asked)
                 found = source.arranged(found)
                 answers.append(Answer(found, found))
             elif asked.size == source.value.size:
@@ -160,7 +168,8 @@ class Between(NamedTuple):
                 answers.append(_by_part(source, trace, place, parts, asked, size, batch))
             else:
                 answers.append(_by_window(source, trace, place, asked, size))
-        return Answer(*(reduce(add, parts) for parts in zip(*answers, strict=True)))
+        found, asked = (reduce(add, parts) for parts in zip(*answers, strict=True))
+        return Answer(jnp.where(jnp.isfinite(found), found, 0), asked)  # of a side where the model fails, nothing
 
     @property
     def _every(self) -> list[tuple[int, Read]]:
@@ -177,9 +186,9 @@ class Between(NamedTuple):
         return reduce(add, (every[place][1].back(self.leaves, slopes[every[place][0]]) for place in places))
 
 
-def _answers(trace: Any, place: int, value: Array) -> bool:
+def _answers(trace: Trace, place: int, value: Array) -> bool:
     """Whether a result of a trace, of what was moved, can be asked."""
-    read = trace.out_avals[place]
+    read = trace.results[place].aval
     if not jnp.issubdtype(read.dtype, jnp.floating):
         return False
     if read.size == value.size or _is_linear(trace, place):
@@ -187,9 +196,9 @@ def _answers(trace: Any, place: int, value: Array) -> bool:
     return bool(_parts(trace, place)) or _window(trace, place, value) is not None
 
 
-def _is_linear(trace: Any, place: int) -> bool:
+def _is_linear(trace: Trace, place: int) -> bool:
     """Whether what lies before a result of a trace moves numbers or adds them, and does no more than scale them."""
-    return all(_keeps(eqn, places) for eqn, places in depending_operands(trace, place))
+    return all(_keeps(eqn, places) for eqn, places in trace.depending(place))
 
 
 def _keeps(eqn: Any, depending: list[int]) -> bool:
@@ -198,14 +207,14 @@ def _keeps(eqn: Any, depending: list[int]) -> bool:
     return kind in _MOVES or (len(depending) == 1 and depending[0] in _ONE.get(kind, ()))
 
 
-def _parts(trace: Any, place: int) -> list[Any]:
+def _parts(trace: Trace, place: int) -> list[Any]:
     """The parts into which what is moved is cut before anything else is done to it, each of the result's size.
 
     There are none where something depends on it otherwise.
     """
-    size = trace.out_avals[place].size
-    whole, parts = {*trace.jaxpr.invars}, list[Any]()
-    for eqn, places in depending_operands(trace, place):
+    size = trace.results[place].aval.size
+    whole, parts = {*trace.inputs}, list[Any]()
+    for eqn, places in trace.depending(place):
         if whole.isdisjoint(atom for at, atom in enumerate(eqn.invars) if at in places):
             continue
         if all(out.aval.size == size for out in eqn.outvars) and eqn.primitive.name in _CUTS:
@@ -217,28 +226,28 @@ def _parts(trace: Any, place: int) -> list[Any]:
     return parts
 
 
-def _along(source: Source, trace: Any, place: int, asked: Array, size: Array, batch: Axis) -> Answer:
+def _along(source: Source, trace: Trace, place: int, asked: Array, size: Array, batch: Axis) -> Answer:
     """The answer of what lies before one array that is read, of as many numbers: moved along the gradient."""
     moves = _moves(trace, place)
     arranged = lambda value: reduce(lambda rows, eqn: bound(eqn, rows), moves, value)
     read, back = jax.vjp(arranged, source.value)
     own = lambda rows: back(rows.reshape(read.shape).astype(read.dtype))[0]  # as they lie in the source
     scale = _scale(asked, size, batch)
-    up, down = (one_result(trace, place, source.value + own(step * asked)) for step in (scale, -scale))
+    up, down = (trace.result(place, source.value + own(step * asked)) for step in (scale, -scale))
     return Answer(*(source.arranged(own(rows)) for rows in ((up - down) / (2 * scale), asked)))
 
 
-def _moves(trace: Any, place: int) -> list[Any]:
+def _moves(trace: Trace, place: int) -> list[Any]:
     """The equations that arrange numbers anew between what is moved and a result of as many, one after the other."""
-    (moved,) = trace.jaxpr.invars
+    (moved,) = trace.inputs
     behind = {moved: list[Any]()}
-    for eqn, places in depending_operands(trace, place):
+    for eqn, places in trace.depending(place):
         same = [atom for at, atom in enumerate(eqn.invars) if at in places and atom in behind]
         if same:
             own = [eqn] if eqn.primitive.name in _ARRANGES else []
             sized = [out for out in eqn.outvars if out.aval.size == moved.aval.size]
             behind |= dict.fromkeys(sized, behind[same[0]] + own)
-    return behind.get(trace.jaxpr.outvars[place], [])
+    return behind.get(trace.results[place], [])
 
 
 def _scale(asked: Array, size: Array, batch: Axis) -> Array:
@@ -248,23 +257,23 @@ def _scale(asked: Array, size: Array, batch: Axis) -> Array:
 
 
 def _by_part(
-    source: Source, trace: Any, place: int, parts: list[Any], asked: Array, size: Array, batch: Axis
+    source: Source, trace: Trace, place: int, parts: list[Any], asked: Array, size: Array, batch: Axis
 ) -> Answer:
     """The answer of what is cut into parts, moved along the gradient one by one."""
 
     def answer(part: Any) -> Answer:
-        cut, back = jax.vjp(lambda moved: value_of(trace, part, moved), source.value)
+        cut, back = jax.vjp(lambda moved: trace.value(part, moved), source.value)
         whole = lambda rows: back(rows.reshape(cut.shape).astype(cut.dtype))[0]
-        up, down = (one_result(trace, place, source.value + whole(step * asked)) for step in (scale, -scale))
+        up, down = (trace.result(place, source.value + whole(step * asked)) for step in (scale, -scale))
         return Answer(*(source.arranged(whole(rows)) for rows in ((up - down) / (2 * scale), asked)))
 
     scale = _scale(asked, size, batch)
     return Answer(*(reduce(add, rows) for rows in zip(*map(answer, parts), strict=True)))
 
 
-def _window(trace: Any, place: int, returned: Array) -> Any:
+def _window(trace: Trace, place: int, returned: Array) -> Any:
     """The equation that pools, where all else before what is read is done number by number; None where it is not."""
-    between = equations_between(trace, place)
+    between = [eqn for eqn, _ in trace.depending(place)]
     found = [eqn for eqn in between if eqn.primitive.name in _WINDOWS]
     if len(found) != 1 or found[0].invars[0].aval.size != returned.size:
         return None
@@ -272,7 +281,7 @@ def _window(trace: Any, place: int, returned: Array) -> Any:
     return found[0] if all(eqn.outvars[0].aval.size in sizes for eqn in between) else None
 
 
-def _by_window(source: Source, trace: Any, place: int, asked: Array, size: Array) -> Answer:
+def _by_window(source: Source, trace: Trace, place: int, asked: Array, size: Array) -> Answer:
     """The answer of what pools, by moving one number of every window at a time."""
     returned = source.value
     eqn = _window(trace, place, returned)
@@ -288,9 +297,7 @@ def _by_window(source: Source, trace: Any, place: int, asked: Array, size: Array
     def moved(first: Array) -> Array:
         apart = [(jnp.arange(n) % step == at).astype(int) for n, step, at in zip(shape, every, first, strict=True)]
         mask = reduce(mul, jnp.ix_(*apart)).astype(asked.dtype)
-        up, down = (
-            one_result(trace, place, returned + (step * mask).reshape(returned.shape)) for step in (size, -size)
-        )
+        up, down = (trace.result(place, returned + (step * mask).reshape(returned.shape)) for step in (size, -size))
         (found,) = spread((up - down).reshape(asked.shape) / (2 * size) * asked)
         return mask * found
 

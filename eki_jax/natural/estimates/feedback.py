@@ -34,6 +34,8 @@ LARGEST = 4096
 _RIDGE = 1e-3  # of the features' mean square, whatever the noise
 # Variances, from layer to layer, of the weights of three predictions: by the outputs, the answer, and that by range.
 _SPREADS = (0.03, 0.1, 0.03)
+# Predictions that are summed one by one: written to memory side by side, a convolution's would take longer.
+_FEW = 3
 _ROUNDING = 1e-5  # of predictions' products, which may be of layers that predict the same
 _TINY = 1e-30
 
@@ -236,6 +238,8 @@ def several(
 
 def weighted(factors: Array, each: list[Array]) -> Array:
     """The sum of arrays with these factors."""
+    if len(each) > _FEW:
+        return jnp.tensordot(factors, jnp.stack(each), axes=1)
     return reduce(add, (factor * one for factor, one in zip(factors, each, strict=True)))
 
 
@@ -284,8 +288,12 @@ def updated_ways(
     ways: Ways, features: Features, each: list[Array], answer: Answer | None, slopes: Array, decay: Any, batch: Axis
 ) -> Ways:
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
-    gram = [[jnp.vdot(one, other) for other in each] for one in each]
-    new = Ways(jnp.array(gram), jnp.array([jnp.vdot(one, slopes) for one in each]))
+    if len(each) > _FEW:
+        every = jnp.stack(each)
+        new = Ways(jnp.einsum("gbn,hbn->gh", every, every), jnp.einsum("gbn,bn->g", every, slopes))
+    else:
+        gram = [[jnp.vdot(one, other) for other in each] for one in each]
+        new = Ways(jnp.array(gram), jnp.array([jnp.vdot(one, slopes) for one in each]))
     if answer is not None:
         assert ways.by_range is not None
         values, bins = (slopes * answer.asked, jnp.square(answer.asked)), ways.by_range[0].shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -17,9 +17,8 @@ from eki_jax._types import Array, Batch, ForwardFn, Params
 from eki_jax.ensembles.priors import xavier
 from eki_jax.kernel.evaluate import map_particles
 from eki_jax.kernel.health import finite_particles
-from eki_jax.kernel.interpreter import Disturber, Held, Mixing, Passed, Point, Tagged, interpreted, leaf_name
+from eki_jax.kernel.interpreter import Disturber, Mixing, Point, interpreted
 from eki_jax.kernel.interpreter.binding import varying, varying_over
-from eki_jax.kernel.interpreter.parts import inputs_needed
 from eki_jax.kernel.precision import Precision, is_bf16
 from eki_jax.natural.deviations.per_sample import PerSample
 from eki_jax.natural.direction import Direction, Setup
@@ -27,6 +26,7 @@ from eki_jax.natural.estimates.feedback import Learned, Memory, Ways
 from eki_jax.natural.estimates.feedback import sizes as feedback_sizes
 from eki_jax.natural.estimates.predicting import Known, expected, learned, what_answers
 from eki_jax.natural.estimates.span import share_of_loss
+from eki_jax.natural.estimates.undisturbed import Undisturbed, batch_of_one, of_setup, samples_first, tagged
 from eki_jax.solvers.reasons import Reason, first_reason
 
 # What the noise of the samples that are solved at a time may take.
@@ -40,7 +40,7 @@ class Gradient(NamedTuple):
 
     def extra_passes(self, setup: Setup) -> int:
         """One: the mean particle's, which is watched; and one for slopes through the matrices of the layers behind."""
-        feedback = _per_sample(setup).feedback
+        feedback = of_setup(setup).feedback
         return 2 if feedback is not None and feedback.answers else 1
 
     @property
@@ -67,15 +67,15 @@ class Gradient(NamedTuple):
 
     def memory(self, setup: Setup, forward: ForwardFn, mean: Params) -> Memory | None:
         """What is learned of the layers' slopes, by their numbers, before the first step; None without feedback."""
-        feedback = _per_sample(setup).feedback
+        feedback = of_setup(setup).feedback
         if feedback is None:
             return None
         found: list[tuple[dict[int, tuple[int, int]], dict[int, int], set[int]]] = []
 
         def traced(mean: Params, x: Any) -> None:
-            seen = Undisturbed.of(forward, mean, x, _per_sample(setup))
+            seen = Undisturbed.of(forward, mean, x, of_setup(setup))
             outputs = [leaf.shape for leaf in jax.tree.leaves(seen.outputs)]
-            sizes = {u: feedback_sizes(_samples_first(seen.points[u]), outputs) for u in seen.noisy}
+            sizes = {u: feedback_sizes(samples_first(seen.points[u]), outputs) for u in seen.noisy}
             alike = {u: len(seen.alike(u)) for u in seen.noisy}
             found.append((sizes, alike, what_answers(seen) if feedback.answers else set()))
 
@@ -105,7 +105,7 @@ class Gradient(NamedTuple):
         del damping
         x, targets = batch
         axes = setup.axes
-        seen = Undisturbed.of(forward, mean, x, _per_sample(setup))
+        seen = Undisturbed.of(forward, mean, x, of_setup(setup))
         for point in (seen.points[number] for number in seen.noisy):
             if point.dtype == jnp.bfloat16:
                 raise TypeError(
@@ -117,9 +117,9 @@ class Gradient(NamedTuple):
         in_outputs = jax.tree.map(lambda g: share * g, in_outputs)
         keys = axes.particles.gathered(drawn[0])
         known = {} if memory is None else expected(seen, setup, in_outputs, memory, sigma)
-        slopes, healthy, whole = seen.slopes(setup, in_outputs, drawn[0], keys, sigma, known)
+        slopes, healthy, whole = _slopes(seen, setup, in_outputs, drawn[0], keys, sigma, known)
         if memory is not None:
-            memory = learned(seen, setup, memory, known, slopes)
+            memory = learned(seen, setup, memory, known, {u: slope.unbiased for u, slope in slopes.items()})
         found = seen.pulled({u: slope.used for u, slope in slopes.items()}, in_outputs)
         unused = {name: jnp.zeros_like(m) for name, m in seen.leaves.items()}
         found = axes.batch.sum(unused | found | whole)
@@ -149,308 +149,148 @@ def gradient() -> Gradient:
     return Gradient()
 
 
-class Undisturbed(NamedTuple):
-    """A model's pass without noise.
+def _slopes(
+    seen: Undisturbed, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array, known: dict[int, Known]
+) -> tuple[dict[int, Slope], Array, dict[str, Array]]:
+    """The loss's gradient at every point, the healthy ones of this device's particles, and that of whole leaves.
 
-    Attributes:
-        forward: model.
-        mean: parameters.
-        x: inputs, all with the samples first.
-        outputs: outputs.
-        points: places where noise is added, by their numbers.
-        exact: numbers of the points that are outputs themselves, each with the place of its output.
-        leaves: leaves of the parameters by name.
-        whole: names of leaves that are disturbed as wholes.
-        formed: names of leaves that go through a function of their own, number by number.
-        scaled: names of those of which such a function computes a scale, which counts as a constant.
-        moves: points behind products that mix places, by number, each with the number of products before that.
-        mixes: number of samples, where such products are looked for; None where not.
-        returned: outputs of the layers' equations, by number; of no loop.
-        passing: numbers of the layers that what they read passes through, as a bias.
-        axes: axis of the samples in what each layer returns, by number; None where there is none.
-        loops: loops that have layers in them.
+    Args:
+        seen: model without noise.
+        setup: settings of the step.
+        in_outputs: loss's gradient in the outputs.
+        own: keys' data of this device's particles.
+        keys: keys' data of all particles.
+        sigma: scale of the noise.
+        known: predictions of the slopes.
     """
+    deviations, axes = of_setup(setup), setup.axes
+    samples = jax.tree.leaves(seen.outputs)[0].shape[0]
+    indices = axes.batch.own_indices(samples)
+    sizes = seen.sizes(setup, sigma)
+    scales = dict(zip(seen.leaves, jax.tree.leaves(xavier(seen.mean).factor), strict=True))
+    noisy = seen.noisy
+    expected = {u: part.slopes.reshape(part.features.shape) for u, part in known.items()}
 
-    forward: ForwardFn
-    mean: Params
-    x: Any
-    outputs: Any
-    points: dict[int, Point]
-    exact: dict[int, int]
-    leaves: dict[str, Array]
-    whole: frozenset[str]
-    formed: frozenset[str]
-    scaled: frozenset[str]
-    moves: dict[int, int]
-    mixes: int | None
-    returned: dict[int, Array]
-    passing: set[int]
-    axes: dict[int, int | None]
-    loops: list[Passed]
-
-    @classmethod
-    def of(cls, forward: ForwardFn, mean: Params, x: Any, deviations: PerSample) -> Undisturbed:
-        """The pass; raises ValueError for inputs or outputs without the samples as their first axis."""
-        leaves = {leaf_name(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
-        first = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
-        if len(first) != 1 or () in first:
-            shapes = jax.tree.map(jnp.shape, x)
-            raise ValueError(f"x: shapes {shapes} with per_sample(...); wanted the samples as the first axis of all")
-        (samples,) = first.pop()
-        # What a batch of one makes shorter is the axis of samples.
-        alone = Disturber(lambda number, shape: None)
-        jax.eval_shape(lambda x: interpreted(forward, mean, _tagged(leaves), (_batch_of_one(x),), alone), _first(x))
-        of_one = lambda number: alone.met[number] if number < len(alone.met) else ()  # which is an error, below
-        axis_of = lambda number, shape: _axis_of_samples(shape, of_one(number), samples)
-        mixes = samples if deviations.causal and deviations.mixing else None
-        disturber = Disturber(axis_of, samples=mixes)
-        outputs = interpreted(forward, mean, _tagged(leaves), (x,), disturber)
-        if len(alone.met) != len(disturber.met):
-            raise ValueError(
-                f"forward: has {len(disturber.met)} layers for {samples} samples and {len(alone.met)} for one, with "
-                "per_sample(...); wanted a model that does the same with any number of samples"
-            )
-        for leaf in jax.tree.leaves(outputs):
-            if jnp.shape(leaf)[:1] != (samples,):
-                raise ValueError(
-                    f"forward: outputs of shape {jnp.shape(leaf)} for {samples} samples, with per_sample(...); wanted "
-                    "the samples as their first axis"
-                )
-        return cls(
-            forward=forward,
-            mean=mean,
-            x=x,
-            outputs=outputs,
-            points=disturber.points,
-            exact=disturber.exact,
-            leaves=leaves,
-            whole=frozenset(disturber.others),
-            formed=frozenset(disturber.formed),
-            scaled=frozenset(disturber.scaled),
-            moves={number: product.earlier for number, product in disturber.mixing.items()},
-            mixes=mixes,
-            returned=disturber.returned,
-            passing=disturber.passing,
-            axes=disturber.axes,
-            loops=disturber.loops,
-        )
-
-    @property
-    def noisy(self) -> list[int]:
-        """The numbers of the points where noise is added."""
-        return [number for number in self.points if number not in self.exact]
-
-    def alike(self, number: int) -> list[int]:
-        """The numbers of the points that return equal shapes, the point's own too."""
-        shape = _samples_first(self.points[number])[1:]
-        return [u for u in self.noisy if _samples_first(self.points[u])[1:] == shape]
-
-    def loop_of(self, number: int) -> Passed | None:
-        """The loop that a point is in."""
-        return next((loop for loop in self.loops if number in loop.numbers), None)
-
-    def disturber(self, noise: Any = None, *, held: Mapping[Held, Array] | None = None) -> Disturber:
-        """One for the batch that finds the same points."""
-        return Disturber(self._axis_of, noise, samples=self.mixes, moves=self.moves, held=held)
-
-    def evaluated(self, disturber: Disturber) -> Any:
-        """The outputs, disturbed."""
-        return interpreted(self.forward, self.mean, _tagged(self.leaves), (self.x,), disturber)
-
-    def sizes(self, setup: Setup, sigma: Array) -> dict[int, Array]:
-        """The size of the noise at every point."""
-        return {number: _sized(setup, sigma, point.size) for number, point in self.points.items()}
-
-    @staticmethod
-    def size(setup: Setup, sigma: Array, value: Array) -> Array:
-        """The size of a change of an array, as of noise at a point that it would lie at."""
-        return _sized(setup, sigma, jnp.sqrt(jnp.mean(jnp.square(value))))
-
-    def slopes(
-        self, setup: Setup, in_outputs: Any, own: Array, keys: Array, sigma: Array, known: dict[int, Known]
-    ) -> tuple[dict[int, Slope], Array, dict[str, Array]]:
-        """The loss's gradient at every point, the healthy ones of this device's particles, and that of whole leaves.
-
-        Args:
-            setup: settings of the step.
-            in_outputs: loss's gradient in the outputs.
-            own: keys' data of this device's particles.
-            keys: keys' data of all particles.
-            sigma: scale of the noise.
-            known: predictions of the slopes.
-        """
-        deviations, axes = _per_sample(setup), setup.axes
-        samples = jax.tree.leaves(self.outputs)[0].shape[0]
-        indices = axes.batch.own_indices(samples)
-        sizes = self.sizes(setup, sigma)
-        scales = dict(zip(self.leaves, jax.tree.leaves(xavier(self.mean).factor), strict=True))
-        noisy = self.noisy
-        expected = {u: part.slopes.reshape(part.features.shape) for u, part in known.items()}
-
-        def weights(data: Array) -> dict[str, Array]:
-            key = jax.random.fold_in(_key(data), _WHOLE)
-            names = [name for name in self.leaves if name in self.whole]
-            return {
-                name: jax.random.normal(k, self.leaves[name].shape, self.leaves[name].dtype)
-                for name, k in zip(names, jax.random.split(key, max(1, len(names))), strict=False)
-            }
-
-        cuts = _Cuts.of([self.points[u] for u in noisy], self._places() if deviations.causal else 1)
-        one_sample, asked_by = 1 if self.moves else None, self.asked_by()
-
-        def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
-            """How the loss changes, to first order in the outputs, at every place, shape (T,); and what is asked."""
-            data, noise = particle
-            drawn = weights(data)
-            moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in self.leaves.items()}
-            added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, cuts.parts(noise), strict=True)}
-            disturber = Disturber(
-                self._axis_of,
-                lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
-                samples=one_sample,
-                moves=self.moves,
-            )
-            disturber.spread = varying(list(added.values()))
-            found = interpreted(self.forward, self.mean, _tagged(moved), (_batch_of_one(row),), disturber)
-            if set(disturber.mixing) != set(self.moves):  # noise of these layers would be nowhere
-                lost = [name for u in set(self.moves) - set(disturber.mixing) for name, _ in self.points[u].pulls]
-                raise ValueError(
-                    f"forward: mixes places by other products of one sample than of {samples}, with {', '.join(lost)}; "
-                    "wanted a model that does the same with any number of samples, or per_sample(mixing=False)"
-                )
-            parts = jax.tree.map(lambda a, b, c: ((a[0] - b) * c).reshape(cuts.places, -1).sum(axis=1), found, z, g)
-            asked = {u: disturber.asked[u] - product.asked for u, product in mixing.items()}
-            return sum(jax.tree.leaves(parts), jnp.zeros(())), asked
-
-        def one(args: Any) -> tuple[list[Array], Array, Array, Array]:
-            row, index, g, z, expected = args
-            # One draw for all layers and particles, in the order in which it is multiplied: copies would cost as much.
-            key = jax.random.fold_in(_key(keys[0]), index)
-            bits = random_bits(key, (cuts.places, len(keys)), cuts.numbers)
-            noise = signs(bits, cuts.numbers, cuts.dtype)
-            mine = axes.particles.own_part(jnp.moveaxis(noise, 1, 0))
-            mixing = self._mixing(row)
-            look = lambda particle: changes(particle, row, g, z, mixing)
-            r, asked = map_particles(look, (own, mine), setup.chunk_size or len(own))
-            r = axes.particles.gathered(r)
-            if expected:  # less what is expected of the noise
-                along = cuts.joined([sizes[u] * expected[u] for u in noisy]).astype(noise.dtype)
-                r = r - jnp.einsum("tjm,tm->tj", noise, along, precision=setup.precision).T.astype(r.dtype)
-            healthy = finite_particles(r)
-            taking_part = healthy.astype(r.dtype)[:, None]
-
-            def clean(r: Array) -> Array:
-                r = jnp.where(jnp.isfinite(r), r, 0)
-                return (r - jnp.sum(taking_part * r, axis=0) / jnp.maximum(jnp.sum(taking_part), 1)) * taking_part
-
-            r = clean(r)
-            solve, share = _solution(deviations, cuts.places, r.dtype, bits, cuts.numbers, healthy)
-            regression = _Regression(noisy, cuts, noise, solve, deviations.discount, setup.precision)
-            elsewhere: dict[int, Array] = {}
-            credit = lambda u: sum((elsewhere[m] for m in asked_by[u] if m in elsewhere), r)
-            for u in sorted(mixing, reverse=True):  # the last product first: its slopes are credit for what lies before
-                slope = regression.slopes([u], credit(u)).reshape(self.points[u].of_one) / sizes[u]
-                if expected:
-                    before = expected[u].reshape(slope.shape).astype(slope.dtype)
-                    slope = before + _followed(slope, share[None], deviations)
-                gathered = (clean(axes.particles.gathered(part)) for part in _exchanged(mixing[u], slope, asked[u]))
-                elsewhere[u] = _trusted(credit(u), *gathered)
-            runs = [list(run) for _, run in groupby(noisy, asked_by.__getitem__)]
-            slopes = [regression.slopes(run, credit(run[0])) for run in runs]
-            found = cuts.parts(jnp.concatenate(slopes, axis=1)) if runs else []
-            return [e / sizes[u] for u, e in zip(noisy, found, strict=True)], share, healthy, r
-
-        numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(self.outputs))
-        numbers += cuts.places * cuts.numbers
-        numbers += sum(math.prod(self.points[u].of_one) for u in self.moves)
-        together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
-        rows = (self.x, indices, in_outputs, self.outputs, expected)
-        found, share, healthy, r = lax.map(one, rows, batch_size=together)
-        everyone = axes.batch.all(healthy.all(axis=0))
-        # All devices have the same; it is their mean that the compiler knows to be.
-        found, share = axes.particles.mean((found, share))
-        at_points = {
-            u: self._slope(u, slope, share, known.get(u), deviations) for u, slope in zip(noisy, found, strict=True)
+    def weights(data: Array) -> dict[str, Array]:
+        key = jax.random.fold_in(_key(data), _WHOLE)
+        names = [name for name in seen.leaves if name in seen.whole]
+        return {
+            name: jax.random.normal(k, seen.leaves[name].shape, seen.leaves[name].dtype)
+            for name, k in zip(names, jax.random.split(key, max(1, len(names))), strict=False)
         }
-        number = jnp.maximum(jnp.sum(everyone) - 1, 1).astype(r.dtype)
-        total = jnp.sum(r, axis=(0, 2)) / number
-        drawn = jax.vmap(weights)(keys) if self.whole else {}
-        whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
-        mine = everyone[axes.particles.own_indices(len(own))]
-        return at_points, mine, axes.particles.mean(whole)
 
-    def _slope(self, number: int, found: Array, share: Array, known: Known | None, deviations: PerSample) -> Slope:
-        """One point's slopes from what the noise found, shape (B, *of_one), and from what was known."""
-        axis = self.points[number].axis
-        arranged = lambda rows: jnp.moveaxis(rows, 0, axis)
-        found = jnp.squeeze(found, axis + 1)
-        if known is None:
-            return Slope(arranged(found), arranged(found))
-        assert deviations.feedback is not None
-        prediction = known.slopes.reshape(known.features.shape).astype(found.dtype)
-        share = share if deviations.causal else share[:, 0]
-        used = _followed(found, share, deviations)
-        return Slope(arranged(prediction + found), arranged(prediction + used))
+    cuts = _Cuts.of([seen.points[u] for u in noisy], seen.places() if deviations.causal else 1)
+    one_sample, asked_by = 1 if seen.moves else None, seen.asked_by()
 
-    def _mixing(self, row: Any) -> dict[int, Mixing]:
-        """The products that mix a sample's places, by the points behind them, with what a layer returns at each.
+    def changes(particle: Any, row: Any, g: Any, z: Any, mixing: Any) -> tuple[Array, dict[int, Array]]:
+        """How the loss changes, to first order in the outputs, at every place, shape (T,); and what is asked."""
+        data, noise = particle
+        drawn = weights(data)
+        moved = {n: m + sigma * scales[n] * drawn[n] if n in drawn else m for n, m in seen.leaves.items()}
+        added = {u: sizes[u].astype(e.dtype) * e for u, e in zip(noisy, cuts.parts(noise), strict=True)}
+        disturber = Disturber(
+            seen.axis_of,
+            lambda number, shape, dtype: added[number].astype(dtype) if number in added else 0,
+            samples=one_sample,
+            moves=seen.moves,
+        )
+        disturber.spread = varying(list(added.values()))
+        found = interpreted(seen.forward, seen.mean, tagged(moved), (batch_of_one(row),), disturber)
+        if set(disturber.mixing) != set(seen.moves):  # noise of these layers would be nowhere
+            lost = [name for u in set(seen.moves) - set(disturber.mixing) for name, _ in seen.points[u].pulls]
+            raise ValueError(
+                f"forward: mixes places by other products of one sample than of {samples}, with {', '.join(lost)}; "
+                "wanted a model that does the same with any number of samples, or per_sample(mixing=False)"
+            )
+        parts = jax.tree.map(lambda a, b, c: ((a[0] - b) * c).reshape(cuts.places, -1).sum(axis=1), found, z, g)
+        asked = {u: disturber.asked[u] - product.asked for u, product in mixing.items()}
+        return sum(jax.tree.leaves(parts), jnp.zeros(())), asked
 
-        One more pass of the sample: the products' other operands are its own, and lie in the batch's along any axis.
-        """
-        if not self.moves:
-            return {}
-        alone = Disturber(self._axis_of, samples=1)
-        interpreted(self.forward, self.mean, _tagged(self.leaves), (_batch_of_one(row),), alone)
-        places = self._places()
-        return {u: product for u, product in alone.mixing.items() if product.asked.shape[:2] == (1, places)}
+    def one(args: Any) -> tuple[list[Array], Array, Array, Array]:
+        row, index, g, z, expected = args
+        # One draw for all layers and particles, in the order in which it is multiplied: copies would cost as much.
+        key = jax.random.fold_in(_key(keys[0]), index)
+        bits = random_bits(key, (cuts.places, len(keys)), cuts.numbers)
+        noise = signs(bits, cuts.numbers, cuts.dtype)
+        mine = axes.particles.own_part(jnp.moveaxis(noise, 1, 0))
+        mixing = _mixing(seen, row)
+        look = lambda particle: changes(particle, row, g, z, mixing)
+        r, asked = map_particles(look, (own, mine), setup.chunk_size or len(own))
+        r = axes.particles.gathered(r)
+        if expected:  # less what is expected of the noise
+            along = cuts.joined([sizes[u] * expected[u] for u in noisy]).astype(noise.dtype)
+            r = r - jnp.einsum("tjm,tm->tj", noise, along, precision=setup.precision).T.astype(r.dtype)
+        healthy = finite_particles(r)
+        taking_part = healthy.astype(r.dtype)[:, None]
 
-    def asked_by(self) -> dict[int, frozenset[int]]:
-        """By the points where noise is added, the products that mix places and ask for what it changes."""
-        noisy = self.noisy
-        if not self.moves:
-            return dict.fromkeys(noisy, frozenset())
+        def clean(r: Array) -> Array:
+            r = jnp.where(jnp.isfinite(r), r, 0)
+            return (r - jnp.sum(taking_part * r, axis=0) / jnp.maximum(jnp.sum(taking_part), 1)) * taking_part
 
-        def asked(added: dict[str, Array], leaves: dict[str, Array], row: Any) -> list[Array]:
-            noise = lambda number, shape, dtype: added.get(str(number), 0)
-            disturber = Disturber(self._axis_of, noise, samples=1, moves=self.moves)
-            interpreted(self.forward, self.mean, _tagged(leaves), (_batch_of_one(row),), disturber)
-            return [disturber.asked[u] for u in self.moves]
+        r = clean(r)
+        solve, share = _solution(deviations, cuts.places, r.dtype, bits, cuts.numbers, healthy)
+        regression = _Regression(noisy, cuts, noise, solve, deviations.discount, setup.precision)
+        elsewhere: dict[int, Array] = {}
+        credit = lambda u: sum((elsewhere[m] for m in asked_by[u] if m in elsewhere), r)
+        for u in sorted(mixing, reverse=True):  # the last product first: its slopes are credit for what lies before
+            slope = regression.slopes([u], credit(u)).reshape(seen.points[u].of_one) / sizes[u]
+            if expected:
+                before = expected[u].reshape(slope.shape).astype(slope.dtype)
+                slope = before + _followed(slope, share[None], deviations)
+            gathered = (clean(axes.particles.gathered(part)) for part in _exchanged(mixing[u], slope, asked[u]))
+            elsewhere[u] = _trusted(credit(u), *gathered)
+        runs = [list(run) for _, run in groupby(noisy, asked_by.__getitem__)]
+        slopes = [regression.slopes(run, credit(run[0])) for run in runs]
+        found = cuts.parts(jnp.concatenate(slopes, axis=1)) if runs else []
+        return [e / sizes[u] for u, e in zip(noisy, found, strict=True)], share, healthy, r
 
-        added = {str(u): jnp.zeros(self.points[u].of_one, self.points[u].dtype) for u in noisy}
-        trace = jax.make_jaxpr(asked)(added, self.leaves, _first(self.x))
-        names = sorted(added)  # the order of a dictionary's leaves
-        needed = [
-            {int(name) for name, is_needed in zip(names, flags, strict=False) if is_needed}
-            for flags in inputs_needed(trace)
-        ]
-        return {u: frozenset(m for m, points in zip(self.moves, needed, strict=True) if u in points) for u in noisy}
+    numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(seen.outputs))
+    numbers += cuts.places * cuts.numbers
+    numbers += sum(math.prod(seen.points[u].of_one) for u in seen.moves)
+    together = max(1, min(samples, _NOISE_BYTES // (4 * len(keys) * max(1, numbers))))
+    rows = (seen.x, indices, in_outputs, seen.outputs, expected)
+    found, share, healthy, r = lax.map(one, rows, batch_size=together)
+    everyone = axes.batch.all(healthy.all(axis=0))
+    # All devices have the same; it is their mean that the compiler knows to be.
+    found, share = axes.particles.mean((found, share))
+    at_points = {
+        u: _slope(seen, u, slope, share, known.get(u), deviations) for u, slope in zip(noisy, found, strict=True)
+    }
+    number = jnp.maximum(jnp.sum(everyone) - 1, 1).astype(r.dtype)
+    total = jnp.sum(r, axis=(0, 2)) / number
+    drawn = jax.vmap(weights)(keys) if seen.whole else {}
+    whole = {n: jnp.tensordot(total.astype(e.dtype), e, axes=1) / (sigma * scales[n]) for n, e in drawn.items()}
+    mine = everyone[axes.particles.own_indices(len(own))]
+    return at_points, mine, axes.particles.mean(whole)
 
-    def _axis_of(self, number: int, shape: tuple[int, ...]) -> int | None:
-        """The axis of samples of what a layer returns."""
-        return self.axes.get(number)
 
-    def _places(self) -> int:
-        """The number of places; raises ValueError for layers that do not return something at every one."""
-        places = {leaf.shape[1:2] for leaf in jax.tree.leaves(self.outputs)}
-        for point in [self.points[number] for number in self.noisy]:
-            if {_samples_first(point)[1:2]} != places:
-                raise ValueError(
-                    f"causal: True for a layer that returns shape {point.shape} and outputs of shapes "
-                    f"{jax.tree.map(jnp.shape, self.outputs)}; wanted (B, T, ...) of all, or causal=False"
-                )
-        return math.prod(places.pop())
+def _slope(
+    seen: Undisturbed, number: int, found: Array, share: Array, known: Known | None, deviations: PerSample
+) -> Slope:
+    """One point's slopes from what the noise found, shape (B, *of_one), and from what was known."""
+    axis = seen.points[number].axis
+    arranged = lambda rows: jnp.moveaxis(rows, 0, axis)
+    found = jnp.squeeze(found, axis + 1)
+    if known is None:
+        return Slope(arranged(found), arranged(found))
+    assert deviations.feedback is not None
+    prediction = known.slopes.reshape(known.features.shape).astype(found.dtype)
+    share = share if deviations.causal else share[:, 0]
+    used = _followed(found, share, deviations)
+    return Slope(arranged(prediction + found), arranged(prediction + used))
 
-    def pulled(self, slopes: dict[int, Array], in_outputs: Any) -> dict[str, Array]:
-        """The gradient of the leaves from those at the points."""
-        found: dict[str, Array] = {}
-        outputs = jax.tree.leaves(in_outputs)
-        for number, point in self.points.items():
-            slope = outputs[self.exact[number]] if number in self.exact else slopes[number]
-            for name, pull in point.pulls:
-                if name not in self.whole:
-                    part = pull(self.leaves[name], slope.reshape(point.shape).astype(point.dtype))
-                    found[name] = found[name] + part if name in found else part
-        return found
+
+def _mixing(seen: Undisturbed, row: Any) -> dict[int, Mixing]:
+    """The products that mix a sample's places, by the points behind them, with what a layer returns at each.
+
+    One more pass of the sample: the products' other operands are its own, and lie in the batch's along any axis.
+    """
+    if not seen.moves:
+        return {}
+    alone = Disturber(seen.axis_of, samples=1)
+    interpreted(seen.forward, seen.mean, tagged(seen.leaves), (batch_of_one(row),), alone)
+    places = seen.places()
+    return {u: product for u, product in alone.mixing.items() if product.asked.shape[:2] == (1, places)}
 
 
 class Slope(NamedTuple):
@@ -576,48 +416,6 @@ def _trusted(credit: Array, given: Array, taken: Array) -> Array:
     explained = jnp.sum(taken * taken)
     trust = jnp.clip(jnp.sum(credit * taken) / jnp.where(explained > 0, explained, 1), 0, 1)
     return trust * (given - taken)
-
-
-def _per_sample(setup: Setup) -> PerSample:
-    assert isinstance(setup.cloud.deviations, PerSample)
-    return setup.cloud.deviations
-
-
-def _sized(setup: Setup, sigma: Array, size: Array) -> Array:
-    """The size of the noise where numbers have this root mean square."""
-    if not _per_sample(setup).relative:
-        return sigma
-    root = jnp.sqrt(setup.axes.batch.mean(size**2))
-    return sigma * jnp.where(root > 0, root, 1)
-
-
-def _samples_first(point: Point) -> tuple[int, ...]:
-    return (point.shape[point.axis], *point.shape[: point.axis], *point.shape[point.axis + 1 :])
-
-
-def _axis_of_samples(shape: tuple[int, ...], alone: tuple[int, ...], samples: int) -> int | None:
-    """The axis of samples of what a layer returns, from its shape for all and for one; None where there is none.
-
-    >>> _axis_of_samples((5, 3), (1, 3), 5), _axis_of_samples((3, 5), (3, 1), 5), _axis_of_samples((3, 3), (3, 3), 5)
-    (0, 1, None)
-    """
-    if len(shape) != len(alone):
-        return None
-    shorter = [axis for axis, (many, one) in enumerate(zip(shape, alone, strict=True)) if (many, one) == (samples, 1)]
-    others = [many == one for axis, (many, one) in enumerate(zip(shape, alone, strict=True)) if axis not in shorter[:1]]
-    return shorter[0] if shorter and all(others) else None
-
-
-def _first(x: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], x)
-
-
-def _batch_of_one(row: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[None], row)
-
-
-def _tagged(leaves: dict[str, Array]) -> list[Tagged]:
-    return [Tagged(value, leaf=name) for name, value in leaves.items()]
 
 
 def _key(data: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import lax
 
 from eki_jax._types import Array
 from eki_jax.kernel.interpreter import Disturber, Held, Passed, Point
+from eki_jax.natural.direction import Setup
 from eki_jax.natural.estimates.answers import Answer, Between, Source
 from eki_jax.natural.estimates.feedback import (
     Features,
@@ -26,10 +27,7 @@ from eki_jax.natural.estimates.feedback import (
     weighted,
     weights,
 )
-
-if TYPE_CHECKING:
-    from eki_jax.natural.direction import Setup
-    from eki_jax.natural.estimates.gradient import Slope, Undisturbed
+from eki_jax.natural.estimates.undisturbed import Undisturbed, of_setup
 
 
 class Known(NamedTuple):
@@ -86,7 +84,7 @@ def between_layers(seen: Undisturbed) -> Between | None:
     results = [value for loop in seen.loops for value in loop.turns.results]
     points = {u: point for u, point in seen.points.items() if seen.loop_of(u) is None}
     sources = _of_layers(points, seen.returned, seen.passing) | _of_arrays("result", results)
-    return Between(points, seen.leaves, sources, reads)
+    return Between.of(points, seen.leaves, sources, reads)
 
 
 def in_a_turn(
@@ -123,7 +121,7 @@ def in_a_turn(
     sources |= _of_arrays(
         "row", [one if leaf is None else None for one, leaf in zip(row, loop.turns.leaves, strict=True)]
     )
-    return Between(met.points, seen.leaves, sources, reads)
+    return Between.of(met.points, seen.leaves, sources, reads)
 
 
 def what_answers(seen: Undisturbed) -> set[int]:
@@ -141,8 +139,8 @@ def what_answers(seen: Undisturbed) -> set[int]:
 
 def expected(seen: Undisturbed, setup: Setup, in_outputs: Any, memory: Memory, sigma: Array) -> dict[int, Known]:
     """What is known of the slopes at every point where noise is added."""
-    deviations: Any = setup.cloud.deviations
-    batch = setup.axes.batch
+    deviations, batch = of_setup(setup), setup.axes.batch
+    assert deviations.feedback is not None
     if {*memory.layers} != {*map(str, seen.noisy)}:
         raise ValueError(
             f"feedback: learned of layers {', '.join(memory.layers)} and the batch meets "
@@ -196,14 +194,15 @@ def expected(seen: Undisturbed, setup: Setup, in_outputs: Any, memory: Memory, s
 
 
 def learned(
-    seen: Undisturbed, setup: Setup, memory: Memory, known: dict[int, Known], slopes: Mapping[int, Slope]
+    seen: Undisturbed, setup: Setup, memory: Memory, known: dict[int, Known], slopes: Mapping[int, Array]
 ) -> Memory:
-    """The memory with a step's slopes."""
-    deviations: Any = setup.cloud.deviations
-    decay, batch = deviations.feedback.decay, setup.axes.batch
+    """The memory with a step's slopes, which have noise and no bias."""
+    feedback, batch = of_setup(setup).feedback, setup.axes.batch
+    assert feedback is not None
+    decay = feedback.decay
     layers, ways = dict(memory.layers), dict(memory.ways)
     for u, part in known.items():
-        found = jnp.moveaxis(slopes[u].unbiased, seen.points[u].axis, 0).reshape(part.slopes.shape)
+        found = jnp.moveaxis(slopes[u], seen.points[u].axis, 0).reshape(part.slopes.shape)
         found = found.astype(jnp.float32)
         own, number = memory.layers[str(u)], str(u)
         layers[number] = updated(own, part.features, part.alone, part.slopes, found, decay, batch)
