@@ -236,7 +236,7 @@ class TimeLoop(NamedTuple):
         body: trace of a turn.
         shared: values that are the same at every turn, and in their places what the loop begins with of the others.
         same: flags of what is carried on, True for what no turn changes.
-        start: what the loop begins with, of what turns change.
+        start: values that the loop begins with, of what turns change.
         rows: arrays of which a turn has a slice along the first axis.
         leaves: leaves that they are; None for others.
         results: results of the loop: what it ends with, and what every turn handed out.
@@ -271,9 +271,9 @@ class TimeLoop(NamedTuple):
         """What one turn changes and hands out.
 
         Args:
-            turn: its number.
-            begun: what it begins with, like ``start``.
-            row: its slices.
+            turn: number of the turn.
+            begun: values that it begins with, like ``start``.
+            row: slices of the turn.
             watcher: listener.
         """
         pairs = zip(self.leaves, row, strict=True)

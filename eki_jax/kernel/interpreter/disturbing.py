@@ -364,8 +364,8 @@ class Passed(NamedTuple):
     """A loop that is over and has layers in it.
 
     Attributes:
-        turns: its turns.
-        begun: what each began with, along a first axis.
+        turns: turns of the loop.
+        begun: values that each began with, along a first axis.
         returned: outputs that layers returned themselves, by number, with a first axis of the turns.
         numbers: numbers of its layers.
         before: number of results of the loops before it.

@@ -88,14 +88,14 @@ class Loop:
         """A turn is over; returns a pytree of arrays of it that the loop hands on to :meth:`over`.
 
         Args:
-            begun: what the turn began with, of what changes from turn to turn.
+            begun: values that the turn began with, of what changes from turn to turn.
         """
 
     def over(self, stacked: Any, turns: Any) -> list[Any]:
         """The loop is over; returns its results.
 
         Args:
-            stacked: what all turns handed on, along a first axis.
+            stacked: arrays that all turns handed on, along a first axis.
             turns: turns, as they can be evaluated again.
         """
         return list(turns.results)

@@ -103,9 +103,9 @@ class Between(NamedTuple):
     Attributes:
         points: points of the layers, by their numbers.
         leaves: leaves of the parameters by name.
-        sources: what can be held, by its key; of layers their number.
+        sources: arrays that can be held, by their keys; of layers the number.
         reads: function that evaluates the model with some of that held.
-        held: what is held where others are moved, by its key.
+        held: arrays that are held where others are moved, by their keys.
         trace: trace of ``reads`` of that.
     """
 

@@ -56,7 +56,7 @@ class Rule(NamedTuple):
     """How the slopes at a point of a loop are made of an answer, turn by turn: arrays with a first axis of the turns.
 
     Attributes:
-        own: what is expected without it.
+        own: slopes that are expected without it.
         answer: factor of the slopes that it says.
         asked: factors of the gradient in what is read.
     """
@@ -96,8 +96,8 @@ def in_a_turn(
         seen: model without noise.
         loop: loop.
         turn: number of the turn.
-        begun: what the turn began with.
-        row: its slices.
+        begun: values that the turn began with.
+        row: slices of the turn.
         returned: outputs that its layers returned themselves, by their numbers in the model.
     """
     first = loop.numbers.start
