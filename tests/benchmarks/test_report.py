@@ -19,6 +19,7 @@ pytestmark = pytest.mark.benchmarks
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
+PAGES = ["forward_budget.md", "per_sample.md"]  # with tables of the budgets
 
 
 def test_tables_are_those_of_the_results(capsys: Any) -> None:
@@ -57,11 +58,12 @@ def test_the_page_shows_all_results() -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the budgets' files alone, and of their page."""
+    """A copy of the budgets' files alone, and of their pages."""
     for path in RESULTS.glob("forward_budget_cpu.*"):
         shutil.copy(path, tmp_path)
     (tmp_path / "docs").mkdir()
-    shutil.copy(report.DOCS / "forward_budget.md", tmp_path / "docs")
+    for page in PAGES:
+        shutil.copy(report.DOCS / page, tmp_path / "docs")
     monkeypatch.setattr(experiment, "RESULTS", tmp_path)
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     monkeypatch.setattr(report, "made", report._of_experiments)
@@ -71,7 +73,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_differs_is_said(copied: Path, capsys: Any) -> None:
     """A changed number, table or picture, or one that is missing: exit code 1, and nothing is written."""
     table, picture = copied / "forward_budget_cpu.md", copied / "forward_budget_cpu.png"
-    all_three = [picture.name, table.name, "forward_budget.md"]
+    every = [picture.name, table.name, *PAGES]
     assert main(["report", "--check"]) == 0
     text = table.read_text()
     table.write_text(text.replace("0.9", "0.8", 1))
@@ -81,7 +83,7 @@ def test_what_differs_is_said(copied: Path, capsys: Any) -> None:
     assert table.read_text() == changed
     picture.unlink()
     assert main(["report", "--check"]) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == all_three[:2]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == every[:2]
     assert not picture.exists()
     assert main(["report"]) == 0
     assert table.read_text() == text
@@ -92,7 +94,7 @@ def test_what_differs_is_said(copied: Path, capsys: Any) -> None:
         cell["found"]["test_accuracy"] = [0.5] * len(cell["found"]["test_accuracy"])
     store.write(path, result)
     assert main(["report", "--check"]) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == all_three
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["different"] == every
 
 
 def test_another_folder(copied: Path, tmp_path: Path, capsys: Any) -> None:
