@@ -108,9 +108,7 @@ def per_sample(
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
     example = problem.train[0][:1]
-    feedback = natural.learned_feedback(example, settings.decay, averaged=settings.averaged)
-    if settings.clip is not None:
-        transformation = optax.chain(optax.clip_by_global_norm(settings.clip), transformation)
+    feedback = natural.learned_feedback(example, balanced=settings.balanced)
     solver = natural.natural_gradient(
         problem.logits,
         natural.softmax_cross_entropy(),
@@ -145,9 +143,7 @@ class Natural(NamedTuple):
         rate: eta, a number or a schedule.
         averaging: Whether predictions are made with an average over the iterates.
         norm_constraint: The largest squared norm of a step in the outputs' curvature.
-        decay: Of what is learned of the way back, with noise per sample.
-        averaged: Samples whose errors cancel, with noise per sample.
-        clip: The largest norm of the gradient from noise per sample; None for any.
+        balanced: Whether all samples count alike in what is learned, with noise per sample.
     """
 
     sigma: Any = 0.1
@@ -156,9 +152,7 @@ class Natural(NamedTuple):
     rate: Any = None
     averaging: bool = True
     norm_constraint: float | None = None
-    decay: float = 0.99
-    averaged: float = 1.0
-    clip: float | None = None
+    balanced: bool = False
 
 
 def natural_gradient(

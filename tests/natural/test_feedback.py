@@ -197,6 +197,25 @@ def test_layers_that_predict_the_same() -> None:
     np.testing.assert_allclose(weighted(weights(ways, nothing, jnp.zeros(())), each), whole, rtol=1e-3)
 
 
+def test_small_gradients_count_as_large_ones_where_balanced() -> None:
+    """Where one sample of a hundred has a gradient a hundred times as large, with noise in proportion."""
+    keys = jax.random.split(jax.random.key(5), 4)
+    samples, back = 2000, jax.random.normal(keys[0], (4, 6))
+    size = jnp.where(jnp.arange(samples) % 100 == 0, 1.0, 0.01)[:, None]
+    g, y = size * jax.random.normal(keys[1], (samples, 4)), jax.random.normal(keys[2], (samples, 6))
+    slopes = g @ back + 3 * size * jax.random.normal(keys[3], (samples, 6))
+
+    def error(balanced: bool) -> float:
+        features, learned = Features.of(g, y, 1, Axis(), balanced=balanced), Learned.nothing(4, 6, 1)
+        for _ in range(3):
+            prediction = predicted(learned, features, 1.0)
+            learned = updated(learned, features, prediction, prediction.slopes, slopes, 0.9, Axis())
+        wrong = predicted(learned, features, 1.0).whole - g @ back
+        return float(jnp.linalg.norm(wrong) / jnp.linalg.norm(g @ back))
+
+    assert error(True) < 0.5 * error(False)
+
+
 def test_a_place_is_predicted_by_its_own_outputs() -> None:
     """With outputs at the same places as the layer, one map is shared; its features are those of the place."""
     g, y = jnp.arange(24.0).reshape(2, 3, 4), jnp.ones((2, 3, 5))
@@ -210,7 +229,7 @@ def test_a_place_is_predicted_by_its_own_outputs() -> None:
 @pytest.mark.parametrize("answers", [False, True])
 def test_memory_is_the_same_on_devices(answers: bool) -> None:
     """Particles or samples over eight devices learn what one learns."""
-    feedback = learned_feedback(X, answers=answers)
+    feedback = learned_feedback(X, answers=answers, balanced=answers)
     wanted = trained(8, particles=8, feedback=feedback)
     for name, split in (("axis_name", False), ("batch_axis_name", True)):
         method = solver(particles=8, feedback=feedback, **{name: "devices"})

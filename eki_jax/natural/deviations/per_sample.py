@@ -33,6 +33,7 @@ class Feedback(NamedTuple):
     unbiased: bool = False
     averaged: Any = 1.0
     answers: bool = True
+    balanced: bool = False
 
 
 class PerSample(NamedTuple):
@@ -143,6 +144,7 @@ def learned_feedback(
     unbiased: bool = False,
     averaged: Any = 1.0,
     answers: bool = True,
+    balanced: bool = False,
 ) -> Feedback:
     r"""A prediction of each layer's slopes that is learned from the slopes that the noise finds.
 
@@ -177,6 +179,9 @@ def learned_feedback(
             says. Where the model fails at one of the sides, nothing is answered. Not in models whose loops have loops
             or branches in them, nor where a layer returns more numbers than are read, otherwise than by windows, by
             parts that are cut out, or by sums. :func:`describe` says which layers have answers.
+        balanced: flag; True gives all samples of a batch the same weight in what is learned, however large their
+            gradients in the outputs are. For losses near zero, nearly all of which few samples have: what is learned of
+            many small gradients alone is wrong by far for a large one, and steps can grow beyond all bounds.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``
@@ -192,6 +197,7 @@ def learned_feedback(
     whole("bins", bins)
     flag("unbiased", unbiased)
     flag("answers", answers)
+    flag("balanced", balanced)
     real("averaged", averaged, AT_LEAST_ONE)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), example)
-    return Feedback(shapes, decay, bins, unbiased, averaged, answers)
+    return Feedback(shapes, decay, bins, unbiased, averaged, answers, balanced)

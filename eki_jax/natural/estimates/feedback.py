@@ -34,6 +34,8 @@ LARGEST = 4096
 _RIDGE = 1e-3  # of the features' mean square, whatever the noise
 # Variances, from layer to layer, of the weights of three predictions: by the outputs, the answer, and that by range.
 _SPREADS = (0.03, 0.1, 0.03)
+# Squares of gradients below this share of their mean are no longer balanced.
+_SMALLEST = 1e-4
 # Predictions that are summed one by one: written to memory side by side, a convolution's would take longer.
 _FEW = 3
 _ROUNDING = 1e-5  # of predictions' products, which may be of layers that predict the same
@@ -117,14 +119,16 @@ class Features(NamedTuple):
         g: gradients in the outputs, shape (B, C), B counting the samples, or their places.
         ranges: number of the range in which each unit's y is, shape (B, n), int32.
         shape: sizes (B, ...) of what the layer returns, samples first.
+        factors: factors (B, 1) of all that is summed up of a sample; None for 1.
     """
 
     g: Array
     ranges: Array
     shape: tuple[int, ...]
+    factors: Array | None = None
 
     @classmethod
-    def of(cls, in_outputs: Any, returned: Array, bins: int, batch: Axis) -> Features:
+    def of(cls, in_outputs: Any, returned: Array, bins: int, batch: Axis, *, balanced: bool = False) -> Features:
         """The features, of what a layer returned, samples first.
 
         Where layer and outputs have the same places, the second axis of all, a place's slopes are predicted from the
@@ -139,7 +143,15 @@ class Features(NamedTuple):
         limits = size * jax.scipy.special.ndtri(jnp.arange(1, bins) / bins)
         ranges = reduce(add, [(y >= limit).astype(jnp.int32) for limit in limits], jnp.zeros(y.shape, jnp.int32))
         # Else they are made again wherever they are used.
-        return cls(g, lax.optimization_barrier(ranges), returned.shape)
+        factors = None
+        if balanced:
+            squares = jnp.sum(jnp.square(g), axis=1, keepdims=True)
+            factors = lax.rsqrt(squares + _SMALLEST * batch.mean(jnp.mean(squares)) + _TINY)
+        return cls(g, lax.optimization_barrier(ranges), returned.shape, factors)
+
+    def counted(self, rows: Array) -> Array:
+        """Numbers (B, n) of the samples, as they are summed up."""
+        return rows if self.factors is None else rows * self.factors
 
 
 def sizes(returned: tuple[int, ...], outputs: list[tuple[int, ...]]) -> tuple[int, int]:
@@ -288,6 +300,7 @@ def updated_ways(
     ways: Ways, features: Features, each: list[Array], answer: Answer | None, slopes: Array, decay: Any, batch: Axis
 ) -> Ways:
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
+    each, slopes = list(map(features.counted, each)), features.counted(slopes)
     if len(each) > _FEW:
         every = jnp.stack(each)
         new = Ways(jnp.einsum("gbn,hbn->gh", every, every), jnp.einsum("gbn,bn->g", every, slopes))
@@ -296,7 +309,8 @@ def updated_ways(
         new = Ways(jnp.array(gram), jnp.array([jnp.vdot(one, slopes) for one in each]))
     if answer is not None:
         assert ways.by_range is not None
-        values, bins = (slopes * answer.asked, jnp.square(answer.asked)), ways.by_range[0].shape[1]
+        asked, bins = features.counted(answer.asked), ways.by_range[0].shape[1]
+        values = slopes * asked, jnp.square(asked)
         new = new._replace(by_range=_summed_by_range(features.ranges, values, bins))
     return jax.tree.map(lambda old, new: decay * old + new, ways, batch.sum(new))
 
@@ -311,18 +325,20 @@ def updated(
     batch: Axis,
 ) -> Learned:
     """The sums with one step's slopes, shape (B, n), which have noise and no bias."""
+    g, slopes, expected = map(features.counted, (features.g, slopes, expected))
+    linear, whole = map(features.counted, (prediction.linear, prediction.whole))
     root = jnp.sqrt(batch.mean(jnp.mean(jnp.square(prediction.factors), axis=0, keepdims=True)))
     scaled = slopes * prediction.factors / jnp.maximum(root, _TINY)
-    by_unit = slopes * prediction.linear, jnp.square(prediction.linear)
+    by_unit = slopes * linear, jnp.square(linear)
     along, squares = _summed_by_range(features.ranges, by_unit, learned.along.shape[1])
     new = Learned(
         samples=jnp.asarray(float(len(slopes))),
-        outer=features.g.T @ features.g,
-        cross=features.g.T @ scaled,
+        outer=g.T @ g,
+        cross=g.T @ scaled,
         along=along,
         squares=squares,
-        aligned=jnp.vdot(slopes, prediction.whole),
-        predicted=jnp.vdot(prediction.whole, prediction.whole),
+        aligned=jnp.vdot(slopes, whole),
+        predicted=jnp.vdot(whole, whole),
         found=jnp.vdot(slopes, slopes),
         missed=jnp.sum(jnp.square(slopes - expected)),
     )

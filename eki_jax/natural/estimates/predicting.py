@@ -153,7 +153,8 @@ def expected(seen: Undisturbed, setup: Setup, in_outputs: Any, memory: Memory, s
     features, alone = dict[int, Features](), dict[int, Prediction]()
     for u in seen.noisy:
         returned = jnp.moveaxis(seen.points[u].value, seen.points[u].axis, 0)
-        features[u] = Features.of(in_outputs, returned, deviations.feedback.bins, batch)
+        feedback = deviations.feedback
+        features[u] = Features.of(in_outputs, returned, feedback.bins, batch, balanced=feedback.balanced)
         alone[u] = predicted(memory.layers[str(u)], features[u], unknowns)
     answered = [u for u in seen.noisy if (ways := memory.ways.get(str(u))) is not None and ways.by_range is not None]
     known = {u: Known(features[u], alone[u], alone[u].slopes) for u in seen.noisy}
