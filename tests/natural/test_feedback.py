@@ -197,7 +197,7 @@ def test_layers_that_predict_the_same() -> None:
     np.testing.assert_allclose(weighted(weights(ways, nothing, jnp.zeros(())), each), whole, rtol=1e-3)
 
 
-def test_small_gradients_count_as_large_ones_where_balanced() -> None:
+def test_balanced_small_gradients_count_as_well() -> None:
     """Where one sample of a hundred has a gradient a hundred times as large, with noise in proportion."""
     keys = jax.random.split(jax.random.key(5), 4)
     samples, back = 2000, jax.random.normal(keys[0], (4, 6))
