@@ -104,8 +104,7 @@ ON_PROBLEM: dict[tuple[str, str], dict[str, Any]] = {
     ("cifar10-small-cnn", "natural-eki"): _FULL_CNN,
     **{(problem, "natural-eki"): {"damping": 1e-4} for problem in ("mnist-dnn2", "fashion-dnn2")},
     ("mnist-small-cnn", "natural-eki-per-sample"): {"particles": 8, "learning_rate": 0.01},
-    # More particles take less time for as many passes, on fewer images.
-    ("cifar10-small-cnn", "natural-eki-per-sample"): {"particles": 18, "learning_rate": 0.01},
+    ("cifar10-small-cnn", "natural-eki-per-sample"): {"particles": 8, "learning_rate": 0.01},
     ("mnist-sign", "natural-eki-per-sample"): {"sigma": 0.5, "learning_rate": 0.05},
     ("mnist-experts", "natural-eki-per-sample"): {"particles": 8, "sigma": 0.1, "learning_rate": 0.02},
     ("mnist-spikes", "natural-eki-per-sample"): {"sigma": 0.3, "learning_rate": 0.1},

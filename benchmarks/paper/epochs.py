@@ -19,6 +19,7 @@ from benchmarks import methods, precision
 from benchmarks.harness import store
 from benchmarks.harness.command import say
 from benchmarks.harness.store import Runs, differences
+from benchmarks.paper.classification import RUNS
 from benchmarks.paper.common import Found, finish, skipped
 from benchmarks.problems import registry
 from benchmarks.problems.files import MissingFile
@@ -27,7 +28,6 @@ from eki_jax.training import Checkpoints, Method, abstract, epoch
 
 Seen = dict[str, np.ndarray]
 Look = Callable[[Any, jax.Array], dict[str, jax.Array]]
-RUNS = Path("runs/paper")  # what unfinished runs leave
 
 
 class Size(NamedTuple):

@@ -20,7 +20,7 @@ gradient in what it began with is that in what the turn before carries on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
 from operator import add, mul
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ _MOVES |= {"squeeze", "transpose", "add", "sub"}
 _ARRANGES = {"broadcast_in_dim", "expand_dims", "reshape", "rev", "squeeze", "transpose"}
 _CUTS = {"slice", "split"}
 _ONE = {"mul": (0, 1), "div": (0,), "dynamic_slice": (0,), "gather": (0,)}
+#: Function of the gradient in what is read, the size of a change and the devices over which samples are spread.
+Way = Callable[[Array, Array, Axis], "Answer"]
 #: Function of what is held, by its key, that gives what all layers read, and what else has a gradient.
 Reads = Callable[[Mapping[Held, Array]], list[Array]]
 
@@ -85,18 +87,6 @@ class Source(NamedTuple):
         return cls(returned, point.arranged)
 
 
-class Behind(NamedTuple):
-    """What lies right behind one source.
-
-    Attributes:
-        trace: trace of all that has a gradient, of what the source is.
-        places: numbers of what answers, those of one array together.
-    """
-
-    trace: Trace
-    places: list[list[int]]
-
-
 class Between(NamedTuple):
     """What lies between the layers of a model, or of one turn of a loop in it.
 
@@ -125,20 +115,20 @@ class Between(NamedTuple):
         trace = Trace.of(lambda *values: reads(dict(zip(held, values, strict=True))), *held.values())
         return cls(points, leaves, sources, reads, held, trace)
 
-    def behind(self, key: Held) -> Behind:
-        """What lies right behind a source."""
-        value = self.sources[key].value
+    def behind(self, key: Held) -> list[tuple[list[int], Way]]:
+        """What answers right behind a source: numbers of what is read, those of one array together, and how to ask."""
+        source = self.sources[key]
         if key in self.held:
             trace = self.trace.of_one([*self.held].index(key), [*self.held.values()])
         else:
-            trace = Trace.of(lambda moved: self.reads(self.held | {key: moved}), value)
-        together: dict[int, list[int]] = {}
+            trace = Trace.of(lambda moved: self.reads(self.held | {key: moved}), source.value)
+        together: dict[int, tuple[list[int], Way]] = {}
         every = self._every
         for place, (depends,) in enumerate(trace.needed()):
-            if depends and _answers(trace, place, value):
+            if depends and (way := _way(source, trace, place)) is not None:
                 same = id(every[place][1].value) if place < len(every) else -place
-                together.setdefault(same, []).append(place)
-        return Behind(trace, list(together.values()))
+                together.setdefault(same, ([], way))[0].append(place)
+        return list(together.values())
 
     def answer(
         self, key: Held, slopes: Mapping[int, Array], ends: Sequence[Array | None], size: Array, batch: Axis
@@ -153,21 +143,7 @@ class Between(NamedTuple):
             size: size of a change of it.
             batch: devices over which samples are spread.
         """
-        trace, places = self.behind(key)
-        source = self.sources[key]
-        answers = []
-        for place, *others in places:
-            asked = self._gradient([place, *others], slopes, ends)
-            if _is_linear(trace, place):
-                (found,) = jax.vjp(lambda moved, at=place: trace.result(at, moved), source.value)[1](asked)
-                found = source.arranged(found)
-                answers.append(Answer(found, found))
-            elif asked.size == source.value.size:
-                answers.append(_along(source, trace, place, asked, size, batch))
-            elif parts := _parts(trace, place):
-                answers.append(_by_part(source, trace, place, parts, asked, size, batch))
-            else:
-                answers.append(_by_window(source, trace, place, asked, size))
+        answers = [way(self._gradient(places, slopes, ends), size, batch) for places, way in self.behind(key)]
         found, asked = (reduce(add, parts) for parts in zip(*answers, strict=True))
         return Answer(jnp.where(jnp.isfinite(found), found, 0), asked)  # of a side where the model fails, nothing
 
@@ -186,14 +162,20 @@ class Between(NamedTuple):
         return reduce(add, (every[place][1].back(self.leaves, slopes[every[place][0]]) for place in places))
 
 
-def _answers(trace: Trace, place: int, value: Array) -> bool:
-    """Whether a result of a trace, of what was moved, can be asked."""
+def _way(source: Source, trace: Trace, place: int) -> Way | None:
+    """How a result of a trace, of what the source is, can be asked; None where it cannot."""
     read = trace.results[place].aval
     if not jnp.issubdtype(read.dtype, jnp.floating):
-        return False
-    if read.size == value.size or _is_linear(trace, place):
-        return True
-    return bool(_parts(trace, place)) or _window(trace, place, value) is not None
+        return None
+    if _is_linear(trace, place):
+        return partial(_through, source, trace, place)
+    if read.size == source.value.size:
+        return partial(_along, source, trace, place)
+    if parts := _parts(trace, place):
+        return partial(_by_part, source, trace, place, parts)
+    if (eqn := _window(trace, place, source.value)) is not None:
+        return partial(_by_window, source, trace, place, eqn)
+    return None
 
 
 def _is_linear(trace: Trace, place: int) -> bool:
@@ -224,6 +206,12 @@ def _parts(trace: Trace, place: int) -> list[Any]:
         else:
             return []
     return parts
+
+
+def _through(source: Source, trace: Trace, place: int, asked: Array, size: Array, batch: Axis) -> Answer:
+    """The answer of what moves numbers, adds or scales them: the gradient sent back, at no evaluation."""
+    (found,) = jax.vjp(lambda moved: trace.result(place, moved), source.value)[1](asked)
+    return Answer(source.arranged(found), source.arranged(found))
 
 
 def _along(source: Source, trace: Trace, place: int, asked: Array, size: Array, batch: Axis) -> Answer:
@@ -281,10 +269,9 @@ def _window(trace: Trace, place: int, returned: Array) -> Any:
     return found[0] if all(eqn.outvars[0].aval.size in sizes for eqn in between) else None
 
 
-def _by_window(source: Source, trace: Trace, place: int, asked: Array, size: Array) -> Answer:
+def _by_window(source: Source, trace: Trace, place: int, eqn: Any, asked: Array, size: Array, batch: Axis) -> Answer:
     """The answer of what pools, by moving one number of every window at a time."""
     returned = source.value
-    eqn = _window(trace, place, returned)
     shape, window, strides = eqn.invars[0].aval.shape, eqn.params["window_dimensions"], eqn.params["window_strides"]
     every = tuple(map(max, window, strides))  # so far apart are two numbers that share no window
     zero = np.zeros((), asked.dtype)

@@ -129,11 +129,11 @@ def what_answers(seen: Undisturbed) -> set[int]:
     between = between_layers(seen)
     if between is None:
         return set()
-    found = {u for u in between.points if between.behind(u).places}
+    found = {u for u in between.points if between.behind(u)}
     for loop in seen.loops:
         first = jax.tree.map(lambda every: every[0], (loop.begun, loop.turns.rows, loop.returned))
         one = in_a_turn(seen, loop, 0, *first)
-        found |= {loop.numbers.start + u for u in one.points if one.behind(u).places}
+        found |= {loop.numbers.start + u for u in one.points if one.behind(u)}
     return found & {*seen.noisy}
 
 
@@ -266,7 +266,7 @@ class Asking:
         source = between.sources.get(key)
         if source is None:
             return None
-        if not between.behind(key).places:
+        if not between.behind(key):
             return 0 * source.value
         return between.answer(key, slopes, ends, size, self._batch).slopes.astype(source.value.dtype)
 
