@@ -6,6 +6,7 @@ parameters.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import io
@@ -30,9 +31,9 @@ WIDTHS = {"e": (32, 16), "w": (48, 64), "b": (64,), "v": (64, 32), "c": (32,)}
 
 def batch() -> tuple[jax.Array, jax.Array]:
     """The characters before each, and each, as numbers."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        import this  # noqa: F401
-    text = printed.getvalue().strip().lower()
+    with contextlib.redirect_stdout(io.StringIO()):
+        import this
+    text = codecs.decode(this.s, "rot13").strip().lower()  # what it prints, the first time alone
     numbers = np.searchsorted(sorted(set(text)), list(text))
     return jnp.asarray(np.stack([numbers[i : i - 3] for i in range(3)], axis=1)), jnp.asarray(numbers[3:])
 

@@ -386,3 +386,11 @@ def test_both_axes_of_devices(is_rounded: bool, learns: bool) -> None:
     deviations = per_sample(feedback=natural.learned_feedback(batch[0][:1]) if learns else None)
     make = lambda **axes: natural.natural_gradient(forward, LOSS, 8, 0.05, deviations=deviations, **axes)
     check_both_axes(make, params, batch, 2, ("position", "memory"), 2e-3)
+
+
+def test_a_batch_without_samples_is_refused() -> None:
+    """By name, before anything is indexed."""
+    forward, params, (x, labels) = network()
+    solver = natural.natural_gradient(forward, LOSS, 4, 0.05, deviations=per_sample())
+    with pytest.raises(ValueError, match=r"x: has no samples, with per_sample\(\.\.\.\); wanted one at least"):
+        solver.step(solver.init(params, jax.random.key(0)), (x[:0], labels[:0]))

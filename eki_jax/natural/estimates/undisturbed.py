@@ -57,13 +57,15 @@ class Undisturbed(NamedTuple):
 
     @classmethod
     def of(cls, forward: ForwardFn, mean: Params, x: Any, deviations: PerSample) -> Undisturbed:
-        """The pass; raises ValueError for inputs or outputs without the samples as their first axis."""
+        """The pass; raises ValueError for inputs or outputs without the samples as their first axis, or no samples."""
         leaves = {leaf_name(path): m for path, m in jax.tree_util.tree_leaves_with_path(mean)}
         first = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
         if len(first) != 1 or () in first:
             shapes = jax.tree.map(jnp.shape, x)
             raise ValueError(f"x: shapes {shapes} with per_sample(...); wanted the samples as the first axis of all")
         (samples,) = first.pop()
+        if not samples:
+            raise ValueError("x: has no samples, with per_sample(...); wanted one at least")
         # What a batch of one makes shorter is the axis of samples.
         alone = Disturber(lambda number, shape: None)
         jax.eval_shape(lambda x: interpreted(forward, mean, tagged(leaves), (batch_of_one(x),), alone), _first(x))
