@@ -108,7 +108,7 @@ def per_sample(
     if callable(J):
         raise ValueError("particles: a function of the epoch; wanted a number for natural-eki-per-sample")
     example = problem.train[0][:1]
-    feedback = natural.learned_feedback(example, balanced=settings.balanced)
+    feedback = natural.learned_feedback(example)
     solver = natural.natural_gradient(
         problem.logits,
         natural.softmax_cross_entropy(),
@@ -143,7 +143,6 @@ class Natural(NamedTuple):
         rate: eta, a number or a schedule.
         averaging: Whether predictions are made with an average over the iterates.
         norm_constraint: The largest squared norm of a step in the outputs' curvature.
-        balanced: Whether all samples count alike in what is learned, with noise per sample.
     """
 
     sigma: Any = 0.1
@@ -152,7 +151,6 @@ class Natural(NamedTuple):
     rate: Any = None
     averaging: bool = True
     norm_constraint: float | None = None
-    balanced: bool = False
 
 
 def natural_gradient(

@@ -50,7 +50,6 @@ class Cell(NamedTuple):
         limit: The largest J.
         rate: Learning rate of gradient methods, and of the natural one.
         sigma: Scale of the natural method's noise.
-        balanced: Whether it learns of all samples alike.
         images: How many training images are used, and at most as many test images; None for all.
         precision: Of an ensemble's products in training, ``"float32"`` or ``"bf16"``; tests are in float32.
         seeds: How many seeds run, one after the other from the command's.
@@ -70,7 +69,6 @@ class Cell(NamedTuple):
     limit: int = 0
     rate: float = 0.1
     sigma: float = 0.1
-    balanced: bool = False
     images: int | None = None
     precision: str = "float32"
     seeds: int = 1
@@ -116,13 +114,13 @@ class Cell(NamedTuple):
             rounded = {"precision": self.precision} if self.precision != "float32" else {}
             return chosen | {"particles": self.particles, "growth": self.growth, "limit": self.limit} | rounded
         noise = {"particles": self.particles, "sigma": self.sigma} if self.kind == "per_sample" else {}
-        return chosen | noise | {"rate": self.rate} | ({"balanced": True} if self.balanced else {})
+        return chosen | noise | {"rate": self.rate}
 
 
-def natural_cell(problem: str, label: str, epochs: int, rate: float, *, balanced: bool = False) -> Cell:
+def natural_cell(problem: str, label: str, epochs: int, rate: float) -> Cell:
     """The row "natural EKI": five forward passes a sample; held-out training images have chosen its settings."""
     method = "natural-eki-per-sample"
-    own = {"particles": 3, "rate": rate, "sigma": 0.05, "balanced": balanced}
+    own = {"particles": 3, "rate": rate, "sigma": 0.05}
     return Cell(problem, method, label, epochs, batch=100, seeds=3, **own)
 
 
@@ -151,7 +149,7 @@ def run_cell(cell: Cell, kept: Runs, data: Path | None, seed: int) -> dict[str, 
     train = tuple(array[: cell.images] for array in problem.train)
     test = problem.test if cell.images is None else tuple(array[: cell.images] for array in problem.test)
     size = cell.ensemble_size if cell.growth else cell.particles
-    natural = methods.Natural(sigma=cell.sigma, balanced=cell.balanced)
+    natural = methods.Natural(sigma=cell.sigma)
     method = methods.get(cell.method, problem, size, cell.rate, settings=natural, precision=cell.precision)
     # A run on all images takes minutes to hours: it leaves checkpoints, and goes on from them, for more epochs too.
     endless = {name: value for name, value in settings.items() if name != "epochs"}
@@ -452,8 +450,7 @@ def _note(cell: Cell) -> str:
     images = "" if cell.images is None else f", {cell.images} images to train, at most as many to test"
     if cell.kind == "per_sample":
         sizes = f"J = {cell.particles} with noise per sample, {cell.forward_passes:.2g} forward passes"
-        balanced = ", balanced" if cell.balanced else ""
-        return f"{sizes}, rate {cell.rate}{balanced}, {epochs}{images}"
+        return f"{sizes}, rate {cell.rate}, {epochs}{images}"
     if not cell.is_ensemble:
         return f"rate {cell.rate}, {epochs}{images}"
     sizes = f"J = {cell.particles}"

@@ -31,8 +31,6 @@ BEST: dict[str, tuple[float | None, ...]] = {
 # SGD's is the paper's. Momentum's is not said: of 0.01 and 0.1, the one that comes closer to the paper on the network.
 RATES = {"sgd": (0.1, 0.1, 0.1, 0.1), "msgd": (0.01, 0.1, 0.1, 0.1)}
 NATURAL_RATE = 0.03
-# The deepest network, on which the natural gradient diverges otherwise, once it has learned nearly all images.
-BALANCED = ("dnn4",)
 # What two cores can pay for: network -> (J, images), and the epochs of DNN 1; the others have two.
 _CPU = {"DNN 1": (2000, None), "DNN 2": (300, 20_000), "DNN 3": (100, 10_000)}
 _CPU_EPOCHS = {"eki": 6, "meki": 2, "eki-r": 10, "meki-r": 6}
@@ -43,8 +41,7 @@ def cells(preset: str) -> list[Cell]:
     table = []
     for index, network in enumerate(NETWORKS):
         table += [_cell(network, method) for method in PAPER]
-        balanced = network in BALANCED
-        table.append(natural_cell(f"mnist-{network}", f"DNN {index + 1}", 30, NATURAL_RATE, balanced=balanced))
+        table.append(natural_cell(f"mnist-{network}", f"DNN {index + 1}", 30, NATURAL_RATE))
     if preset == "smoke":
         chosen = ("eki-r", "meki-r", "msgd", "natural-eki-per-sample")
         runs = lambda cell: cell.label == "DNN 1" and cell.method in chosen

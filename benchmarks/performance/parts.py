@@ -179,7 +179,7 @@ def _natural(options: Options, network: str, J: int) -> Iterator[Row]:
 
 
 def _per_sample_cases(preset: str) -> list[dict[str, Any]]:
-    names, sizes = (("dnn1",), [4]) if preset == "quick" else (("dnn2", "dnn4", "rnn", "cnn-mnist"), [9, 64])
+    names, sizes = (("dnn1",), [4]) if preset == "quick" else (("dnn2", "dnn4", "rnn", "cnn-mnist"), [3, 16])
     return [{"network": name, "J": sizes} for name in names]
 
 

@@ -71,7 +71,7 @@ def single(task: dict[str, Any]) -> dict[str, Any]:
     loss, optimizer = natural.softmax_cross_entropy(), optax.sgd(0.1, momentum=0.9)
     draw = priors.xavier(template).sample
     if task["what"] == "per sample":
-        deviations = natural.per_sample(feedback=natural.learned_feedback(batch[0], answers=False))
+        deviations = natural.per_sample(feedback=natural.learned_feedback(batch[0]))
         solver = natural.natural_gradient(
             forward, loss, task["J"], sigma=0.05, deviations=deviations, optimizer=optimizer
         )

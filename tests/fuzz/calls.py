@@ -531,7 +531,7 @@ CORE: dict[str, Call] = {
             "unbiased": ("flag", False),
             "averaged": ("at least one", 2.0),
             "answers": ("flag", True),
-            "balanced": ("flag", True),
+            "balanced": ("flag", False),
         },
         fine={"example": ("complex",)},  # of which the shapes alone are used
     ),

@@ -229,7 +229,7 @@ def test_a_place_is_predicted_by_its_own_outputs() -> None:
 @pytest.mark.parametrize("answers", [False, True])
 def test_memory_is_the_same_on_devices(answers: bool) -> None:
     """Particles or samples over eight devices learn what one learns."""
-    feedback = learned_feedback(X, answers=answers, balanced=answers)
+    feedback = learned_feedback(X, answers=answers)
     wanted = trained(8, particles=8, feedback=feedback)
     for name, split in (("axis_name", False), ("batch_axis_name", True)):
         method = solver(particles=8, feedback=feedback, **{name: "devices"})

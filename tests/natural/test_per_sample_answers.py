@@ -18,6 +18,7 @@ from eki_jax.flax import TanhRNN, linen_forward
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import Disturber, Tagged, interpreted
 from eki_jax.natural import learned_feedback, per_sample
+from eki_jax.natural.estimates.answers import Answer
 from eki_jax.natural.estimates.predicting import Asking, Rule, what_answers
 from eki_jax.natural.estimates.undisturbed import Undisturbed
 
@@ -88,6 +89,21 @@ def nested(p: Any, x: Any) -> Any:
     return jax.lax.scan(body, jnp.zeros((len(x), WIDTH), x.dtype), jnp.moveaxis(x, 1, 0))[0] @ p["d"]
 
 
+def gated(p: Any, x: Any) -> Any:
+    """A softmax that rows are multiplied by: more is read than there is to move."""
+    return times(jax.nn.softmax(x @ p["a"]), x) @ p["rows"]
+
+
+def choosing(p: Any, x: Any) -> Any:
+    """The same with the choice of the largest, which has no derivative."""
+    return times(jax.nn.one_hot(jnp.argmax(x @ p["a"], axis=1), WIDTH, dtype=x.dtype), x) @ p["rows"]
+
+
+def times(gates: Any, x: Any) -> Any:
+    """The rows by each gate, side by side."""
+    return (gates[:, :, None] * x[:, None]).reshape(len(x), -1)
+
+
 def summed(p: Any, x: Any) -> Any:
     """Products that are added, each of what another layer returned."""
     h, k = jnp.tanh(x @ p["a"]), jnp.sin(x @ p["c"])
@@ -150,9 +166,11 @@ def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
         }
         own |= {"dense": (dense, ("a", "b", "c", "d", "bias", "scale")), "summed": (summed, "abcde")}
         own |= {"scanned": (scanned, ("a", "d", "layers", "biases"))}
+        own |= {"gated": (gated, ("a", "rows")), "choosing": (choosing, ("a", "rows"))}
         forward, names = own[name]
         params = {n: jnp.zeros((WIDTH, 3 if n == "d" else WIDTH), kind) for n in "abcde"}
         params |= {"bias": jnp.zeros(WIDTH, kind), "scale": jnp.zeros(WIDTH, kind)}
+        params |= {"rows": jnp.zeros((WIDTH**2, 3), kind)}
         params |= {"layers": jnp.zeros((4, WIDTH, WIDTH), kind), "biases": jnp.zeros((4, WIDTH), kind)}
         params = {n: params[n] for n in names}
     leaves, structure = jax.tree.flatten(params)
@@ -178,7 +196,7 @@ def seen(name: str) -> tuple[Undisturbed, dict[int, Any]]:
     return found, jax.grad(loss)({u: jnp.zeros(point.shape) for u, point in found.points.items()})
 
 
-def answers(name: str) -> dict[int, tuple[Any, Any]]:
+def answers(name: str) -> dict[int, tuple[Answer, Any]]:
     """By layers that something answers to, the answer to the exact slopes of those behind, and the exact slopes.
 
     Of a loop's turns, each to the answers to those behind it.
@@ -199,12 +217,24 @@ def answers(name: str) -> dict[int, tuple[Any, Any]]:
 
     every = {u: asking.answer(u, rule) for u in reversed(found.noisy)}
     assert {u for u, answer in every.items() if answer is not None} == answered
-    return {u: (every[u].slopes, exact[u]) for u in sorted(answered)}
+    return {u: (every[u], exact[u]) for u in sorted(answered)}
 
 
 @pytest.mark.parametrize(
     "name",
-    ["dense", "summed", "scanned", "arranged", "images", "attention", "pooled", "overlapping", "averaged", *RECURRENT],
+    [
+        "dense",
+        "summed",
+        "scanned",
+        "arranged",
+        "gated",
+        "images",
+        "attention",
+        "pooled",
+        "overlapping",
+        "averaged",
+        *RECURRENT,
+    ],
 )
 def test_answers_are_the_slopes(name: str, x64: None) -> None:
     """At every layer: of activations, a softmax, a normalisation, windows, turns, and between layers of all kinds."""
@@ -212,14 +242,24 @@ def test_answers_are_the_slopes(name: str, x64: None) -> None:
     assert {*found} == {*seen(name)[0].noisy}
     for answer, exact in found.values():
         assert float(jnp.linalg.norm(exact)) > 1e-4
-        np.testing.assert_allclose(answer, exact, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(answer.slopes, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_choice_is_asked(x64: None) -> None:
+    """What it would be worth to choose each: the gradient in the choice, as if it were any numbers."""
+    _, p, (x, y) = case("choosing")
+    chosen = jax.nn.one_hot(jnp.argmax(x @ p["a"], axis=1), WIDTH, dtype=x.dtype)
+    worth = jax.grad(lambda gates: SQUARES(times(gates, x) @ p["rows"], y))(chosen)
+    ((answer, exact),) = answers("choosing").values()
+    np.testing.assert_allclose(answer.asked, worth, rtol=1e-10)
+    np.testing.assert_array_equal(answer.slopes, exact)  # nothing, between the places where it jumps
 
 
 @pytest.mark.parametrize("name", ["turned", "recurrent"])
 def test_what_turns_units_answers_elsewhere(name: str, x64: None) -> None:
     """The answer is what a change would do, which is not what changes do here."""
     ((answer, exact),) = answers(name).values()
-    assert not np.allclose(answer, exact, rtol=0.1)
+    assert not np.allclose(answer.slopes, exact, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["normalised", "nested"])

@@ -19,7 +19,7 @@ from benchmarks.paper.memory.tasks import Task
 from eki_jax import natural
 
 PARTICLES = 400  # of an ensemble, more than the networks have parameters
-NOISY = 15  # particles with noise of each sample's own
+NOISY = 3  # particles with noise of each sample's own
 REDRAW = 20  # steps between two redraws of EKI(R)
 BATCH = 50  # examples a step of the methods that do not take all
 
@@ -201,13 +201,13 @@ def _natural(network: Network, task: Task, sigma: float) -> Learner:
 
 
 def _per_sample(network: Network, task: Task, rate: float) -> Learner:
-    """Noise of a sample's own at every place of a sequence, what is learned of the way back in time, and Adam."""
+    """Noise of a sample's own at every place of a sequence, answers of the turns behind, and Adam."""
     example = jax.eval_shape(lambda key: task.draw(key, 1)[0], jax.random.key(0))
-    deviations = natural.per_sample(feedback=natural.learned_feedback(example, answers=False))
+    deviations = natural.per_sample(feedback=natural.learned_feedback(example))
     solver = natural.natural_gradient(
         network.forward, task.loss, NOISY, 0.05, deviations=deviations, optimizer=_clipped(optax.adam(rate))
     )
-    return Learner(solver.init, _stepping(solver), solver.estimate, NOISY + 1, BATCH)
+    return Learner(solver.init, _stepping(solver), solver.estimate, solver.passes(NOISY), BATCH)
 
 
 def _stepping(solver: Any) -> Callable[[Any, Any, jax.Array], Any]:

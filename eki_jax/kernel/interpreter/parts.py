@@ -80,6 +80,25 @@ class Trace(NamedTuple):
                 found.append((eqn, places))
         return found
 
+    def behind(self, variable: Any) -> Trace:
+        """The same as one of one of the variables, whose value is given.
+
+        >>> trace = Trace.of(lambda x: 3 * (x * x), 2.0)
+        >>> float(trace.behind(trace.eqns[0].outvars[0]).result(0, 5.0))
+        15.0
+        """
+        return self._replace(eqns=[eqn for eqn in self.eqns if variable not in eqn.outvars], inputs=[variable])
+
+    def depends(self, number: int, variable: Any) -> bool:
+        """Whether one result depends on a variable.
+
+        >>> trace = Trace.of(lambda x: 3 * (x * x), 2.0)
+        >>> trace.depends(0, trace.inputs[0]), trace.behind(trace.eqns[0].outvars[0]).depends(0, trace.inputs[0])
+        (True, False)
+        """
+        atoms = (atom for eqn in self._before(self.results[number]) for atom in eqn.invars)
+        return any(atom is variable for atom in (self.results[number], *atoms))
+
     def result(self, number: int, *inputs: Any) -> Any:
         """One result, from those of the equations that it depends on.
 

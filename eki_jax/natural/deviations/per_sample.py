@@ -33,7 +33,7 @@ class Feedback(NamedTuple):
     unbiased: bool = False
     averaged: Any = 1.0
     answers: bool = True
-    balanced: bool = False
+    balanced: bool = True
 
 
 class PerSample(NamedTuple):
@@ -144,7 +144,7 @@ def learned_feedback(
     unbiased: bool = False,
     averaged: Any = 1.0,
     answers: bool = True,
-    balanced: bool = False,
+    balanced: bool = True,
 ) -> Feedback:
     r"""A prediction of each layer's slopes that is learned from the slopes that the noise finds.
 
@@ -177,11 +177,13 @@ def learned_feedback(
             where a change of number k does to i what a change of i does to k, as of activations, gates, softmax and
             normalisation, and of windows that pool, which are asked one number of each at a time; how right, the noise
             says. Where the model fails at one of the sides, nothing is answered. Not in models whose loops have loops
-            or branches in them, nor where a layer returns more numbers than are read, otherwise than by windows, by
-            parts that are cut out, or by sums. :func:`describe` says which layers have answers.
+            or branches in them, nor where a layer returns another number of numbers than are read, otherwise than by
+            windows, by parts that are cut out, by sums, or by a choice that rows are multiplied by. :func:`describe`
+            says which layers have answers.
         balanced: flag; True gives all samples of a batch the same weight in what is learned, however large their
-            gradients in the outputs are. For losses near zero, nearly all of which few samples have: what is learned of
-            many small gradients alone is wrong by far for a large one, and steps can grow beyond all bounds.
+            gradients in the outputs are. False lets the few of large gradients decide; at losses near zero, nearly all
+            of which few samples have, what is learned in batches without one of them is then wrong by far for the next
+            of them, and steps can grow beyond all bounds.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``

@@ -11,7 +11,9 @@ to number i what a change of i does to k, as in all that is done number by numbe
 What pools, the largest or the sum of windows, reads more numbers than it returns. There those that share no window are
 moved together, and how a window's result changes is the derivative in the one that moved in it. What is cut into parts
 of as many numbers as are read, as the gates of a recurrent cell are, is moved one part at a time. What only moves
-numbers or adds them, such as the last of many places or their mean, need not be asked.
+numbers or adds them, such as the last of many places or their mean, need not be asked. Nor need what is linear behind
+an array of as many numbers as are moved, as behind a choice by which rows are multiplied: t is then the gradient in
+that array.
 
 In a loop over time the last turn comes first: what a turn carries on and hands out is asked as what is read is, and the
 gradient in what it began with is that in what the turn before carries on.
@@ -175,6 +177,8 @@ def _way(source: Source, trace: Trace, place: int) -> Way | None:
         return partial(_by_part, source, trace, place, parts)
     if (eqn := _window(trace, place, source.value)) is not None:
         return partial(_by_window, source, trace, place, eqn)
+    if (cut := _cut_before_linear(trace, place)) is not None:
+        return partial(_along_first, source, *cut, place)
     return None
 
 
@@ -236,6 +240,27 @@ def _moves(trace: Trace, place: int) -> list[Any]:
             sized = [out for out in eqn.outvars if out.aval.size == moved.aval.size]
             behind |= dict.fromkeys(sized, behind[same[0]] + own)
     return behind.get(trace.results[place], [])
+
+
+def _cut_before_linear(trace: Trace, place: int) -> tuple[Trace, Trace] | None:
+    """The trace of an array of as many numbers as are moved, behind which all is linear, and that of what is behind."""
+    (moved,) = trace.inputs
+    for eqn, _ in trace.depending(place):
+        for out in eqn.outvars:
+            if out.aval.size == moved.aval.size and jnp.issubdtype(out.aval.dtype, jnp.floating):
+                behind = trace.behind(out)
+                if not behind.depends(place, moved) and _is_linear(behind, place):
+                    return trace._replace(results=[out]), behind
+    return None
+
+
+def _along_first(
+    source: Source, first: Trace, behind: Trace, place: int, asked: Array, size: Array, batch: Axis
+) -> Answer:
+    """The answer of what is linear behind an array of as many numbers: the gradient in this, and that moved along."""
+    (array,) = behind.inputs
+    (asked,) = jax.vjp(lambda rows: behind.result(place, rows), jnp.zeros(array.aval.shape, array.aval.dtype))[1](asked)
+    return _along(source, first, 0, asked, size, batch)
 
 
 def _scale(asked: Array, size: Array, batch: Axis) -> Array:
