@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "accelerator": ("benchmarks.accelerator.cli", "on a GPU or TPU: correctness, the anchor, the tables, in a budget"),
     "edf": ("benchmarks.edf.cli", "exponentially decaying flows against first-order methods"),
     "calibration": ("benchmarks.calibration.cli", "calibrate simulators with every method, and beside other libraries"),
+    "deviations": ("benchmarks.deviations", "how near to the gradient each kind of deviations comes, on one model"),
     "models": ("benchmarks.models.cli", "models that people bring: which are trained, and how well low rank does"),
     "policy": ("benchmarks.policy.cli", "policies without derivatives, beside evolution strategies and PPO"),
     "language": ("benchmarks.language.cli", "a transformer learns a text, without derivatives or with them"),

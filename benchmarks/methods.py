@@ -96,7 +96,7 @@ def gradient(
         step,
         lambda state, x, labels: particle_accuracy(problem.logits, by.estimate(state), x, labels),
         passes=lambda size: by.passes,
-        compiled_loop=jax.default_backend() != "cpu",  # on processors, gradients of convolutions are slow in one
+        compiled_loop=jax.default_backend() != "cpu",  # where convolutions are slow in one
         estimate=by.estimate,
     )
 
@@ -118,7 +118,10 @@ def per_sample(
         optimizer=transformation,
         averaging=_averaging if settings.averaging else None,
     )
-    return ensemble_method(solver, problem.logits, problem.start, J)
+    method = ensemble_method(solver, problem.logits, problem.start, J)
+    has_convolutions = any(leaf.ndim > 3 for leaf in jax.tree.leaves(problem.template))
+    # On processors convolutions take up to twice as long in a compiled loop, and calls of small steps a tenth longer.
+    return method._replace(compiled_loop=not has_convolutions or jax.default_backend() != "cpu")
 
 
 # lambda of the natural gradient: of the span of the deviations, and of the localized estimate.

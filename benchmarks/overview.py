@@ -68,12 +68,15 @@ def text() -> str:
 
 def parts() -> list[Part]:
     """What is on the page, in its order, but for training runs."""
-    paper, (budget,), (language,), (policies,), calibrations, flows, speeds, (devices,), (models,) = experiments()
+    paper, (budget,), (kinds,), (language,), (policies,), calibrations, flows, speeds, (devices,), (models,) = (
+        experiments()
+    )
     table = lambda page, name: f"[How it was measured]({page}.md), and [the table](../benchmarks/results/{name}.md)."
     speed = "![The step, and other libraries](../benchmarks/results/performance.png)"
     return [
         Part("The paper's experiments", table("paper", "paper"), _shown(*paper)),
         Part(budget.title, table("forward_budget", "forward_budget_cpu"), _shown(budget)),
+        Part(kinds.title, "[How to read it, and the table](deviations.md).", _shown(kinds)),
         Part(language.title, "[How it was measured, and the table](per_sample.md#what-it-reaches).", _shown(language)),
         Part(policies.title, table("policy", "policy_cpu"), _shown(policies)),
         Part("Calibration", "[The tables](calibration_benchmarks.md).", _shown(*calibrations)),
@@ -87,6 +90,7 @@ def parts() -> list[Part]:
 def experiments() -> tuple[tuple[Experiment, ...], ...]:
     """All experiments, a tuple a command, in the order of the page."""
     from benchmarks.calibration.cli import MODULES, calibration
+    from benchmarks.deviations import DEVIATIONS
     from benchmarks.edf.cli import EXPERIMENTS, flow
     from benchmarks.forward_budget.cli import BUDGETS
     from benchmarks.language import comparison
@@ -97,7 +101,7 @@ def experiments() -> tuple[tuple[Experiment, ...], ...]:
     from benchmarks.policy.cli import POLICIES
     from benchmarks.scaling.cli import scaling
 
-    one = (BUDGETS,), (comparison.BUDGETS,), (POLICIES,)
+    one = (BUDGETS,), (DEVIATIONS,), (comparison.BUDGETS,), (POLICIES,)
     several = tuple(map(calibration, MODULES)), tuple(map(flow, EXPERIMENTS)), tuple(map(part, PARTS))
     return tuple(map(paper, TABLES)), *one, *several, (scaling(),), (ZOO,)
 

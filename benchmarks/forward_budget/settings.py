@@ -69,6 +69,12 @@ PRESETS = {
         MILLION,
     ),
 }
+# What noise per sample was to reach, by problem and budget; elsewhere, what momentum SGD does.
+GOALS: dict[str, dict[int, float]] = {
+    "mnist-dnn2": {1_000_000: 0.950, 2_000_000: 0.962, 5_000_000: 0.972, 10_000_000: 0.977},
+    "mnist-small-cnn": {1_000_000: 0.950, 10_000_000: 0.982},
+    "cifar10-small-cnn": {10_000_000: 0.55},
+}
 # What a tuning run may spend of the largest budget.
 TUNING_SHARE = 0.4
 # The seed of tuning runs, which no reported run has.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.forward_budget.settings import DISCRETE, MILLION, NAMES, RIVALS, TITLES, TUNING_SEED
+from benchmarks.forward_budget.settings import DISCRETE, GOALS, MILLION, NAMES, RIVALS, TITLES, TUNING_SEED
 from benchmarks.harness.command import Refused
 from benchmarks.harness.tables import machine, markdown
 
@@ -152,15 +152,16 @@ def table(result: dict[str, Any]) -> str:
 
 
 def derivatives_table(result: dict[str, Any]) -> str:
-    """The accuracies on networks with derivatives of noise per sample, and of gradients and others beside it."""
+    """The accuracies on networks with derivatives of noise per sample, its goals, and gradients and others beside."""
     methods = ("natural-eki-per-sample", "msgd", "natural-eki-lowrank", "open-es")
     shown = {name: found for name, found in result["results"].items() if name in TITLES and name not in DISCRETE}
-    rows = [
-        [TITLES[problem], NAMES[method], *_cells(found[method], result["budgets"][problem])]
-        for problem, found in shown.items()
-        for method in methods
-        if method in found
-    ]
+    rows = []
+    for problem, found in shown.items():
+        budgets, goals = result["budgets"][problem], GOALS.get(problem, {})
+        own = [[NAMES[method], *_cells(found[method], budgets)] for method in methods if method in found]
+        if goals:
+            own.insert(1, ["*goal*", *(f"*{goals[at]:g}*" if at in goals else "" for at in budgets), ""])
+        rows += [[TITLES[problem], *row] for row in own]
     header = ["network", "method", *_millions(max((result["budgets"][name] for name in shown), key=len, default=[]))]
     return markdown([*header, "seconds"], rows)
 

@@ -27,6 +27,8 @@ NAMES = {
 }
 # The one that has no particles.
 WITHOUT = "msgd"
+# What was to be reached: fewer nats than its rival for as many particles, and this much more than backpropagation.
+OURS, RIVAL, NEAR = "natural-eki-per-sample", "node-noise", {256: 0.03}
 # Rates, from the middle of which the search of the best begins; it goes on until both neighbours are worse.
 LADDER = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FIRST = 0.3
@@ -192,7 +194,7 @@ def table(found: dict[str, Any]) -> str:
     """A line a method and number of passes, the seeds' mean and spread, and how far they are from backpropagation."""
     by = _reported(found)
     gradient = _last(by.get((WITHOUT, None), []))
-    header = ["method", "particles", "nats", "bits", "more than backpropagation", "rate", "of", "seconds"]
+    header = ["method", "particles", "nats", "goal", "bits", "more than backpropagation", "rate", "of", "seconds"]
     rows = []
     for (method, passes), cells in by.items():
         nats = _last(cells)
@@ -203,6 +205,7 @@ def table(found: dict[str, Any]) -> str:
             more = f"{mean - np.mean(gradient):.3f}" if gradient and method != WITHOUT else "–"
             said = [f"{mean:.3f}{spread}", f"{bits(mean):.3f}", more]
         said[0] += f", {lost} of {len(cells)} lost" if lost else ""
+        said.insert(1, _goal(by, passes) if method == OURS else "")
         rows.append(
             [
                 NAMES[method],
@@ -214,6 +217,14 @@ def table(found: dict[str, Any]) -> str:
             ]
         )
     return f"{markdown(header, rows)}\n\n{_footer(found)}"
+
+
+def _goal(by: dict[tuple[str, int | None], list[dict[str, Any]]], passes: int | None) -> str:
+    """What was to be reached with so many particles."""
+    rival, gradient = _last(by.get((RIVAL, passes), [])), _last(by.get((WITHOUT, None), []))
+    goals = [f"*below {np.mean(rival):.3f}*"] if rival else []
+    goals += [f"*at most {np.mean(gradient) + NEAR[passes]:.3f}*"] if gradient and passes in NEAR else []
+    return ", ".join(goals)
 
 
 def _footer(found: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.harness.figures import band, legend_below, logarithmic, pairs, save
 from benchmarks.harness.store import UNFINISHED, Cells
 from benchmarks.paper.common import Found, finish, row, skipped
-from benchmarks.paper.memory.learners import METHODS, compiled, follow
+from benchmarks.paper.memory.learners import METHODS, NOISY, compiled, follow
 from benchmarks.paper.memory.networks import KINDS, build
 from benchmarks.paper.memory.tasks import REPORTED, TASKS, TUNING
 from benchmarks.problems.files import MissingFile
@@ -136,6 +136,8 @@ def _get(
     store: Cells, name: str, cell: Cell, value: float, data: Path | None, *, seeds: list[int], test: int
 ) -> dict[str, Any]:
     settings = cell._asdict() | {METHODS[cell.method].setting: value, "seeds": seeds, "test": test}
+    if cell.method == SLOW:
+        settings["particles"] = NOISY
 
     def measure() -> dict[str, Any]:
         followed, task = _compiled(cell.task, cell.length, cell.kind, cell.method, cell.examples, data)

@@ -82,6 +82,7 @@ REFUSED = [
     ),
     ("policy --out {file}", "file.txt is a file; wanted a folder"),
     ("language-budget --preset smoke --passes 5 --out new", "--passes: [5]; preset smoke has 4"),
+    ("deviations --kind spam", "--kind: invalid choice: 'spam'"),
     ("language --batch 500", "--batch: 500 with --context 64; wanted a multiple"),
     ("language --heads 3", "--width: 128 with --heads 3; wanted a multiple"),
     ("language --out {empty}", "--out: ''"),
@@ -146,6 +147,7 @@ LOCKED = [
     ("language --out . --quiet --steps 1", ".lock"),
     ("policy --preset smoke --out .", ".policy_smoke.lock"),
     ("language-budget --preset smoke --out .", ".language_smoke.lock"),
+    ("deviations --preset smoke --out .", ".deviations_smoke.lock"),
     ("train --out . --quiet --particles 4 --batch 700 --epochs 1", ".lock"),
 ]
 

@@ -68,6 +68,14 @@ def test_steps_one_by_one_are_the_loops(digits: registry.Problem) -> None:
     assert loop["test_accuracy"][-1] > loop["test_accuracy"][0]
 
 
+def test_convolutions_take_steps_one_by_one(digits: registry.Problem) -> None:
+    """With noise per sample, on a processor."""
+    loops = lambda problem: jobs.methods.get("natural-eki-per-sample", problem, 3, 0.1, 0.9).compiled_loop
+    kernel = {"kernel": jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float32)}
+    assert loops(digits)
+    assert loops(digits._replace(template=kernel)) is (jax.default_backend() != "cpu")
+
+
 def test_batches_without_replacement(digits: registry.Problem) -> None:
     """Batches are drawn without replacement within an epoch."""
     labels = digits.train[1]

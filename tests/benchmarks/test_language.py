@@ -131,7 +131,8 @@ def test_every_method_has_its_best_rate(tmp_path: Path, monkeypatch: pytest.Monk
     assert rates("node-noise") == [0.1, 0.3, 1, 3, 10, 30]
     assert rates("msgd") == [0.01, 0.03, 0.1, 0.3, 1]
     text = (tmp_path / "language_smoke.md").read_text()
-    assert "| node perturbation | 4 | 2.500 ± 0.707 | 3.607 | 0.000 | 10 | 0.1, 0.3, 1, 3, 10, 30 |" in text
+    assert "| node perturbation | 4 | 2.500 ± 0.707 |  | 3.607 | 0.000 | 10 | 0.1, 0.3, 1, 3, 10, 30 |" in text
+    assert f"| {comparison.NAMES['natural-eki-per-sample']} | 4 | 2.500 ± 0.707 | *below 2.500* |" in text
     assert (tmp_path / "language_smoke.png").stat().st_size > 10_000
     cells = store.read(tmp_path / "language_smoke.jsonl")["cells"]
     assert cells["node-noise 4, rate 30"]["found"] == {"diverged": "--learning-rate: too large"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +20,7 @@ RESULTS = ROOT / "benchmarks/results"
 def test_the_pages_numbers_are_those_of_the_run() -> None:
     result = store.read(RESULTS / "train.jsonl")["runs"]["mnist-dnn2-natural-eki-lowrank-1000-particles"]
     after = [row["test_accuracy_mean"] for row in result["history"]]
-    page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "natural_settings.md").read_text().split())
     assert f"{after[0]:.4f} after one epoch, {after[1]:.4f} after two and {after[4]:.4f} after five" in page
     assert (result["particles"], result["batch"]) == (1000, 1000)
 
@@ -34,7 +33,7 @@ def test_the_pages_time_is_that_of_the_run() -> None:
     rows = parts(RESULTS)["natural"]["rows"]
     full, rank_1 = (next(r for r in rows if (r["network"], r["what"]) == ("dnn4", w)) for w in ("full rank", "rank 1"))
     share, gib = rank_1["median"] / full["median"], [row["peak_bytes"] / 2**30 for row in (rank_1, full)]
-    page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "deviations.md").read_text().split())
     assert f"takes {share:.2f} of the time with rank-1 deviations" in page
     assert f"and {gib[0]:.2f} GiB in the place of {gib[1]:.1f}" in page
 
@@ -58,7 +57,7 @@ def test_the_settings_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for options in (module.SPAN["lambda adapts"] | {"particles": 100}, module.SPAN["rank 4"] | {"particles": 100}):
         last, average = module.accuracies(digits, 4, options)
         assert min(last, average) > 0.8
-    page = (ROOT / "docs" / "natural_gradient.md").read_text()
+    page = (ROOT / "docs" / "natural_settings.md").read_text()
     assert all(f"particles, {name}" in page for name in [*module.SPAN, *module.LOCALIZED])
 
 
@@ -73,7 +72,7 @@ def test_the_gradients_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     span, localized = found[400, False], found[400, True]
     assert localized["Dense_0"] > 0.85 > 0.4 > span["Dense_0"]
     assert localized["Conv_1"] > 0.5 > 0.4 > span["Conv_1"]
-    page = (ROOT / "docs" / "natural_gradient.md").read_text().splitlines()
+    page = (ROOT / "docs" / "deviations.md").read_text().splitlines()
     for (size, is_localized), row in found.items():
         name = f" {size} particles, {'localized' if is_localized else 'in the span'}"
         (line,) = (line for line in page if line.endswith(name) and line.startswith("    0."))
@@ -92,7 +91,7 @@ def test_the_pages_best_is_that_of_the_run() -> None:
     results = [runs[f"mnist-dnn2-natural-best-{seed}"] for seed in range(3)]
     ends = [result["history"][-1] for result in results]
     accuracies = " and ".join(", ".join(f"{end['test_accuracy']:.4f}" for end in ends).rsplit(", ", 1))
-    page = " ".join((ROOT / "docs" / "natural_gradient.md").read_text().split())
+    page = " ".join((ROOT / "docs" / "natural_settings.md").read_text().split())
     assert f"ends at {accuracies} after {ends[0]['epoch']} epochs" in page
     for seed, result in enumerate(results):
         assert result["settings"] == natural_mnist().SETTINGS | {"seed": seed}
@@ -132,20 +131,12 @@ def test_attention_is_credited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_the_cosines_are_those_of_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cosines and losses of twelve particles."""
+def test_the_optimizers_are_those_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses that each way to follow the slopes ends at."""
+    pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(ROOT / "examples")
-    importlib.import_module("per_sample_cosines").main(["12"])
-    page = list(map(_numbers_and_name, (ROOT / "docs" / "per_sample.md").read_text().splitlines()))
-    lines = [line for line in capsys.readouterr().out.splitlines() if line[0].isdigit()]
-    assert len(lines) == 9
-    for line in lines:
-        numbers, name = _numbers_and_name(line)
-        (printed,) = [of for of, row in page if of and row == name]
-        assert numbers == pytest.approx(printed, abs=0.01)
-
-
-def _numbers_and_name(line: str) -> tuple[list[float], str]:
-    """The decimal numbers of a line, and the rest of it."""
-    number = re.compile(r"\d+\.\d+")
-    return [float(word) for word in number.findall(line)], " ".join(number.sub("", line).split())
+    found = importlib.import_module("per_sample_optimizers").main()
+    page = (ROOT / "docs" / "natural_settings.md").read_text().splitlines()
+    for name, losses in found.items():
+        (line,) = (line for line in page if f"  {name} (" in line)
+        assert [float(word) for word in line.split()[:2]] == pytest.approx(losses, abs=0.003)

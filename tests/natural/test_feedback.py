@@ -216,6 +216,22 @@ def test_balanced_small_gradients_count_as_well() -> None:
     assert error(True) < 0.5 * error(False)
 
 
+def test_slopes_out_of_proportion_count_less() -> None:
+    """One sample's, as of a loop that drives turns apart; those of all others count as they did, to the bit."""
+    keys = jax.random.split(jax.random.key(6), 3)
+    g, y = jax.random.normal(keys[0], (200, 4)), jax.random.normal(keys[1], (200, 6))
+    slopes = (g @ jax.random.normal(keys[2], (4, 6))).at[7].multiply(1e6)
+    features = Features.of(g, y, 1, Axis(), balanced=True)
+    less = features.in_proportion(slopes, Axis())
+    np.testing.assert_array_equal(np.delete(less.factors, 7, axis=0), np.delete(features.factors, 7, axis=0))
+    squares = np.sum(np.square(less.counted(slopes)), axis=1)
+    assert 10 < squares[7] / np.median(squares) < 2000  # else 1e12
+    none = Features.of(g, y, 1, Axis())
+    assert none.in_proportion(slopes, Axis()) is none
+    zero = features.in_proportion(0 * slopes, Axis())
+    np.testing.assert_array_equal(zero.factors, features.factors)
+
+
 def test_a_place_is_predicted_by_its_own_outputs() -> None:
     """With outputs at the same places as the layer, one map is shared; its features are those of the place."""
     g, y = jnp.arange(24.0).reshape(2, 3, 4), jnp.ones((2, 3, 5))

@@ -181,9 +181,9 @@ def learned_feedback(
             windows, by parts that are cut out, by sums, or by a choice that rows are multiplied by. :func:`describe`
             says which layers have answers.
         balanced: flag; True gives all samples of a batch the same weight in what is learned, however large their
-            gradients in the outputs are. False lets the few of large gradients decide; at losses near zero, nearly all
-            of which few samples have, what is learned in batches without one of them is then wrong by far for the next
-            of them, and steps can grow beyond all bounds.
+            gradients in the outputs are, and less where slopes are far out of proportion to these. False lets the few
+            of large gradients decide; at losses near zero, nearly all of which few samples have, what is learned in
+            batches without one of them is then wrong by far for the next of them, and steps can grow beyond all bounds.
 
     Raises:
         TypeError, ValueError: an ``example`` without arrays, a ``decay`` out of range, ``bins`` below 1, ``averaged``

@@ -36,6 +36,9 @@ _RIDGE = 1e-3  # of the features' mean square, whatever the noise
 _SPREADS = (0.03, 0.1, 0.03)
 # Squares of gradients below this share of their mean are no longer balanced.
 _SMALLEST = 1e-4
+# So many times as large as is typical, beside the gradient in the outputs, slopes may be for their sample to count in
+# full.
+_IN_PROPORTION = 10.0
 # Predictions that are summed one by one: written to memory side by side, a convolution's would take longer.
 _FEW = 3
 _ROUNDING = 1e-5  # of predictions' products, which may be of layers that predict the same
@@ -148,6 +151,20 @@ class Features(NamedTuple):
             squares = jnp.sum(jnp.square(g), axis=1, keepdims=True)
             factors = lax.rsqrt(squares + _SMALLEST * batch.mean(jnp.mean(squares)) + _TINY)
         return cls(g, lax.optimization_barrier(ranges), returned.shape, factors)
+
+    def in_proportion(self, slopes: Array, batch: Axis) -> Features:
+        """The same with less weight for samples whose slopes (B, n) are out of proportion to the gradients g.
+
+        A loop's slopes may be a million times as large as those of all other samples, where turns drive them apart.
+        Balanced they would be all that is learned of, and what so large a slope leaves of the noise's is not linear.
+        """
+        if self.factors is None:
+            return self
+        squares = jnp.square(self.factors) * jnp.sum(jnp.square(slopes), axis=1, keepdims=True)
+        # A mean of roots, for which it hardly matters how large the largest are.
+        typical = batch.mean(jnp.mean(squares**0.125)) ** 8
+        largest = jnp.square(_IN_PROPORTION) * typical + _TINY
+        return self._replace(factors=self.factors * jnp.sqrt(jnp.minimum(largest / (squares + _TINY), 1)))
 
     def counted(self, rows: Array) -> Array:
         """Numbers (B, n) of the samples, as they are summed up."""

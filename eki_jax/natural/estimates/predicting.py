@@ -205,10 +205,10 @@ def learned(
     for u, part in known.items():
         found = jnp.moveaxis(slopes[u], seen.points[u].axis, 0).reshape(part.slopes.shape)
         found = found.astype(jnp.float32)
-        own, number = memory.layers[str(u)], str(u)
-        layers[number] = updated(own, part.features, part.alone, part.slopes, found, decay, batch)
+        own, number, features = memory.layers[str(u)], str(u), part.features.in_proportion(part.slopes, batch)
+        layers[number] = updated(own, features, part.alone, part.slopes, found, decay, batch)
         if part.each is not None:
-            ways[number] = updated_ways(memory.ways[number], part.features, part.each, part.answer, found, decay, batch)
+            ways[number] = updated_ways(memory.ways[number], features, part.each, part.answer, found, decay, batch)
     return Memory(layers, ways)
 
 
