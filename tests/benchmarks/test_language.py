@@ -154,8 +154,8 @@ def test_runs_that_are_lost_are_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     assert compare(tmp_path) == 0
     assert "node-noise 4" not in json.loads(capsys.readouterr().out.splitlines()[-1])["test_nats"]
     text = (tmp_path / "language_smoke.md").read_text()
-    assert "| node perturbation | 4 | –, 2 of 2 lost | – | – | 0.3 | 0.3 |" in text
-    assert "| backpropagation | – | 2.000, 1 of 2 lost | 2.885 | – |" in text
+    assert "| node perturbation | 4 | –, 2 of 2 lost |  | – | – | 0.3 | 0.3 |" in text
+    assert "| backpropagation | – | 2.000, 1 of 2 lost |  | 2.885 | – |" in text
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 4, encoding="utf-8")
     line = ["language-budget", "--preset", "smoke", "--text", str(short), "--out", str(tmp_path / "other")]
