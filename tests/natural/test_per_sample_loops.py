@@ -191,7 +191,7 @@ def test_discounted_credit() -> None:
     near, far = (flat(exact_of(f, p, data)) for f in (cut, all_places))
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert cosine(near, far) < 0.95
-    f = {discount: estimate(all_places, 400, causal=True, discount=discount) for discount in (0, 0.5, 1)}
+    f = {discount: estimate(all_places, 1600, causal=True, discount=discount) for discount in (0, 0.5, 1)}
     found = {discount: flat(f[discount](p, data, jax.random.key(3))[1]) for discount in f}
     assert cosine(found[0], near) > 0.999
     assert cosine(found[1], far) > 0.99

@@ -102,7 +102,8 @@ def per_sample(
     Args:
         solve: way to solve: "least squares", by the J x J matrix of the particles' noise; or "covariance", the sum
             ``sum_j r_j e_j / J``, with which layers' noise hides other layers' slopes.
-        ridge: number >= 0 that is added to the diagonal of that matrix, as a share of its mean, for "least squares".
+        ridge: number >= 0 that is added to the diagonal of that matrix, as a share of its mean, or of J / 2 where this
+            is more, for "least squares".
         relative: flag; True makes s the root mean square of what the layer returns, False 1.
         causal: flag for sequences, whose outputs (B, T, ...) depend on what layers return (B, T, ...) at the same and
             earlier places alone: the noise at a place then explains only what comes there and later.

@@ -528,6 +528,9 @@ def _inverse(matrix: Array, *, numbers: int, ridge: Any) -> tuple[Array, Array]:
     gradient.
     """
     mean = jnp.trace(matrix) / len(matrix)
+    # The largest eigenvalues are about J. With many times more particles than numbers the others are what is added, and
+    # an inverse's rounding is in proportion to those.
+    mean = jnp.where(mean > 0, jnp.maximum(mean, len(matrix) / 2), 0)
     added = jnp.where(mean > 0, jnp.maximum(ridge, 1e-6) * mean, 1)
     one = jnp.eye(len(matrix), dtype=matrix.dtype)
     inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix + added * one), True), one)
