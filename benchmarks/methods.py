@@ -96,7 +96,7 @@ def gradient(
         step,
         lambda state, x, labels: particle_accuracy(problem.logits, by.estimate(state), x, labels),
         passes=lambda size: by.passes,
-        compiled_loop=jax.default_backend() != "cpu",  # where convolutions are slow in one
+        compiled_loop=jax.default_backend() != "cpu",  # on processors, gradients of convolutions are slow in one
         estimate=by.estimate,
     )
 
