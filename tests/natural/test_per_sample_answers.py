@@ -12,13 +12,14 @@ import optax
 import pytest
 from devices import check_both_axes
 from flax import linen as nn
+from jax import lax
 
 from eki_jax import natural
 from eki_jax.flax import TanhRNN, linen_forward
 from eki_jax.kernel.axes import Axis
 from eki_jax.kernel.interpreter import Disturber, Tagged, interpreted
 from eki_jax.natural import learned_feedback, per_sample
-from eki_jax.natural.estimates.answers import Answer
+from eki_jax.natural.estimates.answers import Answer, Between, Source
 from eki_jax.natural.estimates.predicting import Asking, Rule, what_answers
 from eki_jax.natural.estimates.undisturbed import Undisturbed
 
@@ -49,6 +50,20 @@ class Images(nn.Module):
         x = self.pool(nn.relu(nn.Conv(4, (3, 3), param_dtype=x.dtype)(x)))
         x = nn.swish(self.pool(nn.Conv(3, (3, 3), strides=(1, 2), padding="VALID", param_dtype=x.dtype)(x)))
         return nn.Dense(3, param_dtype=x.dtype)(x.reshape(len(x), -1))
+
+
+def dilated(x: Any) -> Any:
+    """The largest of windows of images with holes and edges, whose channels come first."""
+    ends, holes = ((0, 0), (0, 0), (1, 1), (0, 1)), (1, 1, 2, 1)
+    images = x.transpose(0, 3, 1, 2)
+    found = lax.reduce_window(images, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 1), ends, base_dilation=holes)
+    return found.transpose(0, 2, 3, 1)
+
+
+def standardized(x: Any) -> Any:
+    """The largest of windows of what an activation makes of channels that are standardized."""
+    x = jax.nn.standardize(jnp.sin(x + jnp.arange(x.shape[-1])))
+    return nn.max_pool(jnp.tanh(x), (2, 2), (2, 2))
 
 
 def dense(p: Any, x: Any) -> Any:
@@ -147,7 +162,9 @@ def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
         "pooled": lambda x: nn.max_pool(x, (2, 2), (2, 2)),
         "overlapping": lambda x: nn.max_pool(x, (3, 2), (2, 1), padding="SAME"),
         "averaged": lambda x: nn.avg_pool(x, (2, 1), (1, 2)),
-        "normalised": lambda x: nn.max_pool(x / jnp.sum(x, axis=(1, 2), keepdims=True), (2, 2), (2, 2)),
+        "dilated": dilated,
+        "standardized": standardized,
+        "multiplied": lambda x: nn.max_pool(x[..., ::2] * x[..., 1::2], (2, 2), (2, 2)),
     }
     modules = {"attention": Block()} | {name: Images(pool) for name, pool in pools.items()}
     modules.update(RECURRENT)
@@ -233,6 +250,8 @@ def answers(name: str) -> dict[int, tuple[Answer, Any]]:
         "pooled",
         "overlapping",
         "averaged",
+        "dilated",
+        "standardized",
         *RECURRENT,
     ],
 )
@@ -243,6 +262,17 @@ def test_answers_are_the_slopes(name: str, x64: None) -> None:
     for answer, exact in found.values():
         assert float(jnp.linalg.norm(exact)) > 1e-4
         np.testing.assert_allclose(answer.slopes, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_windows_with_holes(x64: None) -> None:
+    """The largest of pixels that lie apart: as of that of images that are moved against each other."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7))
+    asked = jax.random.normal(jax.random.key(1), (2, 5, 3))
+    holes: Any = {"padding": "VALID", "window_dilation": (1, 1, 2)}
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3), (1, 1, 1), **holes)
+    (way,) = (way for _, way in Between.of({}, {}, {0: Source.of(x)}, lambda held: [pool(held[0])]).behind(0))
+    (exact,) = jax.vjp(lambda x: jnp.maximum(jnp.maximum(x[..., :3], x[..., 2:5]), x[..., 4:]), x)[1](asked)
+    np.testing.assert_allclose(way(asked, jnp.asarray(1e-6), Axis()).slopes, exact, atol=1e-8)
 
 
 def test_a_choice_is_asked(x64: None) -> None:
@@ -262,9 +292,9 @@ def test_what_turns_units_answers_elsewhere(name: str, x64: None) -> None:
     assert not np.allclose(answer.slopes, exact, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", ["normalised", "nested"])
+@pytest.mark.parametrize("name", ["multiplied", "nested"])
 def test_what_nothing_answers_to(name: str, x64: None) -> None:
-    """Between a convolution and what reads its images normalised and pooled, and between loops in loops."""
+    """Between a convolution and what reads products of its channels pooled, and between loops in loops."""
     found, _ = seen(name)
     assert min(found.noisy) not in what_answers(found)
 
@@ -361,4 +391,4 @@ def test_describe_says_what_answers() -> None:
     assert all(reason.endswith("; what lies behind answers to it") for reason in inner)
     assert not any("answers" in reason for reason in said("LSTM", answers=False).values())
     assert said("images")["['Conv_0']['kernel']"].endswith("; what lies behind answers to it")
-    assert said("normalised")["['Conv_0']['kernel']"].endswith("; nothing behind answers to it")
+    assert said("multiplied")["['Conv_0']['kernel']"].endswith("; nothing behind answers to it")

@@ -8,12 +8,13 @@ earlier layer's outputs y, a function f without matrices, is evaluated at both s
 with J its matrix of derivatives, which nobody forms. The slopes are ``J' t``: the same where a change of number k does
 to number i what a change of i does to k, as in all that is done number by number, a softmax and a normalisation.
 
-What pools, the largest or the sum of windows, reads more numbers than it returns. There those that share no window are
-moved together, and how a window's result changes is the derivative in the one that moved in it. What is cut into parts
-of as many numbers as are read, as the gates of a recurrent cell are, is moved one part at a time. What only moves
-numbers or adds them, such as the last of many places or their mean, need not be asked. Nor need what is linear behind
-an array of as many numbers as are moved, as behind a choice by which rows are multiplied: t is then the gradient in
-that array.
+Of an activation beside a normalisation a change of number k does to i what one of i does to k in each, not in both
+together: what is done number by number is asked by itself. So is what pools, the largest or the sum of windows, which
+returns fewer numbers: one number of every window is moved at a time, and how the window's result changes is the
+derivative in it. What is cut into parts of as many numbers as are read, as the gates of a recurrent cell are, is moved
+one part at a time. What only moves numbers or adds them, such as the last of many places or their mean, need not be
+asked. Nor need what is linear behind an array of as many numbers as are moved, as behind a choice by which rows are
+multiplied: t is then the gradient in that array.
 
 In a loop over time the last turn comes first: what a turn carries on and hands out is asked as what is read is, and the
 gradient in what it began with is that in what the turn before carries on.
@@ -24,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import product
-from operator import add, mul
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -38,8 +39,6 @@ from eki_jax.kernel.interpreter import Held, Point, Read
 from eki_jax.kernel.interpreter.binding import bound
 from eki_jax.kernel.interpreter.parts import Trace
 
-# Equations that make one number of every window.
-_WINDOWS = {"reduce_window_max", "reduce_window_sum"}
 # Equations that move numbers, add or scale them: linear in what depends on what is asked, which for some has to be one
 # operand, in a place or in any.
 _MOVES = {"broadcast_in_dim", "concatenate", "copy", "expand_dims", "neg", "reduce_sum", "reshape", "rev", "slice"}
@@ -171,15 +170,17 @@ def _way(source: Source, trace: Trace, place: int) -> Way | None:
         return None
     if _is_linear(trace, place):
         return partial(_through, source, trace, place)
-    if read.size == source.value.size:
-        return partial(_along, source, trace, place)
-    if parts := _parts(trace, place):
+    if read.size != source.value.size and (parts := _parts(trace, place)):
         return partial(_by_part, source, trace, place, parts)
-    if (eqn := _window(trace, place, source.value)) is not None:
-        return partial(_by_window, source, trace, place, eqn)
-    if (cut := _cut_before_linear(trace, place)) is not None:
-        return partial(_along_first, source, *cut, place)
-    return None
+    if (eqn := _pool(trace, place)) is not None:
+        behind = _way(Source.of(bound(eqn, source.value)), trace.behind(eqn.outvars[0]), place)
+        return behind and partial(_in_turn, (partial(_by_window, source, eqn), behind))
+    if (cut := _cut(trace, place)) is not None:
+        first = _way(source, cut[0], 0)
+        behind = _way(Source.of(cut[0].result(0, source.value)), cut[1], place)
+        return first and behind and partial(_in_turn, (first, behind))
+    pools = any(eqn.primitive.name in _WINDOWS for eqn, _ in trace.depending(place))
+    return None if pools or read.size != source.value.size else partial(_along, source, trace, place)
 
 
 def _is_linear(trace: Trace, place: int) -> bool:
@@ -242,25 +243,43 @@ def _moves(trace: Trace, place: int) -> list[Any]:
     return behind.get(trace.results[place], [])
 
 
-def _cut_before_linear(trace: Trace, place: int) -> tuple[Trace, Trace] | None:
-    """The trace of an array of as many numbers as are moved, behind which all is linear, and that of what is behind."""
+def _cut(trace: Trace, place: int) -> tuple[Trace, Trace] | None:
+    """Where what cannot be asked at once is cut, at an array of as many numbers as are moved: before it, and behind it.
+
+    That is where something is pooled; before what is linear, if fewer numbers are read; else where what is done number
+    by number ends, or begins.
+    """
     (moved,) = trace.inputs
-    for eqn, _ in trace.depending(place):
-        for out in eqn.outvars:
-            if out.aval.size == moved.aval.size and jnp.issubdtype(out.aval.dtype, jnp.floating):
-                behind = trace.behind(out)
-                if not behind.depends(place, moved) and _is_linear(behind, place):
-                    return trace._replace(results=[out]), behind
-    return None
+    arrays = [out for eqn, _ in trace.depending(place) for out in eqn.outvars if _alike(out.aval, moved.aval)]
+    cuts = [(trace._replace(results=[out]), trace.behind(out)) for out in arrays]
+    cuts = [(first, behind) for first, behind in cuts if not behind.depends(place, moved) and behind.depending(place)]
+    found = [cut for cut in cuts if _pool(cut[1], place) is not None][:1]
+    if not _alike(trace.results[place].aval, moved.aval):
+        found += [cut for cut in cuts if _is_linear(cut[1], place)][:1]
+    elif not _by_number(trace, place):
+        found += [cut for cut in cuts if _by_number(cut[0], 0)][-1:]
+        found += [cut for cut in cuts if _by_number(cut[1], place)][:1]
+    return found[0] if found else None
 
 
-def _along_first(
-    source: Source, first: Trace, behind: Trace, place: int, asked: Array, size: Array, batch: Axis
-) -> Answer:
-    """The answer of what is linear behind an array of as many numbers: the gradient in this, and that moved along."""
-    (array,) = behind.inputs
-    (asked,) = jax.vjp(lambda rows: behind.result(place, rows), jnp.zeros(array.aval.shape, array.aval.dtype))[1](asked)
-    return _along(source, first, 0, asked, size, batch)
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two arrays have as many numbers, of the same kind."""
+    return one.size == other.size and one.dtype == other.dtype
+
+
+def _by_number(trace: Trace, place: int) -> bool:
+    """Whether all before a result is done number by number, as far as names and sizes tell."""
+    moved, between = trace.inputs[0].aval, [eqn for eqn, _ in trace.depending(place)]
+    alike = all(out.aval.size == moved.size for eqn in between for out in eqn.outvars)
+    return alike and not any(eqn.primitive.name in _WINDOWS for eqn in between)
+
+
+def _in_turn(ways: Sequence[Way], asked: Array, size: Array, batch: Axis) -> Answer:
+    """The answer of one after the other, of which the last is asked first."""
+    found = Answer(asked, asked)
+    for way in reversed(ways):
+        found = Answer(way(found.slopes, size, batch).slopes, way(found.asked, size, batch).asked)
+    return found
 
 
 def _scale(asked: Array, size: Array, batch: Axis) -> Array:
@@ -284,36 +303,53 @@ def _by_part(
     return Answer(*(reduce(add, rows) for rows in zip(*map(answer, parts), strict=True)))
 
 
-def _window(trace: Trace, place: int, returned: Array) -> Any:
-    """The equation that pools, where all else before what is read is done number by number; None where it is not."""
-    between = [eqn for eqn, _ in trace.depending(place)]
-    found = [eqn for eqn in between if eqn.primitive.name in _WINDOWS]
-    if len(found) != 1 or found[0].invars[0].aval.size != returned.size:
-        return None
-    sizes = {returned.size, found[0].outvars[0].aval.size}
-    return found[0] if all(eqn.outvars[0].aval.size in sizes for eqn in between) else None
+def _pool(trace: Trace, place: int) -> Any:
+    """The equation that pools what is moved, where nothing else depends on this; None where there is none."""
+    (moved,) = trace.inputs
+    for eqn, _ in trace.depending(place)[:1]:
+        if eqn.primitive.name in _WINDOWS and not trace.behind(eqn.outvars[0]).depends(place, moved):
+            return eqn
+    return None
 
 
-def _by_window(source: Source, trace: Trace, place: int, eqn: Any, asked: Array, size: Array, batch: Axis) -> Answer:
-    """The answer of what pools, by moving one number of every window at a time."""
-    returned = source.value
-    shape, window, strides = eqn.invars[0].aval.shape, eqn.params["window_dimensions"], eqn.params["window_strides"]
-    every = tuple(map(max, window, strides))  # so far apart are two numbers that share no window
-    zero = np.zeros((), asked.dtype)
-    settings = (window, strides, eqn.params["padding"], eqn.params["base_dilation"], eqn.params["window_dilation"])
-    summed = lambda value: lax.reduce_window(value, zero, lax.add, *settings)
-    spread = jax.vjp(summed, jnp.zeros_like(returned.reshape(shape)))[1]
-    asked = asked.reshape(eqn.outvars[0].aval.shape)
-    size = size.astype(asked.dtype)
+def _by_window(source: Source, eqn: Any, asked: Array, size: Array, batch: Axis) -> Answer:
+    """The answer of what pools."""
+    found = source.arranged(_WINDOWS[eqn.primitive.name](eqn, source.value, size.astype(source.value.dtype), asked))
+    return Answer(found, found)
 
-    def moved(first: Array) -> Array:
-        apart = [(jnp.arange(n) % step == at).astype(int) for n, step, at in zip(shape, every, first, strict=True)]
-        mask = reduce(mul, jnp.ix_(*apart)).astype(asked.dtype)
-        up, down = (trace.result(place, returned + (step * mask).reshape(returned.shape)) for step in (size, -size))
-        (found,) = spread((up - down).reshape(asked.shape) / (2 * size) * asked)
-        return mask * found
 
-    firsts = jnp.array(list(product(*map(range, every))))
-    slopes = lax.scan(lambda total, first: (total + moved(first), None), 0 * returned.reshape(shape), firsts)[0]
-    arranged = lambda value: source.arranged(value.reshape(returned.shape))
-    return Answer(arranged(slopes), arranged(spread(asked)[0]))
+def _of_sums(eqn: Any, value: Array, size: Array, asked: Array) -> Array:
+    """The gradient in numbers from that in the sums of their windows, at no evaluation."""
+    return jax.vjp(partial(bound, eqn), value)[1](asked)[0]
+
+
+def _of_largest(eqn: Any, value: Array, size: Array, asked: Array) -> Array:
+    """The gradient in numbers from that in the largest of their windows, by how these change where a number moves."""
+    strides, shape = eqn.params["window_strides"], eqn.outvars[0].aval.shape
+    edges = [(*ends, step - 1) for ends, step in zip(eqn.params["padding"], eqn.params["base_dilation"], strict=True)]
+    numbers, unpad = jax.vjp(lambda rows: lax.pad(rows, jnp.array(-jnp.inf, rows.dtype), edges), value)
+    places = np.array([*product(*map(range, eqn.params["window_dimensions"]))]) * eqn.params["window_dilation"]
+    reach = [(many - 1) * step + 1 for many, step in zip(shape, strides, strict=True)]
+
+    def of_each(start: Array, rows: Array) -> Array:
+        """Of every window the number at one place in it."""
+        return lax.slice(lax.dynamic_slice(rows, start, reach), [0] * rows.ndim, reach, strides)
+
+    def ranked(two: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        one = of_each(start, numbers)
+        return (jnp.maximum(two[0], one), jnp.maximum(two[1], jnp.minimum(two[0], one))), None
+
+    none = jnp.full(shape, -jnp.inf, value.dtype)
+    (largest, second), _ = lax.scan(ranked, (none, none), places)
+
+    def moved(total: Array, start: Array) -> tuple[Array, None]:
+        one, spread = jax.vjp(partial(of_each, start), numbers)
+        up = jnp.maximum(largest, one + size)
+        down = jnp.where(one < largest, largest, jnp.maximum(second, one - size))
+        return total + spread((up - down) / (2 * size) * asked)[0], None
+
+    return unpad(lax.scan(moved, jnp.zeros_like(numbers), places)[0])[0]
+
+
+# Equations that make one number of every window, and what sends a gradient back through them.
+_WINDOWS = {"reduce_window_max": _of_largest, "reduce_window_sum": _of_sums}
