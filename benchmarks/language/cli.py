@@ -47,8 +47,8 @@ def parser() -> Parser:
     add("--sigma", metavar="S", type=positive, default=0.05, help="scale of the noise (default: 0.05)")
     add("--decay", metavar="D", type=share, default=0.998, help="of what is learned of slopes (default: 0.998)")
     at_least = number("a number >= 1", lambda value: value >= 1)
-    words = "characters whose errors are taken to cancel, of natural-eki-* (default: 10)"
-    add("--averaged", metavar="N", type=at_least, default=10.0, help=words)
+    words = "characters whose errors are taken to cancel, of natural-eki-* (default: 1, of natural-eki-outputs 10)"
+    add("--averaged", metavar="N", type=at_least, help=words)
     closed = number("a number in [0, 1]", lambda value: 0 <= value <= 1)
     words = "of credit for what comes later, beyond what attention hands on (default: 0, none)"
     add("--discount", metavar="C", type=closed, default=0.0, help=words)

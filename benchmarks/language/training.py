@@ -77,7 +77,9 @@ def by_noise(
 ) -> Steps:
     """Noise of every character's own, slopes by least squares, and predictions of them."""
     example = jnp.zeros((1, settings["context"]), jnp.int32)
-    feedback = natural.learned_feedback(example, settings["decay"], averaged=settings["averaged"], answers=answers)
+    # Where the layers behind answer, little is left for the noise to find, and that share of it is mostly noise.
+    averaged = settings["averaged"] or (1 if answers else 10)
+    feedback = natural.learned_feedback(example, settings["decay"], averaged=averaged, answers=answers)
     deviations = natural.per_sample(causal=True, feedback=feedback, discount=settings["discount"])
     return _of_solver(found, settings, optimizer, deviations)
 

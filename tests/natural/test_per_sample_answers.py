@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from eki_jax.natural.estimates.undisturbed import Undisturbed
 SAMPLES, PLACES, WIDTH = 24, 5, 8
 NEXT = np.roll(np.eye(WIDTH), 1, axis=1)
 SQUARES = natural.mean_over_samples(lambda z, y: 0.5 * jnp.sum((z - y) ** 2))
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 
 
 class Block(nn.Module):
@@ -49,6 +51,19 @@ class Images(nn.Module):
     def __call__(self, x: Any) -> Any:
         x = self.pool(nn.relu(nn.Conv(4, (3, 3), param_dtype=x.dtype)(x)))
         x = nn.swish(self.pool(nn.Conv(3, (3, 3), strides=(1, 2), padding="VALID", param_dtype=x.dtype)(x)))
+        return nn.Dense(3, param_dtype=x.dtype)(x.reshape(len(x), -1))
+
+
+class Normalised(nn.Module):
+    """Convolutions, each before a normalisation with a scale, an activation and windows."""
+
+    norms: tuple[Any, ...]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for norm in self.norms:
+            x = norm(param_dtype=x.dtype)(nn.Conv(4, (3, 3), param_dtype=x.dtype)(x))
+            x = nn.max_pool(nn.swish(x), (2, 2), (2, 2))
         return nn.Dense(3, param_dtype=x.dtype)(x.reshape(len(x), -1))
 
 
@@ -166,10 +181,12 @@ def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
         "standardized": standardized,
         "multiplied": lambda x: nn.max_pool(x[..., ::2] * x[..., 1::2], (2, 2), (2, 2)),
     }
-    modules = {"attention": Block()} | {name: Images(pool) for name, pool in pools.items()}
-    modules.update(RECURRENT)
+    norms = {"normalised": (nn.LayerNorm, nn.RMSNorm), "grouped": (partial(nn.GroupNorm, 2), nn.InstanceNorm)}
+    images = {name: Images(pool) for name, pool in pools.items()}
+    images |= {name: Normalised(kinds) for name, kinds in norms.items()}
+    modules = {"attention": Block()} | images | RECURRENT
     sequences = ("attention", "recurrent", "nested", *RECURRENT)
-    rows = (PLACES, WIDTH) if name in sequences else (12, 12, 2) if name in pools else (WIDTH,)
+    rows = (PLACES, WIDTH) if name in sequences else (12, 12, 2) if name in images else (WIDTH,)
     x = jax.random.normal(k[0], (SAMPLES, *rows), kind)
     if name in modules:
         options = {"method": "logits"} if isinstance(modules[name], TanhRNN) else {}
@@ -193,8 +210,6 @@ def case(name: str, kind: Any = "float64") -> tuple[Any, Any, Any]:
     leaves, structure = jax.tree.flatten(params)
     drawn = [0.6 * jax.random.normal(jax.random.fold_in(k[1], i), m.shape, m.dtype) for i, m in enumerate(leaves)]
     params = structure.unflatten(drawn)
-    for norm in [params[n] for n in params if n.startswith("LayerNorm")]:
-        norm["scale"] = jnp.ones_like(norm["scale"])
     return forward, params, (x, jax.random.normal(k[2], forward(params, x).shape, kind))
 
 
@@ -252,6 +267,7 @@ def answers(name: str) -> dict[int, tuple[Answer, Any]]:
         "averaged",
         "dilated",
         "standardized",
+        "normalised",
         *RECURRENT,
     ],
 )
@@ -262,6 +278,17 @@ def test_answers_are_the_slopes(name: str, x64: None) -> None:
     for answer, exact in found.values():
         assert float(jnp.linalg.norm(exact)) > 1e-4
         np.testing.assert_allclose(answer.slopes, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_groups_are_normalised(x64: None) -> None:
+    """What is normalised has its slopes, also where nothing answers to the scale, by which groups are multiplied."""
+    for answer, exact in answers("grouped").values():
+        np.testing.assert_allclose(answer.slopes, exact, rtol=1e-4, atol=1e-6)
+    found, _ = seen("grouped")
+    assert {found.points[u].pulls[0][0] for u in found.noisy if u not in what_answers(found)} == {
+        "['GroupNorm_0']['scale']",
+        "['InstanceNorm_0']['scale']",
+    }
 
 
 def test_windows_with_holes(x64: None) -> None:
@@ -325,7 +352,7 @@ def cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return found @ wanted / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("name", ["dense", "pooled", "attention", "LSTM", "stacked"])
+@pytest.mark.parametrize("name", ["dense", "pooled", "stacked", SLOW("attention"), SLOW("LSTM")])
 def test_few_particles_find_the_gradient(name: str) -> None:
     """Four particles for up to hundreds of numbers, by what few steps learned."""
     _, found, wanted = trained(name, 60)
@@ -366,7 +393,7 @@ def test_passes_that_answers_take_are_counted() -> None:
     assert count(True) == count(False) + 1
 
 
-@pytest.mark.parametrize("name", ["summed", pytest.param("LSTM", marks=pytest.mark.slow), "stacked"])
+@pytest.mark.parametrize("name", ["summed", SLOW("stacked"), SLOW("LSTM")])
 def test_answers_are_the_same_on_devices(name: str) -> None:
     """In ``jax.shard_map``, turns of loops too: where steps lead and what is learned are those of one device."""
     forward, params, batch = case(name, "float32")

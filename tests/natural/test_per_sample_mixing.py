@@ -116,6 +116,7 @@ def test_what_acts_through_others_is_credited(solve: Any, x64: None) -> None:
     assert error(found.mean(0)) < 1.5 * error(found) / 6
 
 
+@pytest.mark.slow
 def test_without_it_a_bias_is_left(x64: None) -> None:
     """A place's own loss alone says nothing of keys and values."""
     (found, wanted), (without, _) = estimates(100, 16), estimates(100, 16, mixing=False)

@@ -244,7 +244,7 @@ class _Layer:
 
     def reads(self) -> list[Read]:
         """What it reads, if it is linear in that too; of no loop."""
-        if not _is_product(self.eqn, self.known) or self.turns is not None:
+        if self.eqn.primitive.name not in _PRODUCTS or self.turns is not None:
             return []
 
         def back(leaves: dict[str, Array], gradient: Array) -> Array:
@@ -539,7 +539,7 @@ class Disturber(Watcher):
             self.returned[number] = result
             if number not in self.moves:
                 result = self.held.get(number, result)
-            if kind != "gather" and not _is_product(eqn, layers[0].known):
+            if kind != "gather" and kind not in _PRODUCTS:
                 self.passing.add(number)
         found[number] = _Found(axis, result, jnp.mean(jnp.square(result)), layers)
         if self.noise is not None and number not in self.moves:
@@ -612,15 +612,6 @@ class Disturber(Watcher):
 def _behind(value: Tagged, link: _Link) -> tuple[tuple[str, tuple[_Link, ...]], ...]:
     """The same behind one more equation."""
     return tuple((name, (*links, link)) for name, links in value.parts)
-
-
-def _is_product(eqn: Any, known: list[Any]) -> bool:
-    """Whether a layer is linear in what it reads beside its leaf, and no normalisation's scale.
-
-    Such a scale is multiplied by one number of a sample, which says nothing of the numbers that are normalised.
-    """
-    scales = eqn.primitive.name == "mul" and known[0].size == eqn.outvars[0].aval.size
-    return scales or eqn.primitive.name in _PRODUCTS
 
 
 def _is_parameter(value: Tagged) -> bool:

@@ -108,7 +108,12 @@ class Trace(NamedTuple):
         return self.value(self.results[number], *inputs)
 
     def value(self, wanted: Any, *inputs: Any) -> Any:
-        """The value of one variable or constant, from those of the equations that it depends on."""
+        """The value of one variable or constant, from those of the equations that it depends on.
+
+        >>> trace = Trace.of(lambda x: 3 * (x + 1), 2.0)
+        >>> [float(trace.value(atom, 5.0)) for atom in trace.eqns[1].invars]
+        [3.0, 6.0]
+        """
         known = self.known | dict(zip(self.inputs, inputs, strict=True))
         for eqn in self._before(wanted):
             _evaluate(eqn, known)
@@ -116,7 +121,7 @@ class Trace(NamedTuple):
 
     def _before(self, wanted: Any) -> list[Any]:
         """The equations that a variable needs, in order."""
-        needed, found = {wanted}, []
+        needed, found = set() if isinstance(wanted, Constant) else {wanted}, []
         for eqn in reversed(self.eqns):
             if needed.intersection(eqn.outvars):
                 needed.update(atom for atom in eqn.invars if not isinstance(atom, Constant))

@@ -9,12 +9,12 @@ with J its matrix of derivatives, which nobody forms. The slopes are ``J' t``: t
 to number i what a change of i does to k, as in all that is done number by number, a softmax and a normalisation.
 
 Of an activation beside a normalisation a change of number k does to i what one of i does to k in each, not in both
-together: what is done number by number is asked by itself. So is what pools, the largest or the sum of windows, which
-returns fewer numbers: one number of every window is moved at a time, and how the window's result changes is the
-derivative in it. What is cut into parts of as many numbers as are read, as the gates of a recurrent cell are, is moved
-one part at a time. What only moves numbers or adds them, such as the last of many places or their mean, need not be
-asked. Nor need what is linear behind an array of as many numbers as are moved, as behind a choice by which rows are
-multiplied: t is then the gradient in that array.
+together: what is done number by number is asked by itself, and the scale of a normalisation told apart from it. What
+pools, the largest or the sum of windows, returns fewer numbers: one number of every window is moved at a time, and how
+the window's result changes is the derivative in it. What is cut into parts of as many numbers as are read, as the gates
+of a recurrent cell are, is moved one part at a time. What only moves numbers or adds them, such as the last of many
+places or their mean, need not be asked. Nor need what is linear behind an array of as many numbers as are moved, as
+behind a choice by which rows are multiplied: t is then the gradient in that array.
 
 In a loop over time the last turn comes first: what a turn carries on and hands out is asked as what is read is, and the
 gradient in what it began with is that in what the turn before carries on.
@@ -220,14 +220,44 @@ def _through(source: Source, trace: Trace, place: int, asked: Array, size: Array
 
 
 def _along(source: Source, trace: Trace, place: int, asked: Array, size: Array, batch: Axis) -> Answer:
-    """The answer of what lies before one array that is read, of as many numbers: moved along the gradient."""
+    """The answer of what lies before one array that is read, of as many numbers: moved along the gradient.
+
+    Where the last of it multiplies each number by one of its own, s, it is moved along s times the gradient, and what
+    that does divided by s: the answer of what is multiplied.
+    """
     moves = _moves(trace, place)
     arranged = lambda value: reduce(lambda rows, eqn: bound(eqn, rows), moves, value)
     read, back = jax.vjp(arranged, source.value)
     own = lambda rows: back(rows.reshape(read.shape).astype(read.dtype))[0]  # as they lie in the source
-    scale = _scale(asked, size, batch)
-    up, down = (trace.result(place, source.value + own(step * asked)) for step in (scale, -scale))
-    return Answer(*(source.arranged(own(rows)) for rows in ((up - down) / (2 * scale), asked)))
+    times = _multiplier(trace, place, source.value)
+    along = times * asked
+    scale = _scale(along, size, batch)
+    up, down = (trace.result(place, source.value + own(step * along)) for step in (scale, -scale))
+    answer = (up - down) / (2 * scale) / jnp.where(times == 0, 1, times)
+    return Answer(*(source.arranged(own(rows)) for rows in (answer, asked)))
+
+
+def _multiplier(trace: Trace, place: int, value: Array) -> Array:
+    """The numbers by which a result is multiplied that depend on nothing that is moved, where they can be told; or 1.
+
+    As in a normalisation, which multiplies by a scale what it divides numbers by, and these by that.
+    """
+    one = jnp.ones((), value.dtype)
+    if _by_number(trace, place):
+        return one
+    made = {out: (eqn, places) for eqn, places in trace.depending(place) for out in eqn.outvars}
+    last, places = made[trace.results[place]]
+    if last.primitive.name != "mul" or len(places) < 2:
+        return one
+    for atom in last.invars:
+        arranged = list[Any]()
+        while (found := made.get(atom)) is not None and found[0].primitive.name in _ARRANGES:
+            arranged.insert(0, found[0])
+            atom = found[0].invars[0]
+        if found is not None and found[0].primitive.name == "mul" and len(found[1]) == 1:
+            own = jnp.broadcast_to(trace.value(found[0].invars[1 - found[1][0]], value), atom.aval.shape)
+            return reduce(lambda rows, eqn: bound(eqn, rows), arranged, own)
+    return one
 
 
 def _moves(trace: Trace, place: int) -> list[Any]:
