@@ -293,13 +293,27 @@ def test_groups_are_normalised(x64: None) -> None:
 
 def test_windows_with_holes(x64: None) -> None:
     """The largest of pixels that lie apart: as of that of images that are moved against each other."""
-    x = jax.random.normal(jax.random.key(0), (2, 5, 7))
-    asked = jax.random.normal(jax.random.key(1), (2, 5, 3))
     holes: Any = {"padding": "VALID", "window_dilation": (1, 1, 2)}
     pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3), (1, 1, 1), **holes)
-    (way,) = (way for _, way in Between.of({}, {}, {0: Source.of(x)}, lambda held: [pool(held[0])]).behind(0))
-    (exact,) = jax.vjp(lambda x: jnp.maximum(jnp.maximum(x[..., :3], x[..., 2:5]), x[..., 4:]), x)[1](asked)
-    np.testing.assert_allclose(way(asked, jnp.asarray(1e-6), Axis()).slopes, exact, atol=1e-8)
+    moved = lambda x: jnp.maximum(jnp.maximum(x[..., :3], x[..., 2:5]), x[..., 4:])
+    check_asked(pool, moved)
+
+
+def test_sums_of_all_before_are_asked(x64: None) -> None:
+    """Between activations: as many numbers, but none of one alone; largest of all before have no answer."""
+    total = lambda x: jnp.tanh(jnp.cumsum(jnp.sin(x), axis=2))
+    check_asked(total, total)
+    x = jnp.ones((2, 3))
+    assert not Between.of({}, {}, {0: Source.of(x)}, lambda held: [lax.cummax(jnp.sin(held[0]))]).behind(0)
+
+
+def check_asked(forward: Any, differentiable: Any) -> None:
+    """The answer of what lies before one array that is read is the derivative of the same function."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7))
+    read, back = jax.vjp(differentiable, x)
+    asked = jax.random.normal(jax.random.key(1), read.shape)
+    ((_, way),) = Between.of({}, {}, {0: Source.of(x)}, lambda held: [forward(held[0])]).behind(0)
+    np.testing.assert_allclose(way(asked, jnp.asarray(1e-6), Axis()).slopes, back(asked)[0], atol=1e-8)
 
 
 def test_a_choice_is_asked(x64: None) -> None:

@@ -42,9 +42,11 @@ from eki_jax.kernel.interpreter.parts import Trace
 # Equations that move numbers, add or scale them: linear in what depends on what is asked, which for some has to be one
 # operand, in a place or in any.
 _MOVES = {"broadcast_in_dim", "concatenate", "copy", "expand_dims", "neg", "reduce_sum", "reshape", "rev", "slice"}
-_MOVES |= {"squeeze", "transpose", "add", "sub"}
+_MOVES |= {"squeeze", "transpose", "add", "sub", "cumsum"}
 _ARRANGES = {"broadcast_in_dim", "expand_dims", "reshape", "rev", "squeeze", "transpose"}
 _CUTS = {"slice", "split"}
+# Equations that make as many numbers as they read, and each of several.
+_MIXES = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"}
 _ONE = {"mul": (0, 1), "div": (0,), "dynamic_slice": (0,), "gather": (0,)}
 #: Function of the gradient in what is read, the size of a change and the devices over which samples are spread.
 Way = Callable[[Array, Array, Axis], "Answer"]
@@ -179,8 +181,9 @@ def _way(source: Source, trace: Trace, place: int) -> Way | None:
         first = _way(source, cut[0], 0)
         behind = _way(Source.of(cut[0].result(0, source.value)), cut[1], place)
         return first and behind and partial(_in_turn, (first, behind))
-    pools = any(eqn.primitive.name in _WINDOWS for eqn, _ in trace.depending(place))
-    return None if pools or read.size != source.value.size else partial(_along, source, trace, place)
+    if read.size != source.value.size or _mixes(trace, place):
+        return None
+    return partial(_along, source, trace, place)
 
 
 def _is_linear(trace: Trace, place: int) -> bool:
@@ -299,9 +302,14 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _by_number(trace: Trace, place: int) -> bool:
     """Whether all before a result is done number by number, as far as names and sizes tell."""
-    moved, between = trace.inputs[0].aval, [eqn for eqn, _ in trace.depending(place)]
-    alike = all(out.aval.size == moved.size for eqn in between for out in eqn.outvars)
-    return alike and not any(eqn.primitive.name in _WINDOWS for eqn in between)
+    size = trace.inputs[0].aval.size
+    alike = all(out.aval.size == size for eqn, _ in trace.depending(place) for out in eqn.outvars)
+    return alike and not _mixes(trace, place)
+
+
+def _mixes(trace: Trace, place: int) -> bool:
+    """Whether windows, or all that came before, are made one number of between what is moved and a result."""
+    return any(eqn.primitive.name in _MIXES | {*_WINDOWS} for eqn, _ in trace.depending(place))
 
 
 def _in_turn(ways: Sequence[Way], asked: Array, size: Array, batch: Axis) -> Answer:
