@@ -45,9 +45,9 @@ _MOVES = {"broadcast_in_dim", "concatenate", "copy", "expand_dims", "neg", "redu
 _MOVES |= {"squeeze", "transpose", "add", "sub", "cumsum"}
 _ARRANGES = {"broadcast_in_dim", "expand_dims", "reshape", "rev", "squeeze", "transpose"}
 _CUTS = {"slice", "split"}
+_ONE = {"mul": (0, 1), "div": (0,), "dynamic_slice": (0,), "gather": (0,)}
 # Equations that make as many numbers as they read, and each of several.
 _MIXES = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort"}
-_ONE = {"mul": (0, 1), "div": (0,), "dynamic_slice": (0,), "gather": (0,)}
 #: Function of the gradient in what is read, the size of a change and the devices over which samples are spread.
 Way = Callable[[Array, Array, Axis], "Answer"]
 #: Function of what is held, by its key, that gives what all layers read, and what else has a gradient.
