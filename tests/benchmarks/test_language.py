@@ -77,6 +77,21 @@ def test_a_loss_that_is_lost_ends_the_run(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "wanted"),
+    [("natural-eki-per-sample", None, 1), ("natural-eki-outputs", None, 10), ("natural-eki-outputs", 3.0, 3)],
+)
+def test_what_is_averaged(method: str, asked: float | None, wanted: float, monkeypatch: Any) -> None:
+    """By default one character with answers, several without."""
+    taken = list[float]()
+    monkeypatch.setattr(training.natural, "learned_feedback", lambda *_, averaged, **__: taken.append(averaged))
+    monkeypatch.setattr(training.natural, "per_sample", lambda **_: None)
+    monkeypatch.setattr(training, "_of_solver", lambda *_: None)
+    settings = {"context": 4, "decay": 0.9, "discount": 0.0, "averaged": asked}
+    training.METHODS[method](None, settings, None)
+    assert taken == [wanted]
+
+
 def test_a_text_is_numbers(tmp_path: Path) -> None:
     """The last tenth is held out; windows do not reach beyond it."""
     text = load(text_file(tmp_path), 8)

@@ -21,7 +21,7 @@ from eki_jax.kernel.interpreter.watching import Loop, Watcher
 # Equations that are linear in a parameter: layers.
 _LAYERS = {"dot_general", "conv_general_dilated", "gather", "mul", "add", "sub"}
 _SUMS = {"add", "add_any", "sub"}
-# Layers that are linear in what they read, too.
+# Layers that are linear in what they read, too, and no scales of it.
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
 # Equations that take parts of a leaf.
 _CUTS = {"slice", "split"}
@@ -243,7 +243,7 @@ class _Layer:
         return jax.vjp(self._outputs, own)[1](gradient)[0]
 
     def reads(self) -> list[Read]:
-        """What it reads, if it is linear in that too; of no loop."""
+        """What it reads, if it is a product with that, and no scale of it; of no loop."""
         if self.eqn.primitive.name not in _PRODUCTS or self.turns is not None:
             return []
 
@@ -403,7 +403,7 @@ class Disturber(Watcher):
         held: arrays in the place of what layers return, by number; of those that moved, of what the product returns.
             In the place of what loops return, by "result" and its number among those of all loops with points.
         returned: outputs that they return themselves, by number; of no loop.
-        passing: numbers of those that what they read passes through, as a bias.
+        passing: numbers of those that what they read passes through, as a bias or a scale.
         met: shapes of what the layers return, in the order of the trace.
         found: points while the trace is evaluated, those in a loop once it is over.
         loop_entered: loop that is being evaluated, or None.
@@ -539,7 +539,7 @@ class Disturber(Watcher):
             self.returned[number] = result
             if number not in self.moves:
                 result = self.held.get(number, result)
-            if kind != "gather" and kind not in _PRODUCTS:
+            if kind not in {"gather", *_PRODUCTS}:
                 self.passing.add(number)
         found[number] = _Found(axis, result, jnp.mean(jnp.square(result)), layers)
         if self.noise is not None and number not in self.moves:

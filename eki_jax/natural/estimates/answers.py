@@ -72,7 +72,7 @@ class Source(NamedTuple):
     Attributes:
         value: array.
         arranged: function that gives the slopes' shape to an array like ``value``.
-        passes: flag, True where it lies between others, as a bias does.
+        passes: flag, True where it lies between others, as a bias or a scale does.
     """
 
     value: Array
@@ -309,13 +309,14 @@ def _by_number(trace: Trace, place: int) -> bool:
 
 def _mixes(trace: Trace, place: int) -> bool:
     """Whether windows, or all that came before, are made one number of between what is moved and a result."""
-    return any(eqn.primitive.name in _MIXES | {*_WINDOWS} for eqn, _ in trace.depending(place))
+    names = (eqn.primitive.name for eqn, _ in trace.depending(place))
+    return any(name in _MIXES or name in _WINDOWS for name in names)
 
 
 def _in_turn(ways: Sequence[Way], asked: Array, size: Array, batch: Axis) -> Answer:
     """The answer of one after the other, of which the last is asked first."""
-    found = Answer(asked, asked)
-    for way in reversed(ways):
+    found = ways[-1](asked, size, batch)
+    for way in reversed(ways[:-1]):
         found = Answer(way(found.slopes, size, batch).slopes, way(found.asked, size, batch).asked)
     return found
 
@@ -344,10 +345,9 @@ def _by_part(
 def _pool(trace: Trace, place: int) -> Any:
     """The equation that pools what is moved, where nothing else depends on this; None where there is none."""
     (moved,) = trace.inputs
-    for eqn, _ in trace.depending(place)[:1]:
-        if eqn.primitive.name in _WINDOWS and not trace.behind(eqn.outvars[0]).depends(place, moved):
-            return eqn
-    return None
+    eqn, _ = trace.depending(place)[0]
+    alone = eqn.primitive.name in _WINDOWS and not trace.behind(eqn.outvars[0]).depends(place, moved)
+    return eqn if alone else None
 
 
 def _by_window(source: Source, eqn: Any, asked: Array, size: Array, batch: Axis) -> Answer:

@@ -33,7 +33,7 @@ class Undisturbed(NamedTuple):
         moves: points behind products that mix places, by number, each with the number of products before that.
         mixes: number of samples, where such products are looked for; None where not.
         returned: outputs of the layers' equations, by number; of no loop.
-        passing: numbers of the layers that what they read passes through, as a bias.
+        passing: numbers of the layers that what they read passes through, as a bias or a scale.
         axes: axis of the samples in what each layer returns, by number; None where there is none.
         loops: loops that have layers in them.
     """
